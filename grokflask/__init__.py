@@ -1,0 +1,87 @@
+"""grokflask: a small streaming gateway that puts xAI's Grok behind your own door."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from grokflask.config import Settings, find_unknown, load_settings
+from grokflask.gateway import Gateway
+from grokflask.keys import KeyRing
+from grokflask.log import configure_logging
+from grokflask.sandbox import Sandbox
+from grokflask.upstream import UpstreamClient
+from grokflask.web import api, health, hooks, replies
+from grokflask.web.extensions import RequestLimiter
+
+__all__ = ["create_app"]
+
+_log = logging.getLogger("grokflask")
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The WSGI application. Assembles, decides nothing.
+
+    Args:
+        settings: from the environment and `.env` when not given.
+
+    Raises:
+        ConfigError: the settings cannot work; it lists every problem.
+    """
+    settings = settings or load_settings()
+    configure_logging(settings.log_level, settings.secrets)
+
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.url_map.merge_slashes = False  # a doubled slash is a 404, not a redirect
+    if settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
+            app.wsgi_app, x_for=settings.trusted_proxies, x_proto=settings.trusted_proxies
+        )
+
+    base_url = settings.upstream_base
+    if settings.uses_sandbox:
+        sandbox = Sandbox(events_per_s=settings.sandbox_events_per_s)
+        app.before_request(sandbox.ensure_running)  # not now: a server may fork after it has made the app
+        app.extensions["sandbox"] = sandbox
+        base_url = sandbox.base_url
+
+    upstream = UpstreamClient(
+        base_url,
+        connect_timeout_s=settings.connect_timeout_s,
+        header_timeout_s=settings.first_event_timeout_s,
+        pool_size=settings.worker_connections,
+    )
+    app.extensions["upstream_name"] = "sandbox" if settings.uses_sandbox else base_url
+    app.extensions["keys"] = KeyRing(settings)
+    app.extensions["gateway"] = Gateway(upstream, settings)
+
+    # The order of hooks: request id, who calls, how often (flask-limiter's), the view, headers.
+    hooks.register_before(app)
+    app.extensions["limits"] = RequestLimiter(app, settings, api.BLUEPRINTS)
+    hooks.register_after(app)
+    replies.register_errors(app)
+    for blueprint in (*api.make_blueprints(), health.blueprint):
+        app.register_blueprint(blueprint)
+
+    _announce(settings, base_url)
+    return app
+
+
+def _announce(settings: Settings, base_url: str) -> None:
+    """Says at start what this process will do, and what its operator may still have to do."""
+    for warning in find_unknown(os.environ):
+        _log.warning(warning)
+    upstream = f"the built-in sandbox at {base_url}" if settings.uses_sandbox else base_url
+    fields = {"upstream": upstream, "auth": settings.auth_mode, "keys": len(settings.keys)}
+    _log.info("ready", extra={"fields": fields})
+    if settings.uses_sandbox:
+        _log.warning("no XAI_API_KEY: answers come from the sandbox, they are made up and cost nothing")
+    if settings.auth_mode == "keys" and not settings.keys:
+        _log.warning("no keys yet, every call gets a 401: set GROKFLASK_KEYS=NAME:SECRET to make the first")
+    if settings.auth_mode == "open" and not settings.uses_sandbox:
+        _log.warning("GROKFLASK_AUTH=open: anybody who reaches this address spends the xAI key's money")

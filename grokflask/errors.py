@@ -1,0 +1,252 @@
+"""The tree of errors, and what each one looks like to a client.
+
+    GrokflaskError                  500 internal_error
+    ├── ConfigError                 the service cannot start: every problem with the settings
+    ├── ClientError                 the request cannot be served as it stands
+    │   ├── InvalidRequestError     400 invalid_request (names the parameter)
+    │   ├── AuthenticationError     401 invalid_api_key
+    │   ├── RouteNotFoundError      404 not_found
+    │   ├── MethodNotAllowedError   405 method_not_allowed
+    │   ├── BodyTooLargeError       413 body_too_large
+    │   ├── MediaTypeError          415 unsupported_media_type
+    │   └── RateLimitError          429 rate_limit_exceeded
+    └── UpstreamError               xAI's side failed
+        ├── UpstreamConnectError    502 upstream_unreachable: no connection, so nothing was paid
+        ├── UpstreamTimeoutError    504 upstream_timeout: connected, then silent too long
+        ├── UpstreamProtocolError   502 upstream_protocol_error: an answer that is not the API's
+        ├── UpstreamStatusError     upstream's own status, code and message
+        └── StreamBrokenError       502 stream_broken: the connection died inside the answer
+            └── StreamTruncatedError    502 stream_truncated: it ended tidily, but before [DONE]
+
+An error has a status, a code and an outcome; the two shapes that clients see are rendered here and
+nowhere else. No IO. This module imports nothing of grokflask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import ClassVar
+
+import msgspec
+
+MALFORMED = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+"""What reading JSON from outside may raise: bad syntax or type, nesting too deep, a key that is not UTF-8."""
+
+
+class Outcome(StrEnum):
+    """How an exchange ended: the word in the log line and in the ledger."""
+
+    COMPLETE = "complete"
+    CLIENT_ABORT = "client_abort"
+    UPSTREAM_ERROR = "upstream_error"
+    TRUNCATED = "truncated"
+    TIMEOUT = "timeout"
+    REFUSED = "refused"
+    """Turned away by the gateway itself: nothing reached upstream."""
+
+
+class GrokflaskError(Exception):
+    """The root: something that a client is told about.
+
+    Attributes:
+        status: HTTP status, when no byte of the answer has gone out yet.
+        code: stable machine-readable name of the case.
+        param: the request's field that is at fault, or None.
+        headers: response headers that belong to this error.
+        in_stream: whether the request was to be answered as a stream; None while nobody has read it.
+        outcome: what the exchange's log line says.
+    """
+
+    status: int = 500
+    code: str = "internal_error"
+    default_message: ClassVar[str] = "Something went wrong inside the gateway."
+    outcome: ClassVar[Outcome] = Outcome.REFUSED
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.message = message or self.default_message
+        self.param = param
+        self.headers = dict(headers or {})
+        self.in_stream: bool | None = None
+        super().__init__(self.message)
+
+    @property
+    def type(self) -> str:
+        """OpenAI's error family for this status, which SDKs and their users branch on."""
+        return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+
+class ConfigError(GrokflaskError):
+    """The settings cannot work. `problems` lists every reason, each with its remedy."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("grokflask cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+class ClientError(GrokflaskError):
+    """The request cannot be served as it stands; repeating it unchanged will not help."""
+
+
+class InvalidRequestError(ClientError):
+    """A body that is not JSON, or a field that is missing or of the wrong type."""
+
+    status = 400
+    code = "invalid_request"
+    default_message = "The request is not valid."
+
+
+class AuthenticationError(ClientError):
+    """No key, or one that nobody here knows."""
+
+    status = 401
+    code = "invalid_api_key"
+    default_message = (
+        "Invalid API key: send a key of this gateway as 'Authorization: Bearer <key>'. "
+        "Its operator hands them out."
+    )
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+
+
+class RouteNotFoundError(ClientError):
+    """No such path."""
+
+    status = 404
+    code = "not_found"
+    default_message = "There is nothing at this path."
+
+
+class MethodNotAllowedError(ClientError):
+    """The path exists, but not for this method; `Allow` names those that do."""
+
+    status = 405
+    code = "method_not_allowed"
+    default_message = "This path does not take that method."
+
+
+class BodyTooLargeError(ClientError):
+    """The body passes GROKFLASK_MAX_BODY_BYTES."""
+
+    status = 413
+    code = "body_too_large"
+    default_message = "The request's body is too large."
+
+
+class MediaTypeError(ClientError):
+    """The body is not announced as JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+    default_message = "Send the body as JSON, with the header 'Content-Type: application/json'."
+
+
+class RateLimitError(ClientError):
+    """The key has used up its requests of this window; `Retry-After` says when to come back."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+    default_message = "Too many requests."
+
+
+class UpstreamError(GrokflaskError):
+    """xAI's side failed, or the way there."""
+
+    status = 502
+    code = "upstream_error"
+    outcome = Outcome.UPSTREAM_ERROR
+    default_message = "The upstream API failed."
+
+
+class UpstreamConnectError(UpstreamError):
+    """No connection came about, so upstream has not seen the request."""
+
+    code = "upstream_unreachable"
+    default_message = "The upstream API cannot be reached."
+
+
+class UpstreamTimeoutError(UpstreamError):
+    """Upstream took the request and then said nothing for too long."""
+
+    status = 504
+    code = "upstream_timeout"
+    outcome = Outcome.TIMEOUT
+    default_message = "The upstream API was silent for too long."
+
+
+class UpstreamProtocolError(UpstreamError):
+    """Upstream answered something that this API does not know."""
+
+    code = "upstream_protocol_error"
+    default_message = "The upstream API gave an answer that cannot be understood."
+
+
+class UpstreamStatusError(UpstreamError):
+    """Upstream said no, with a status or with an error object in a stream. Both are kept as they came."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 502,
+        code: str | None = None,
+        kind: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, param=param, headers=headers)
+        self.status = status
+        self.code = code or "upstream_error"
+        self._kind = kind
+
+    @property
+    def type(self) -> str:
+        """Upstream's own `type` where it sent one, else the family of its status."""
+        return self._kind or super().type
+
+
+class StreamBrokenError(UpstreamError):
+    """The connection to upstream died inside the answer."""
+
+    code = "stream_broken"
+    outcome = Outcome.TRUNCATED
+    default_message = "The connection to the upstream API broke; the answer is incomplete."
+
+
+class StreamTruncatedError(StreamBrokenError):
+    """The answer ended tidily, but upstream never said that it was complete."""
+
+    code = "stream_truncated"
+    default_message = "The upstream API ended the stream before it was complete."
+
+
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+def render_json(error: GrokflaskError) -> bytes:
+    """The JSON object that OpenAI's SDKs read: `{"error": {message, type, param, code}}`."""
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return msgspec.json.encode({"error": fields})
+
+
+def render_event(error: GrokflaskError, *, as_json: bool) -> bytes:
+    """The error as one event.
+
+    `as_json` (the client's `Accept` names application/json) gives `render_json`'s object; otherwise it
+    is the guide's `{"error": "API error: <message>"}`. Newlines in a message stay inside the JSON
+    string, so no message can forge a further event.
+    """
+    body = render_json(error) if as_json else msgspec.json.encode({"error": f"API error: {error.message}"})
+    return b"data: " + body + b"\n\n"

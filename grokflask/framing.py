@@ -1,0 +1,177 @@
+"""How an HTTP/1.1 body is framed: bytes off the socket in, body bytes out.
+
+http.client could do this, but its buffered reader refuses to go on after a timeout and gives one HTTP
+chunk a call. A relay needs both: to wait with a timeout many times over, and to take in one step all that
+has come. Three framings (RFC 9112, section 6): chunked, a stated length, until the connection closes; and
+gzip or deflate on top, for an upstream that compresses unasked. No IO.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Protocol
+
+from grokflask.errors import StreamBrokenError, UpstreamProtocolError
+
+MAX_LINE_BYTES = 8192
+_HEX = b"0123456789abcdefABCDEF"
+
+
+class Framing(Protocol):
+    """What each framing can do."""
+
+    @property
+    def ended(self) -> bool:
+        """The body is complete; the connection may be used again."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Body bytes in `data`. Raises UpstreamProtocolError on broken framing."""
+
+    def feed_eof(self) -> None:
+        """The connection has closed. Raises StreamBrokenError where the body is not complete."""
+
+
+class UntilCloseFraming:
+    """All bytes until the connection closes: a cut cannot be told from an end."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def feed(self, data: bytes) -> bytes:
+        """All of `data`."""
+        return data
+
+    def feed_eof(self) -> None:
+        """Closing is the end."""
+        self.ended = True
+
+
+class LengthFraming:
+    """A body of `length` bytes, as Content-Length says."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.ended = length == 0
+
+    def feed(self, data: bytes) -> bytes:
+        """`data` up to the stated length; what comes after it is not ours."""
+        body = data[: self._left]
+        self._left -= len(body)
+        self.ended = self._left == 0
+        return body
+
+    def feed_eof(self) -> None:
+        """Closing before the stated length breaks the body."""
+        if not self.ended:
+            raise StreamBrokenError
+
+
+class ChunkedFraming:
+    """The chunked transfer coding (RFC 9112, section 7.1). Extensions and trailers are skipped."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._rest = b""  # an unfinished size line, chunk end or trailer
+        self._left = 0  # bytes still to come of the chunk that is open
+        self._in_trailer = False
+        self._chunk_open = False  # its CR LF is still to come
+
+    def feed(self, data: bytes) -> bytes:
+        """The data of all chunks in `data`, also of one that is not complete yet."""
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        parts: list[bytes] = []
+        at = 0
+        while at < len(data) and not self.ended:
+            if self._left:
+                part = data[at : at + self._left]
+                parts.append(part)
+                at += len(part)
+                self._left -= len(part)
+                continue
+            end = data.find(b"\n", at)
+            if end < 0:
+                self._keep(data[at:])
+                break
+            self._take_line(data[at:end])
+            at = end + 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _keep(self, rest: bytes) -> None:
+        if len(rest) > MAX_LINE_BYTES:
+            raise UpstreamProtocolError("The upstream API sent a chunk line that is too long.")
+        self._rest = rest
+
+    def _take_line(self, line: bytes) -> None:
+        """A line between chunks, without its LF."""
+        line = line.removesuffix(b"\r")
+        if self._in_trailer:
+            self.ended = not line
+        elif self._chunk_open:
+            if line:
+                raise UpstreamProtocolError("The upstream API sent a chunk longer than it said.")
+            self._chunk_open = False
+        else:
+            size = line.split(b";", 1)[0].strip(b" \t")
+            if not size or size.strip(_HEX) or len(size) > 16:
+                raise UpstreamProtocolError("The upstream API sent a chunk with a malformed size.")
+            self._left = int(size, 16)
+            self._chunk_open = self._left > 0
+            self._in_trailer = self._left == 0
+
+    def feed_eof(self) -> None:
+        """Closing before the last chunk breaks the body."""
+        if not self.ended:
+            raise StreamBrokenError
+
+
+class InflateFraming:
+    """gzip or deflate over another framing. What has come is given out at once, never held for more.
+
+    One `feed` gives out at most `MAX_BURST_BYTES`, so a small body cannot unpack into all memory.
+    """
+
+    MAX_BURST_BYTES = 64 * 2**20
+
+    def __init__(self, inner: Framing) -> None:
+        self._inner = inner
+        self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by its header
+
+    @property
+    def ended(self) -> bool:
+        """As the framing below."""
+        return self._inner.ended
+
+    def feed(self, data: bytes) -> bytes:
+        """The unpacked bytes."""
+        packed = self._inner.feed(data)
+        try:
+            body = self._inflate.decompress(packed, self.MAX_BURST_BYTES)
+        except zlib.error as error:
+            raise UpstreamProtocolError("The upstream API sent a damaged compressed body.") from error
+        if self._inflate.unconsumed_tail:
+            raise UpstreamProtocolError("The upstream API sent a compressed body that unpacks too far.")
+        return body
+
+    def feed_eof(self) -> None:
+        """As the framing below."""
+        self._inner.feed_eof()
+
+
+def choose_framing(*, chunked: bool, length: int | None, encoding: str | None) -> Framing:
+    """The framing that a response's headers ask for.
+
+    Raises UpstreamProtocolError for a content coding other than gzip and deflate (none was asked for).
+    """
+    framing: Framing
+    if chunked:
+        framing = ChunkedFraming()
+    elif length is not None:
+        framing = LengthFraming(length)
+    else:
+        framing = UntilCloseFraming()
+    if encoding in (None, "", "identity"):
+        return framing
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return InflateFraming(framing)
+    raise UpstreamProtocolError(f"The upstream API compressed its answer as {encoding!r}, unasked.")

@@ -1,0 +1,247 @@
+"""From the client's body to the request that goes upstream. No IO.
+
+A body is parsed at its top level only; everything below stays the bytes that the client sent. Fields that
+nobody here knows pass through. What is decided: default models, whether the answer streams, what is asked
+of upstream besides (usage), and which parameters are dropped because xAI would refuse them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+
+from grokflask import vision
+from grokflask.config import Settings
+from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
+from grokflask.routes import Route, is_plain_segment
+
+Fields = dict[str, msgspec.Raw]
+
+FORWARDED_HEADERS = ("x-grok-conv-id",)
+"""Request headers that go upstream; all others stay here. This one pins a conversation to the server
+that has its prompt cached."""
+
+_TRUE = msgspec.Raw(b"true")
+_FALSE = msgspec.Raw(b"false")
+_DECODER = msgspec.json.Decoder(Fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRequest:
+    """What the client asks.
+
+    Attributes:
+        body: the raw body, b"" for a GET.
+        headers: the client's headers, names in lower case; only FORWARDED_HEADERS are looked at.
+        model_id: from the path of `/models/<model_id>`.
+        wants_json: errors in a stream take OpenAI's shape, not the guide's.
+    """
+
+    route: Route
+    request_id: str
+    body: bytes = b""
+    headers: Mapping[str, str] | None = None
+    model_id: str | None = None
+    wants_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """What is asked of upstream.
+
+    Attributes:
+        path: below upstream's base URL.
+        body: JSON, or None for a GET.
+        stream: the answer is relayed as events.
+        wants_usage: the client asked for the usage-only event, so it is not withheld.
+        fallback: why a request to stream is answered whole, or None.
+        dropped: parameters that were left out.
+    """
+
+    method: str
+    path: str
+    body: bytes | None
+    headers: Mapping[str, str]
+    model: str = ""
+    stream: bool = False
+    wants_usage: bool = False
+    fallback: str | None = None
+    dropped: tuple[str, ...] = ()
+
+
+class _Shaped(NamedTuple):
+    """What a body's rule decides beyond the fields themselves."""
+
+    stream: bool = False
+    wants_usage: bool = False
+    fallback: str | None = None
+    dropped: tuple[str, ...] = ()
+
+
+def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest:
+    """The request to send upstream.
+
+    Raises InvalidRequestError, naming the parameter, and RouteNotFoundError for a path that could not be
+    a model's.
+    """
+    given = request.headers or {}
+    headers = {name: given[name] for name in FORWARDED_HEADERS if name in given}
+    path = request.route.upstream_path
+    if request.model_id is not None:
+        if not is_plain_segment(request.model_id):
+            raise RouteNotFoundError
+        path = path.format(model_id=request.model_id)
+    rule = _RULES.get(request.route.name)
+    if rule is None:
+        return UpstreamRequest(request.route.method, path, None, headers, model=request.model_id or "")
+    fields = read_fields(request.body)
+    shaped = rule(fields, settings)
+    return UpstreamRequest(
+        method=request.route.method,
+        path=path,
+        body=msgspec.json.encode(fields),
+        headers=headers,
+        model=msgspec.json.decode(fields["model"], type=str),
+        stream=shaped.stream,
+        wants_usage=shaped.wants_usage,
+        fallback=shaped.fallback,
+        dropped=shaped.dropped,
+    )
+
+
+def asks_for_stream(body: bytes) -> bool:
+    """`stream` is true in `body`, however little else of it makes sense. For the shape of an error."""
+    try:
+        return bytes(_DECODER.decode(body).get("stream", b"")) == b"true"
+    except MALFORMED:
+        return False
+
+
+def read_fields(body: bytes) -> Fields:
+    """The top level of a JSON object. Raises InvalidRequestError."""
+    if not body.strip():
+        raise InvalidRequestError("The request has no body; it takes a JSON object.")
+    try:
+        return _DECODER.decode(body)
+    except msgspec.ValidationError:
+        raise InvalidRequestError("The body is JSON, but not an object.") from None
+    except MALFORMED as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+
+
+def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
+    messages = fields.get("messages")
+    if messages is None:
+        raise InvalidRequestError("'messages' is missing.", param="messages")
+    if not _head(messages).startswith(b"[") or _is_empty(messages):
+        raise InvalidRequestError("'messages' must be a list with at least one message.", param="messages")
+    has_image = vision.has_image_part(messages)
+    model = _default_model(
+        fields, settings.default_vision_model if has_image else settings.default_chat_model
+    )
+    stream = _read_flag(fields, "stream")
+    fallback = "vision" if stream and has_image and settings.vision_stream == "fallback" else None
+    dropped = _drop_refused(fields, model) if settings.drop_params else ()
+    if not stream or fallback:
+        # `stream_options` beside `stream: false` is refused upstream.
+        if fields.pop("stream_options", None) is not None and not fallback:
+            dropped += ("stream_options",)
+        if fallback:
+            fields["stream"] = _FALSE
+        return _Shaped(fallback=fallback, dropped=dropped)
+    fields["stream"] = _TRUE
+    return _Shaped(stream=True, wants_usage=_ask_for_usage(fields), dropped=dropped)
+
+
+def _shape_vision(fields: Fields, settings: Settings) -> _Shaped:
+    model = _default_model(fields, settings.default_vision_model)
+    fallback = "vision" if _read_flag(fields, "stream") else None
+    fields.pop("stream", None)
+    fields.pop("stream_options", None)
+    fields["messages"] = vision.build_messages(
+        image=fields.pop("image", None), prompt=fields.pop("prompt", None), detail=fields.pop("detail", None)
+    )
+    dropped = _drop_refused(fields, model) if settings.drop_params else ()
+    return _Shaped(fallback=fallback, dropped=dropped)
+
+
+def _shape_images(fields: Fields, settings: Settings) -> _Shaped:
+    _default_model(fields, settings.default_image_model)
+    if not _read_text(fields, "prompt"):
+        raise InvalidRequestError("'prompt' is missing.", param="prompt")
+    # Image models never stream; these two are how OpenAI's API asks for it.
+    fallback = "images" if _read_flag(fields, "stream") else None
+    asked = tuple(name for name in ("stream", "partial_images") if fields.pop(name, None) is not None)
+    return _Shaped(fallback=fallback, dropped=() if fallback else asked)
+
+
+_RULES: dict[str, Callable[[Fields, Settings], _Shaped]] = {
+    "chat": _shape_chat,
+    "vision": _shape_vision,
+    "images": _shape_images,
+}
+
+
+def _default_model(fields: Fields, default: str) -> str:
+    model = _read_text(fields, "model")
+    if not model:
+        model = default
+        fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return model
+
+
+def _read_text(fields: Fields, name: str) -> str | None:
+    try:
+        return msgspec.json.decode(fields.get(name, b"null"), type=str | None)
+    except msgspec.DecodeError:
+        raise InvalidRequestError(f"{name!r} must be a string.", param=name) from None
+
+
+def _read_flag(fields: Fields, name: str) -> bool:
+    try:
+        return bool(msgspec.json.decode(fields.get(name, b"null"), type=bool | None))
+    except msgspec.DecodeError:
+        raise InvalidRequestError(f"{name!r} must be true or false.", param=name) from None
+
+
+def _ask_for_usage(fields: Fields) -> bool:
+    """Sets `stream_options.include_usage`, keeps its other fields; tells whether the client had set it."""
+    try:
+        options = msgspec.json.decode(fields.get("stream_options", b"null"), type=Fields | None) or {}
+    except msgspec.DecodeError:
+        raise InvalidRequestError("'stream_options' must be an object.", param="stream_options") from None
+    asked = _read_flag(options, "include_usage")
+    options["include_usage"] = _TRUE
+    fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
+    return asked
+
+
+def _drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
+    """Removes what xAI answers with a 400, and names it.
+
+    Tool controls without tools are refused by all models; penalties (even 0) and logit_bias by grok-3 and
+    everything since; `stop` by those of them that reason (xAI's guide on reasoning models, and measured
+    reports).
+    """
+    refused = []
+    if _is_empty(fields.get("tools")):
+        refused += ["tools", "tool_choice", "parallel_tool_calls"]
+    if model.startswith("grok-") and not model.startswith(("grok-1", "grok-2", "grok-beta", "grok-vision")):
+        refused += ["presence_penalty", "frequency_penalty", "logit_bias"]
+        if "non-reasoning" not in model and model not in ("grok-3", "grok-3-fast"):
+            refused.append("stop")
+    dropped = tuple(name for name in refused if name in fields)
+    for name in dropped:
+        del fields[name]
+    return dropped
+
+
+def _is_empty(raw: msgspec.Raw | None) -> bool:
+    return raw is None or _head(raw).translate(None, b" \t\r\n") in (b"null", b"[]")
+
+
+def _head(raw: msgspec.Raw) -> bytes:
+    return bytes(memoryview(raw)[:64])

@@ -1,0 +1,123 @@
+"""What an exchange used, and how it ended: tokens, and cost in ticks (1 USD = 10^10 ticks). No IO.
+
+xAI's chat routes count reasoning tokens outside `completion_tokens`, so that
+total = prompt + completion + reasoning. Zero is a figure, None is a missing one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from grokflask.errors import MALFORMED, GrokflaskError, Outcome
+
+_NULL = msgspec.Raw(b"null")
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _WireUsage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+    cost_in_usd_ticks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens and cost as upstream told them; None where it did not."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    total_tokens: int | None = None
+    cost_ticks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How an exchange ended and what it used; all that is known, once.
+
+    Attributes:
+        events: relayed to the client, `[DONE]` and error events not counted.
+        bytes_out: of the response's body.
+        ttft_s: from the client's request to the first event, None when there was none.
+    """
+
+    outcome: Outcome
+    error: GrokflaskError | None = None
+    usage: Usage | None = None
+    model_served: str | None = None
+    events: int = 0
+    bytes_out: int = 0
+    ttft_s: float | None = None
+
+
+class Chunk(msgspec.Struct):
+    """The top level of a chunk, or of a whole reply: what is read of it. All else is only passed on."""
+
+    model: msgspec.Raw = _NULL
+    choices: msgspec.Raw = _NULL
+    usage: msgspec.Raw = _NULL
+    error: msgspec.Raw = _NULL
+
+    @property
+    def has_choices(self) -> bool:
+        """There is at least one choice in it."""
+        return bytes(self.choices).translate(None, b" \t\r\n") not in (b"null", b"[]")
+
+    @property
+    def has_error(self) -> bool:
+        """Its `error` is there and not null."""
+        return bytes(self.error) != b"null"
+
+    @property
+    def has_usage(self) -> bool:
+        """Its `usage` is there and not null."""
+        return bytes(self.usage) != b"null"
+
+    def read_model(self) -> str | None:
+        """The model that answered."""
+        try:
+            return msgspec.json.decode(self.model, type=str | None)
+        except MALFORMED:
+            return None
+
+    def read_usage(self) -> Usage | None:
+        """The usage it states, or None; a usage of another shape counts as none."""
+        try:
+            wire = msgspec.json.decode(self.usage, type=_WireUsage | None)
+        except MALFORMED:
+            return None
+        if wire is None:
+            return None
+        prompt, completion = wire.prompt_tokens_details, wire.completion_tokens_details
+        return Usage(
+            prompt_tokens=wire.prompt_tokens,
+            cached_tokens=prompt.cached_tokens if prompt else None,
+            completion_tokens=wire.completion_tokens,
+            reasoning_tokens=completion.reasoning_tokens if completion else None,
+            total_tokens=wire.total_tokens,
+            cost_ticks=wire.cost_in_usd_ticks,
+        )
+
+
+_DECODER = msgspec.json.Decoder(Chunk)
+
+
+def read_chunk(data: bytes) -> Chunk | None:
+    """The chunk in `data`, or None when it is no JSON object (it is passed on all the same)."""
+    try:
+        return _DECODER.decode(data)
+    except MALFORMED:
+        return None

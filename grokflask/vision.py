@@ -1,0 +1,142 @@
+"""Pictures in requests: whether there are any, and how `/vision/analyze` becomes a chat. No IO.
+
+A remote picture's URL is passed on for upstream to fetch; the gateway never fetches one. Bytes that a
+client sends itself are looked at, for upstream takes PNG and JPEG only and believes the type it is told.
+"""
+
+from __future__ import annotations
+
+import binascii
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from grokflask.errors import MALFORMED, InvalidRequestError, UpstreamProtocolError
+
+DEFAULT_PROMPT = "Describe this image."
+
+_SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
+
+
+class _Message(msgspec.Struct):
+    content: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+
+
+class _Image(msgspec.Struct):
+    url: str | None = None
+    b64_json: str | None = None
+
+
+class _Reply(msgspec.Struct):
+    class Choice(msgspec.Struct):
+        class Message(msgspec.Struct):
+            content: str | None = None
+
+        message: Message
+
+    choices: list[Choice]
+    model: str | None = None
+    created: int | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def has_image_part(messages: msgspec.Raw) -> bool:
+    """A message's content has a part of type `image_url` (or `input_image`, as some clients name it).
+
+    Raises InvalidRequestError when the messages are no list of objects.
+    """
+    # Nearly every chat has no picture, and its messages may be long: look before parsing. An escaped
+    # spelling of the type (a "u0069mage_url") has its backslash.
+    raw = bytes(messages)
+    if b"image" not in raw and b"\\u" not in raw:
+        return False
+    try:
+        for message in msgspec.json.decode(raw, type=list[_Message]):
+            content = bytes(message.content)
+            if content.startswith(b"["):
+                parts = msgspec.json.decode(content, type=list[_Part])
+                if any(part.type in ("image_url", "input_image") for part in parts):
+                    return True
+    except MALFORMED as error:
+        raise InvalidRequestError(f"'messages' is malformed: {error}.", param="messages") from None
+    return False
+
+
+def build_messages(
+    *, image: msgspec.Raw | None, prompt: msgspec.Raw | None, detail: msgspec.Raw | None
+) -> msgspec.Raw:
+    """The messages of a chat that asks `prompt` about `image`, as xAI takes them."""
+    picture: dict[str, Any] = {"url": _image_url(image)}
+    level = _read(detail, str | None, "detail", "a string")
+    if level is not None:
+        picture["detail"] = level
+    text = _read(prompt, str | None, "prompt", "a string")
+    content = [
+        {"type": "image_url", "image_url": picture},
+        {"type": "text", "text": text or DEFAULT_PROMPT},
+    ]
+    return msgspec.Raw(msgspec.json.encode([{"role": "user", "content": content}]))
+
+
+def _image_url(raw: msgspec.Raw | None) -> str:
+    image: _Image | None = _read(raw, _Image | None, "image", "an object with 'url' or 'b64_json'")
+    if image is None:
+        raise InvalidRequestError('\'image\' is missing: send {"url"} or {"b64_json"}.', param="image")
+    if (image.url is None) == (image.b64_json is None):
+        raise InvalidRequestError("'image' takes exactly one of 'url' and 'b64_json'.", param="image")
+    if image.b64_json is not None:
+        return _data_uri(image.b64_json)
+    url = image.url or ""
+    if url[:11].lower() == "data:image/":
+        return url
+    try:
+        usable = urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).netloc)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InvalidRequestError(
+            "'image.url' must be an http(s) URL or a data:image URI.", param="image.url"
+        )
+    return url
+
+
+def _data_uri(text: str) -> str:
+    """base64 of a picture as a data URI of its true type, told from its first bytes."""
+    if text[:5].lower() == "data:":
+        text = text.partition(",")[2]  # a data URI in the wrong field: what counts are the bytes
+    packed = text.encode("utf-8", "replace").translate(None, b" \t\r\n")  # MIME breaks lines
+    try:
+        picture = binascii.a2b_base64(packed, strict_mode=True)
+    except binascii.Error:
+        raise InvalidRequestError("'image.b64_json' is not valid base64.", param="image.b64_json") from None
+    for signature, media_type in _SIGNATURES:
+        if picture.startswith(signature):
+            return f"data:{media_type};base64,{packed.decode()}"
+    raise InvalidRequestError("'image.b64_json' is neither a PNG nor a JPEG.", param="image.b64_json")
+
+
+def _read(raw: msgspec.Raw | None, kind: Any, name: str, what: str) -> Any:
+    try:
+        return msgspec.json.decode(b"null" if raw is None else raw, type=kind)
+    except MALFORMED:
+        raise InvalidRequestError(f"{name!r} must be {what}.", param=name) from None
+
+
+def read_analysis(body: bytes) -> bytes:
+    """The reply of `/vision/analyze`, from upstream's chat completion: model, created, content, usage.
+
+    Raises UpstreamProtocolError when the completion is none.
+    """
+    try:
+        reply = msgspec.json.decode(body, type=_Reply)
+        content = reply.choices[0].message.content
+    except (*MALFORMED, IndexError):
+        raise UpstreamProtocolError from None
+    return msgspec.json.encode(
+        {"model": reply.model, "created": reply.created, "content": content, "usage": reply.usage}
+    )

@@ -1,0 +1,1 @@
+"""The edge: Flask's blueprints. Nothing below this package knows Flask."""

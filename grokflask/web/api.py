@@ -1,0 +1,68 @@
+"""The API: one view for every row of the table of routes, under both prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import Blueprint, Response, current_app, g, request
+
+from grokflask.errors import MediaTypeError
+from grokflask.gateway import Gateway, Reply
+from grokflask.routes import PREFIXES, ROUTES, Route
+from grokflask.shaping import ClientRequest
+from grokflask.web.replies import reply_json, reply_stream, wants_json
+
+BLUEPRINTS = frozenset(f"api{number}" for number in range(len(PREFIXES)))
+
+
+def make_blueprints() -> list[Blueprint]:
+    """A blueprint for each prefix, with the same routes."""
+    blueprints = []
+    for number, prefix in enumerate(PREFIXES):
+        blueprint = Blueprint(f"api{number}", __name__, url_prefix=prefix)
+        for index, route in enumerate(ROUTES):
+            blueprint.add_url_rule(
+                route.path,
+                endpoint=f"{route.name}{index}",
+                view_func=_make_view(route),
+                methods=[route.method],
+            )
+        blueprints.append(blueprint)
+    return blueprints
+
+
+def find_route() -> Route | None:
+    """The row that the current request has matched, or None outside the API."""
+    view = current_app.view_functions.get(request.endpoint or "")
+    return getattr(view, "route", None)
+
+
+def _make_view(route: Route) -> Callable[..., Response]:
+    def view(model_id: str | None = None) -> Response:
+        gateway: Gateway = current_app.extensions["gateway"]
+        asked = ClientRequest(
+            route=route,
+            request_id=g.request_id,
+            body=_read_body() if route.method == "POST" else b"",
+            headers={name.lower(): value for name, value in request.headers},
+            model_id=model_id,
+            wants_json=wants_json(),
+        )
+        answer = gateway.open(g.api_key, asked)
+        # A stream may run for an hour and must not keep a body of megabytes alive so long.
+        g.pop("body", None)
+        if isinstance(answer, Reply):
+            return reply_json(answer.body, answer.status, answer.headers)
+        return reply_stream(answer)
+
+    view.route = route  # type: ignore[attr-defined]
+    return view
+
+
+def _read_body() -> bytes:
+    """The body, no longer than the limit: a stated length is refused unread, a chunked one when it passes."""
+    if not request.is_json:
+        raise MediaTypeError
+    g.body = request.get_data(cache=False)
+    body: bytes = g.body
+    return body

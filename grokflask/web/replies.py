@@ -1,0 +1,118 @@
+"""Errors and answers as Flask responses: the one place where the gateway's values become HTTP.
+
+Which shape an error takes is decided here (the shapes themselves are in `errors`): OpenAI's JSON object,
+or the guide's event for a client that streams and does not name application/json in its Accept header.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from flask import Flask, Response, current_app, g, request, stream_with_context
+from flask_limiter import RateLimitExceeded
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from grokflask.errors import (
+    BodyTooLargeError,
+    GrokflaskError,
+    InvalidRequestError,
+    MediaTypeError,
+    MethodNotAllowedError,
+    RouteNotFoundError,
+    render_event,
+    render_json,
+)
+from grokflask.gateway import StreamReply
+from grokflask.shaping import asks_for_stream
+
+PEEK_BYTES = 1024 * 1024
+"""How much of a refused request's body is read to learn whether it asked for a stream."""
+
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",  # nginx holds 4 kB back otherwise
+}
+
+_log = logging.getLogger("grokflask.web")
+
+
+def wants_json() -> bool:
+    """The request's Accept header names application/json, as OpenAI's SDKs do."""
+    return "application/json" in request.headers.get("Accept", "").lower()
+
+
+def reply_stream(reply: StreamReply) -> Response:
+    """A response that sends each event when it comes, and closes the relay whatever happens."""
+    try:
+        response = Response(stream_with_context(iter(reply.relay)), headers={**reply.headers, **STREAM_HEADERS})
+        # The only call that Flask makes on every path: never iterated, cut short, or read to its end.
+        response.call_on_close(reply.relay.close)
+    except BaseException:
+        reply.relay.close()
+        raise
+    return response
+
+
+def reply_json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """`body`, which is JSON already."""
+    return Response(body, status=status, headers=dict(headers or {}), content_type="application/json")
+
+
+def reply_error(error: GrokflaskError) -> Response:
+    """`error` in the shape that this client reads."""
+    g.error_code = error.code
+    in_stream = asked_for_stream() if error.in_stream is None else error.in_stream
+    if not in_stream or wants_json():
+        return reply_json(render_json(error), error.status, error.headers)
+    body = render_event(error, as_json=False)
+    return Response(body, status=error.status, headers={**error.headers, **STREAM_HEADERS})
+
+
+def asked_for_stream() -> bool:
+    """The request is one for a stream, as far as can be told without having accepted it."""
+    if not g.get("route_streams", False):
+        return False
+    if "text/event-stream" in request.headers.get("Accept", "").lower():
+        return True
+    body = g.get("body")
+    if body is None and 0 < (request.content_length or 0) <= PEEK_BYTES:
+        body = request.get_data(cache=False)
+    return body is not None and asks_for_stream(body)
+
+
+def register_errors(app: Flask) -> None:
+    """Every way out of a request that is no answer: JSON, in one of the two shapes."""
+    app.register_error_handler(GrokflaskError, reply_error)
+    app.register_error_handler(
+        RateLimitExceeded, lambda _: reply_error(current_app.extensions["limits"].explain())
+    )
+    app.register_error_handler(HTTPException, lambda error: reply_error(_translate(error)))
+    app.register_error_handler(Exception, _reply_failure)
+
+
+def _reply_failure(error: Exception) -> Response:
+    _log.error("unexpected failure", exc_info=error, extra={"fields": {"request_id": g.get("request_id")}})
+    return reply_error(GrokflaskError())
+
+
+def _translate(error: HTTPException) -> GrokflaskError:
+    """Werkzeug's error as one of ours."""
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(error.valid_methods or ()))
+        message = f"{request.path} takes {allowed}, not {request.method}."
+        return MethodNotAllowedError(message, headers={"Allow": allowed})
+    if isinstance(error, RequestEntityTooLarge):
+        limit = current_app.config["MAX_CONTENT_LENGTH"]
+        return BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
+    if error.code == 404:
+        return RouteNotFoundError(f"There is nothing at {request.path}.")
+    if error.code == 415:
+        return MediaTypeError()
+    if error.code is not None and 400 <= error.code < 500:
+        translated: GrokflaskError = InvalidRequestError(error.description)
+        translated.status = error.code
+        return translated
+    _log.error("unexpected failure", exc_info=error, extra={"fields": {"request_id": g.get("request_id")}})
+    return GrokflaskError()
