@@ -1,0 +1,140 @@
+"""The server: one listening socket, a thread that accepts, a thread for each connection.
+
+Uses blocking calls of `socket` and `threading` only, so it runs the same where these were replaced by
+cooperative ones.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from typing import Self
+
+from grokflask.sandbox.chunks import Clock
+from grokflask.sandbox.handler import Handler
+from grokflask.sandbox.journal import Journal
+
+_BACKLOG = 1024
+_ACCEPT_S = 0.5  # how often the accept loop looks whether it should end, if nobody wakes it
+_RETRY_S = 0.05  # after a failure to accept, such as too many open files
+
+
+class Sandbox:
+    """An emulator of xAI's REST API on `host` and `port` (0 picks a free one), with a journal beside it.
+
+    Listens from construction, serves from `ensure_running`. `events_per_s` paces streams, 0 means no pause;
+    `key`, if given, is the only bearer key accepted. Both may be changed while it runs. The owner calls
+    `close`.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        events_per_s: float = 40.0,
+        key: str | None = None,
+        clock: Clock = time.time,
+    ) -> None:
+        self.events_per_s = events_per_s
+        self.key = key
+        self.clock = clock
+        self.journal = Journal()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        self._listener.settimeout(_ACCEPT_S)
+        self._address = self._listener.getsockname()[:2]
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._acceptor: threading.Thread | None = None
+        self._connections: set[socket.socket] = set()
+        self._closed = False
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port: `http://127.0.0.1:PORT`."""
+        host, port = self._address
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def base_url(self) -> str:
+        """What to give a client as its base URL."""
+        return f"{self.origin}/v1"
+
+    def ensure_running(self) -> None:
+        """Start serving in this process unless that is done; raises RuntimeError once closed.
+
+        A process forked since then serves on the same socket with a journal of its own; which of the
+        processes takes a connection is the kernel's choice.
+        """
+        if self._pid != os.getpid():
+            self._start_afresh()
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the sandbox is closed")
+            if self._acceptor is None:
+                name = self.origin.replace("http://", "sandbox-")
+                self._acceptor = threading.Thread(target=self._accept, name=name, daemon=True)
+                self._acceptor.start()
+
+    def close(self) -> None:
+        """Stop listening and break off what is being served in this process. May be called again."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            acceptor = self._acceptor if self._pid == os.getpid() else None
+            connections = list(self._connections)
+        if acceptor:
+            with contextlib.suppress(OSError):
+                socket.create_connection(self._address, timeout=_ACCEPT_S).close()  # wakes the accept loop
+            acceptor.join()
+        self._listener.close()
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Self:
+        self.ensure_running()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start_afresh(self) -> None:
+        """Drop what is the parent process's: its threads are not here, its locks may be held forever."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._acceptor = None
+        self._connections = set()
+        self.journal = Journal()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection, address = self._listener.accept()
+            except TimeoutError:
+                continue
+            except OSError:
+                if not self._closed:
+                    time.sleep(_RETRY_S)
+                continue
+            with self._lock:
+                self._connections.add(connection)
+            threading.Thread(
+                target=self._serve, args=(connection, address), name="sandbox-connection", daemon=True
+            ).start()
+
+    def _serve(self, connection: socket.socket, address: object) -> None:
+        try:
+            connection.settimeout(None)
+            handler = Handler(connection, address, self)
+            if handler.wire.open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it left before it said anything
+        finally:
+            with self._lock:
+                self._connections.discard(connection)
+            connection.close()
