@@ -24,8 +24,16 @@ class Framing(Protocol):
     def ended(self) -> bool:
         """The body is complete; the connection may be used again."""
 
+    @property
+    def error(self) -> UpstreamProtocolError | None:
+        """What broke the framing behind the bytes that `feed` has given out."""
+
     def feed(self, data: bytes) -> bytes:
-        """Body bytes in `data`. Raises UpstreamProtocolError on broken framing."""
+        """Body bytes in `data`.
+
+        Raises UpstreamProtocolError on broken framing; where good bytes came before the fault they are
+        given out first, and the fault is in `error` and raised by the next call.
+        """
 
     def feed_eof(self) -> None:
         """The connection has closed. Raises StreamBrokenError where the body is not complete."""
@@ -33,6 +41,8 @@ class Framing(Protocol):
 
 class UntilCloseFraming:
     """All bytes until the connection closes: a cut cannot be told from an end."""
+
+    error = None
 
     def __init__(self) -> None:
         self.ended = False
@@ -48,6 +58,8 @@ class UntilCloseFraming:
 
 class LengthFraming:
     """A body of `length` bytes, as Content-Length says."""
+
+    error = None
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -71,6 +83,7 @@ class ChunkedFraming:
 
     def __init__(self) -> None:
         self.ended = False
+        self.error: UpstreamProtocolError | None = None
         self._rest = b""  # an unfinished size line, chunk end or trailer
         self._left = 0  # bytes still to come of the chunk that is open
         self._in_trailer = False
@@ -78,9 +91,20 @@ class ChunkedFraming:
 
     def feed(self, data: bytes) -> bytes:
         """The data of all chunks in `data`, also of one that is not complete yet."""
+        if self.error:
+            raise self.error
         if self._rest:
             data, self._rest = self._rest + data, b""
         parts: list[bytes] = []
+        try:
+            self._take(data, parts)
+        except UpstreamProtocolError as error:
+            self.error = error
+            if not parts:
+                raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _take(self, data: bytes, parts: list[bytes]) -> None:
         at = 0
         while at < len(data) and not self.ended:
             if self._left:
@@ -95,7 +119,6 @@ class ChunkedFraming:
                 break
             self._take_line(data[at:end])
             at = end + 1
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _keep(self, rest: bytes) -> None:
         if len(rest) > MAX_LINE_BYTES:
@@ -141,6 +164,11 @@ class InflateFraming:
     def ended(self) -> bool:
         """As the framing below."""
         return self._inner.ended
+
+    @property
+    def error(self) -> UpstreamProtocolError | None:
+        """As the framing below."""
+        return self._inner.error
 
     def feed(self, data: bytes) -> bytes:
         """The unpacked bytes."""

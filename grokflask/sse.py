@@ -44,8 +44,13 @@ class EventDecoder:
     def feed(self, data: bytes) -> list[bytes]:
         """The data of all events that `data` completes.
 
-        Raises UpstreamProtocolError when one event grows past `max_event_bytes`.
+        Raises UpstreamProtocolError once the event that is still open has passed `max_event_bytes`; the
+        events before it have been given out by then.
         """
+        if self._pending_bytes > self._max_event_bytes:
+            raise UpstreamProtocolError(
+                f"The upstream API sent an event of more than {self._max_event_bytes} bytes."
+            )
         if self._at_start:
             data = self._strip_bom(data)
         if self._after_cr or b"\r" in data:
@@ -104,10 +109,6 @@ class EventDecoder:
 
     def _keep(self, piece: bytes) -> None:
         self._pending_bytes += len(piece)
-        if self._pending_bytes > self._max_event_bytes:
-            raise UpstreamProtocolError(
-                f"The upstream API sent an event of more than {self._max_event_bytes} bytes."
-            )
         self._pieces.append(piece)
 
 

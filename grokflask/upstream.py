@@ -168,6 +168,8 @@ class UpstreamStream:
         It can be called again after None. Raises StreamBrokenError and UpstreamProtocolError.
         """
         while not self._framing.ended:
+            if self._framing.error:
+                raise self._framing.error
             data = self._buffered or self._receive(timeout_s)
             self._buffered = b""
             if data is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from flask import Blueprint, Response, current_app, g, request
 
-from grokflask.errors import MediaTypeError
+from grokflask.errors import BodyTooLargeError, MediaTypeError
 from grokflask.gateway import Gateway, Reply
 from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import ClientRequest
@@ -63,6 +63,11 @@ def _read_body() -> bytes:
     """The body, no longer than the limit: a stated length is refused unread, a chunked one when it passes."""
     if not request.is_json:
         raise MediaTypeError
-    g.body = request.get_data(cache=False)
-    body: bytes = g.body
+    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    # Werkzeug ends a chunked body at its limit without a word: one byte more shows that there was more.
+    request.max_content_length = limit + 1
+    g.body = b""  # what an error finds when reading fails halfway
+    g.body = body = request.get_data(cache=False)
+    if len(body) > limit:
+        raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
     return body

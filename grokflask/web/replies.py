@@ -46,7 +46,9 @@ def wants_json() -> bool:
 def reply_stream(reply: StreamReply) -> Response:
     """A response that sends each event when it comes, and closes the relay whatever happens."""
     try:
-        response = Response(stream_with_context(iter(reply.relay)), headers={**reply.headers, **STREAM_HEADERS})
+        response = Response(
+            stream_with_context(iter(reply.relay)), headers={**reply.headers, **STREAM_HEADERS}
+        )
         # The only call that Flask makes on every path: never iterated, cut short, or read to its end.
         response.call_on_close(reply.relay.close)
     except BaseException:

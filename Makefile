@@ -1,0 +1,63 @@
+# The same commands for a person and for CI. `make demo` and `make test` set up all they need.
+PYTHON ?= python3
+BIN := .venv/bin
+COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run sandbox test check format docs lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: .venv/runtime ## stream a story from the built-in sandbox, look at a picture, make one
+	@$(BIN)/python scripts/demo.py
+
+run: .venv/runtime ## serve on $PORT (8000); settings come from the environment and .env
+	@$(BIN)/python scripts/run.py
+
+sandbox: .venv/runtime ## the sandbox upstream alone, on port 9000
+	@$(BIN)/python -m grokflask.sandbox
+
+test: .venv/dev ## everything: format, lint, types, all tests
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/pytest $(TESTS)
+
+check: .venv/dev ## before a commit: format, lint, types, and the tests that need no server process
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/unit tests/http
+
+format: .venv/dev ## let ruff format and mend
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+
+docs: .venv/runtime ## write the generated pages anew
+	$(BIN)/python -c 'from grokflask.config import render_docs; print(render_docs(), end="")' > docs/settings.md
+
+lock: .venv/dev ## choose the newest versions again and pin them with their hashes
+	$(COMPILE) --upgrade -o requirements.txt requirements.in
+	$(COMPILE) --upgrade -o requirements-dev.txt requirements-dev.in
+
+clean: ## remove what was set up
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "grokflask needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+		echo "No virtual environment could be made (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+
+# Stamps: a folder is set up again when its lock file has changed.
+.venv/runtime: requirements.txt | .venv/bin/python
+	@echo "Installing into .venv ..."
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/dev: requirements-dev.txt | .venv/bin/python
+	@echo "Installing into .venv, tests and checks included ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@ .venv/runtime

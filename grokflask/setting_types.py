@@ -1,0 +1,123 @@
+"""How the text of a setting is read: each function here turns it into a value, or says what it expects.
+
+Every one raises ValueError with words that follow the variable's name in a sentence, and never quotes a
+secret. No IO.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+MIN_SECRET_CHARS = 8
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
+    """A whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d{1,18}", text) or not low <= int(text) <= high:
+            raise ValueError(f"expects a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def seconds(low: float, high: float) -> Callable[[str], float]:
+    """Seconds, with or without a fraction, from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"\d+(\.\d+)?", text) or not low <= float(text) <= high:
+            raise ValueError(f"expects seconds from {low:g} to {high:g}")
+        return float(text)
+
+    return parse
+
+
+def choice(*choices: str) -> Callable[[str], str]:
+    """One of `choices`, spelt as here."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"expects one of: {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def read_flag(text: str) -> bool:
+    """Yes or no, in the usual spellings."""
+    if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+        raise ValueError("expects true or false")
+    return text.lower() in ("1", "true", "yes", "on")
+
+
+def read_name(text: str) -> str:
+    """A model's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", text):
+        raise ValueError("expects a model's name")
+    return text
+
+
+def read_token(text: str) -> str:
+    """A secret that can stand in a header."""
+    if not re.fullmatch(r"[\x21-\x7e]+", text):
+        raise ValueError("expects visible ASCII characters without spaces")
+    return text
+
+
+def url(*schemes: str) -> Callable[[str], str]:
+    """A URL with one of `schemes`."""
+
+    def parse(text: str) -> str:
+        try:
+            parts = urlsplit(text)
+            usable = parts.scheme in schemes and bool(parts.netloc or parts.scheme == "unix")
+            _ = parts.port
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ValueError(f"expects a URL that starts with {' or '.join(s + '://' for s in schemes)}")
+        return text
+
+    return parse
+
+
+def read_base_url(text: str) -> str:
+    """A base URL to put paths behind; a slash at its end is taken off."""
+    parts = urlsplit(url("http", "https")(text))
+    if parts.query or parts.fragment or parts.username:
+        raise ValueError("expects a plain base URL, without credentials, query or fragment")
+    return text.rstrip("/")
+
+
+_RATE = re.compile(
+    r"\d{1,12}\s*(/|\s+per\s+)\s*(\d+\s*)?(second|minute|hour|day|month|year)s?", re.IGNORECASE
+)
+
+
+def read_rate(text: str) -> str:
+    """One or more limits in flask-limiter's notation."""
+    if not all(_RATE.fullmatch(part.strip()) for part in text.split(";")):
+        raise ValueError("expects a number per window, such as 100/hour or 5/second;1000/day")
+    return text
+
+
+def read_keys(text: str) -> tuple[tuple[str, str], ...]:
+    """`name:secret,name:secret`. Its errors never quote a secret."""
+    keys = []
+    for number, part in enumerate((part.strip() for part in text.split(",")), start=1):
+        name, colon, secret = part.partition(":")
+        if not colon or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise ValueError(f"entry {number} is not name:secret (a name has letters, digits, . _ -)")
+        if len(secret) < MIN_SECRET_CHARS or not re.fullmatch(r"[\x21-\x7e]+", secret):
+            raise ValueError(
+                f"the secret of {name!r} needs {MIN_SECRET_CHARS} or more visible ASCII characters"
+            )
+        keys.append((name, secret))
+    if len({name for name, _ in keys}) < len(keys):
+        raise ValueError("a name stands in it twice")
+    if len({secret for _, secret in keys}) < len(keys):
+        raise ValueError("two names share a secret")
+    return tuple(keys)

@@ -1,0 +1,150 @@
+"""`make demo`: what the gateway does, in half a minute, on its built-in sandbox.
+
+Starts real gunicorn on a free port, streams a story to the terminal as it arrives, shows what a vision
+request with `stream: true` gets, saves a picture to a file, and stops the server again.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURE = Path("demo.png")
+START_DEADLINE_S = 30.0
+
+
+def main() -> int:
+    """Runs the demo; 0 when every part of it worked."""
+    port = find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    print(f"Starting the gateway on {url}, with its built-in sandbox as upstream ...")
+    server = start_gateway(port)
+    try:
+        wait_until_ready(server, url)
+        stream_story(url)
+        picture = make_picture(url)
+        ask_about(url, picture)
+    finally:
+        server.terminate()
+        code = server.wait(60)
+    print(f"\nThe gateway has stopped (exit code {code}). Serve it yourself with: make run")
+    return code
+
+
+def find_free_port() -> int:
+    """A port nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def start_gateway(port: int) -> subprocess.Popen[bytes]:
+    """Real gunicorn, as the Procfile starts it, without any key or setting of the user's."""
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("XAI_", "GROKFLASK_")) and name not in ("REDIS_URL", "WEB_CONCURRENCY")
+    }
+    # Empty overrides a file .env; only warnings of the server's are worth a line here.
+    environ |= {
+        "XAI_API_KEY": "",
+        "XAI_API_BASE": "",
+        "GROKFLASK_KEYS": "",
+        "GROKFLASK_AUTH": "",
+        "REDIS_URL": "",
+    }
+    environ |= {"PORT": str(port), "WEB_CONCURRENCY": "1", "GROKFLASK_LOG_LEVEL": "error"}
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-c",
+        "gunicorn.conf.py",
+        "--log-level",
+        "warning",
+        "wsgi:app",
+    ]
+    return subprocess.Popen(command, cwd=ROOT, env=environ)
+
+
+def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
+    """Returns when the gateway takes requests. Raises RuntimeError when it does not come up."""
+    end = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"the gateway ended with code {server.returncode}")
+        try:
+            requests.get(f"{url}/ready", timeout=2).raise_for_status()
+        except requests.RequestException:
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"the gateway was not ready after {START_DEADLINE_S:g} s")
+
+
+def stream_story(url: str) -> None:
+    """Prints each token the moment it arrives."""
+    body = {
+        "model": "grok-4.3",
+        "messages": [{"role": "user", "content": "Write a short story about a space adventure"}],
+        "stream": True,
+    }
+    print("\n--- A story, streamed: POST /api/v1/chat/completions with stream: true\n")
+    started_at = time.monotonic()
+    first_s = None
+    tokens = 0
+    done = False
+    with requests.post(f"{url}/api/v1/chat/completions", json=body, stream=True, timeout=60) as reply:
+        reply.raise_for_status()
+        for line in reply.iter_lines(chunk_size=1):
+            if line == b"data: [DONE]":
+                done = True
+            elif line.startswith(b"data: "):
+                content = json.loads(line[6:])["choices"][0]["delta"].get("content")
+                if content:
+                    first_s = first_s or time.monotonic() - started_at
+                    tokens += 1
+                    print(content, end="", flush=True)
+    if not done or first_s is None:
+        raise RuntimeError("the stream did not end with [DONE]")
+    took_s = time.monotonic() - started_at
+    print(f"\n\n{tokens} tokens, the first after {first_s * 1000:.0f} ms, the last after {took_s:.1f} s.")
+
+
+def make_picture(url: str) -> bytes:
+    """Generates an image and saves it to a file."""
+    print("\n--- A picture: POST /api/v1/images/generate\n")
+    body = {"prompt": "a lighthouse at dusk", "response_format": "b64_json"}
+    reply = requests.post(f"{url}/api/v1/images/generate", json=body, timeout=60)
+    reply.raise_for_status()
+    picture = base64.b64decode(reply.json()["data"][0]["b64_json"])
+    PICTURE.write_bytes(picture)
+    print(f"Saved {len(picture)} bytes to {PICTURE.resolve()}")
+    return picture
+
+
+def ask_about(url: str, picture: bytes) -> None:
+    """A vision request that asks for a stream is answered whole, and says so in a header."""
+    print("\n--- Looking at it: POST /api/v1/vision/analyze with stream: true\n")
+    body = {
+        "image": {"b64_json": base64.b64encode(picture).decode()},
+        "prompt": "What is in this picture?",
+        "stream": True,
+    }
+    reply = requests.post(f"{url}/api/v1/vision/analyze", json=body, timeout=60)
+    reply.raise_for_status()
+    print(f"X-Stream-Fallback: {reply.headers['X-Stream-Fallback']} (vision comes whole)")
+    print(reply.json()["content"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Fixtures for all tests. Network tests talk to 127.0.0.1 only."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+
+import pytest
+from flask.testing import FlaskClient
+from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, start_gateway
+from support.scripted import ScriptedUpstream, answer_chat
+
+from grokflask import create_app
+from grokflask.config import load_settings
+from grokflask.log import LineFormatter
+
+
+@pytest.fixture
+def upstream() -> Iterator[ScriptedUpstream]:
+    """A scripted upstream that answers chats with a short story until a test says otherwise."""
+    server = ScriptedUpstream(answer_chat)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def make_client(upstream: ScriptedUpstream) -> Callable[..., FlaskClient]:
+    """The app in this process, in front of `upstream`, with one key for alice."""
+
+    def make(**environ: str) -> FlaskClient:
+        defaults = {
+            "XAI_API_KEY": UPSTREAM_KEY,
+            "XAI_API_BASE": upstream.base_url,
+            "GROKFLASK_KEYS": f"alice:{CLIENT_KEY}",
+        }
+        app = create_app(load_settings({**defaults, **environ}, dotenv=None))
+        return app.test_client()
+
+    return make
+
+
+@pytest.fixture
+def client(make_client: Callable[..., FlaskClient]) -> FlaskClient:
+    """`make_client` with its defaults."""
+    return make_client()
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """What this process logs during the test, as lines."""
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(LineFormatter())
+    logging.getLogger().addHandler(handler)
+    yield lines
+    logging.getLogger().removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def shared_upstream() -> Iterator[ScriptedUpstream]:
+    """The upstream of `shared_gateway`."""
+    server = ScriptedUpstream()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def shared_gateway(
+    shared_upstream: ScriptedUpstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GatewayServer]:
+    """Real gunicorn in front of `shared_upstream`, one for the whole session."""
+    server = start_gateway(tmp_path_factory.mktemp("gateway"), shared_upstream)
+    yield server
+    server.stop()
+    assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture
+def gateway(shared_gateway: GatewayServer, shared_upstream: ScriptedUpstream) -> Iterator[GatewayServer]:
+    """Real gunicorn; the test says what upstream does by `shared_upstream.handler`."""
+    shared_upstream.forget()
+    shared_upstream.handler = answer_chat
+    yield shared_gateway
+    shared_upstream.check()
+    shared_upstream.forget()
+
+
+@pytest.fixture(scope="session")
+def sandbox_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
+    """Real gunicorn on the built-in sandbox, as a newcomer starts it, without pauses between events."""
+    env = {
+        "GROKFLASK_SANDBOX_EVENTS_PER_S": "0",
+        "GROKFLASK_FIRST_EVENT_TIMEOUT_S": "3",
+        "GROKFLASK_IDLE_TIMEOUT_S": "3",
+    }
+    server = GatewayServer(tmp_path_factory.mktemp("sandbox"), env)
+    yield server
+    server.stop()
+    assert "Traceback" not in server.log, server.log

@@ -1,0 +1,392 @@
+"""Errors of upstream's and of the gateway's own, in both shapes, before and after the first byte."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from support.processes import CLIENT_KEY, UPSTREAM_KEY
+from support.scripted import Exchange, Handler, ScriptedUpstream, chat_chunk
+
+CHAT = "/api/v1/chat/completions"
+BODY = {"messages": [{"role": "user", "content": "hello"}]}
+AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
+TEAM = "7d1f4cf0-1111-4222-8333-0123456789ab"
+
+SHAPES = ["json", "guide"]
+
+
+def stream(client: FlaskClient, shape: str, headers: dict[str, str] | None = None, **extra: Any) -> Any:
+    accept = {"json": "application/json", "guide": "text/event-stream"}[shape]
+    headers = {**AUTH, "Accept": accept, **(headers or {})}
+    reply = client.post(CHAT, json={**BODY, "stream": True, **extra}, headers=headers)
+    reply.get_data()
+    reply.close()  # as a server does, once all is written
+    return reply
+
+
+def read_error(reply: Any, shape: str) -> str:
+    """The message of an error response, whose shape must be the one asked for."""
+    if shape == "json":
+        assert reply.content_type == "application/json"
+        error = reply.json["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        message: str = error["message"]
+        return message
+    assert reply.content_type == "text/event-stream; charset=utf-8"
+    return read_guide_event(reply.data)
+
+
+def read_guide_event(data: bytes) -> str:
+    assert data.startswith(b"data: ")
+    assert data.endswith(b"\n\n")
+    assert data.count(b"\n") == 2
+    text: str = json.loads(data[6:])["error"]
+    assert text.startswith("API error: ")
+    return text.removeprefix("API error: ")
+
+
+def answering(document: Any, status: int, *headers: str) -> Handler:
+    return lambda exchange: exchange.reply(document, status, *headers)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("document", "status", "message", "code", "kind"),
+    [
+        ({"code": "invalid-argument", "error": "bad thing"}, 400, "bad thing", "invalid-argument", None),
+        ({"error": {"message": "nested", "type": "t", "param": "p", "code": "c"}}, 422, "nested", "c", "t"),
+        ({"error": "only text"}, 404, "only text", "upstream_error", "not_found_error"),
+        (
+            b"<html>Bad gateway</html>",
+            502,
+            "The upstream API answered with status 502.",
+            "upstream_error",
+            None,
+        ),
+        (b"", 500, "The upstream API answered with status 500.", "upstream_error", "server_error"),
+        (
+            {"code": 7, "error": {"detail": "x"}},
+            403,
+            "The upstream API answered with status 403.",
+            None,
+            None,
+        ),
+    ],
+)
+def test_status_errors_keep_their_status(
+    client: FlaskClient,
+    upstream: ScriptedUpstream,
+    shape: str,
+    document: Any,
+    status: int,
+    message: str,
+    code: str | None,
+    kind: str | None,
+) -> None:
+    """Before the first byte upstream's own status, message and code reach the client, in its shape."""
+    upstream.handler = answering(document, status)
+    reply = stream(client, shape)
+    assert reply.status_code == status
+    assert read_error(reply, shape) == message
+    if shape == "json" and code:
+        assert reply.json["error"]["code"] == code
+    if shape == "json" and kind:
+        assert reply.json["error"]["type"] == kind
+
+
+def test_non_streaming_errors_are_always_json(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Without `stream: true` the error is the JSON object, whatever Accept says."""
+    upstream.handler = answering({"code": "c", "error": "no"}, 400)
+    for accept in ("*/*", "text/html", "application/json"):
+        reply = client.post(CHAT, json=BODY, headers={**AUTH, "Accept": accept})
+        assert reply.json["error"]["message"] == "no"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_retry_and_limit_headers_are_kept(
+    client: FlaskClient, upstream: ScriptedUpstream, shape: str
+) -> None:
+    """Retry-After and upstream's rate-limit headers survive; they are upstream's, not ours."""
+    headers = (
+        "Retry-After: 7",
+        "X-RateLimit-Limit: 5",
+        "X-RateLimit-Remaining: 0",
+        "x-ratelimit-limit-tokens: 9",
+    )
+    upstream.handler = answering({"code": "c", "error": "slow down"}, 429, *headers)
+    reply = stream(client, shape)
+    assert reply.status_code == 429
+    assert reply.headers["Retry-After"] == "7"
+    assert reply.headers["X-RateLimit-Limit"] == "5"
+    assert reply.headers["X-RateLimit-Limit-Tokens"] == "9"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ids_and_keys_are_cut_out(client: FlaskClient, upstream: ScriptedUpstream, shape: str) -> None:
+    """The operator's team, key id and key do not reach the client; the rest of the message does."""
+
+    def answer(exchange: Exchange) -> None:
+        bearer = exchange.headers["authorization"]
+        exchange.reply(
+            {"code": f"x {TEAM}", "error": f"Model gone for team {TEAM}, key xa***89, sent {bearer}"}, 404
+        )
+
+    upstream.handler = answer
+    reply = stream(client, shape)
+    message = read_error(reply, shape)
+    assert message.startswith("Model gone for team [redacted], key [redacted]")
+    for secret in (TEAM, UPSTREAM_KEY, "xa***89"):
+        assert secret not in reply.text
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_auth_error_of_a_stream_has_its_shape(client: FlaskClient, shape: str) -> None:
+    """A wrong key on a streaming request: 401, in the shape the client reads."""
+    reply = stream(client, shape, {"Authorization": "Bearer nobody"})
+    assert reply.status_code == 401
+    assert "Invalid API key" in read_error(reply, shape)
+
+
+def test_curl_gets_the_guides_shape(client: FlaskClient) -> None:
+    """curl sends Accept: */* and `stream: true` in the body: that is a streaming request."""
+    reply = client.post(CHAT, json={**BODY, "stream": True}, headers={"Accept": "*/*"})
+    assert reply.status_code == 401
+    assert "No API key" in read_guide_event(reply.data)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bad_request_of_a_stream_has_its_shape(client: FlaskClient, shape: str) -> None:
+    """A bad field on a streaming request: 400, in the shape the client reads."""
+    reply = stream(client, shape, stream_options=3)
+    assert reply.status_code == 400
+    assert "stream_options" in read_error(reply, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_json_instead_of_a_stream_is_an_error(
+    client: FlaskClient, upstream: ScriptedUpstream, shape: str
+) -> None:
+    """xAI may answer 200 with a JSON error to a streaming request: the client gets an error, no stream."""
+    upstream.handler = answering({"code": "The service is currently unavailable", "error": "later"}, 200)
+    reply = stream(client, shape)
+    assert reply.status_code == 502
+    assert read_error(reply, shape) == "later"
+
+
+def test_json_error_with_status_200_on_a_plain_request(
+    client: FlaskClient, upstream: ScriptedUpstream
+) -> None:
+    """The same on a request that does not stream."""
+    upstream.handler = answering({"code": "unavailable", "error": "later"}, 200)
+    reply = client.post(CHAT, json=BODY, headers=AUTH)
+    assert (reply.status_code, reply.json["error"]["message"]) == (502, "later")
+
+
+def test_html_with_status_200(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A page instead of an answer is an error; its HTML stays here."""
+    upstream.handler = lambda exchange: exchange.reply(
+        b"<html>maintenance</html>", 200, "Content-Type: text/html"
+    )
+    for extra in ({}, {"stream": True}):
+        reply = client.post(CHAT, json={**BODY, **extra}, headers={**AUTH, "Accept": "application/json"})
+        assert (reply.status_code, reply.json["error"]["code"]) == (502, "upstream_protocol_error")
+        assert "maintenance" not in reply.text
+
+
+def test_redirects_are_not_followed(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A redirect would carry the key elsewhere: it is an error."""
+    upstream.handler = lambda exchange: exchange.reply({}, 307, f"Location: {upstream.base_url}/elsewhere")
+    reply = client.post(CHAT, json=BODY, headers=AUTH)
+    assert reply.status_code == 502
+    assert len(upstream.exchanges) == 1
+
+
+def _events(data: bytes) -> list[bytes]:
+    assert data.endswith(b"\n\n")
+    return data[:-2].split(b"\n\n")
+
+
+def cut_stream(exchange: Exchange) -> None:
+    exchange.start()
+    exchange.event(chat_chunk("Once"))
+
+
+def truncate(exchange: Exchange) -> None:
+    cut_stream(exchange)
+    exchange.end()
+
+
+def truncate_after_finish(exchange: Exchange) -> None:
+    cut_stream(exchange)
+    exchange.event(chat_chunk("", choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]))
+    exchange.end()
+
+
+def close_by_fin(exchange: Exchange) -> None:
+    cut_stream(exchange)
+    exchange.close()
+
+
+def close_by_rst(exchange: Exchange) -> None:
+    cut_stream(exchange)
+    exchange.reset()
+
+
+def break_chunking(exchange: Exchange) -> None:
+    cut_stream(exchange)
+    exchange.send(b"zz\r\n")
+
+
+def report_flat(exchange: Exchange) -> None:
+    cut_stream(exchange)
+    exchange.event({"code": "internal", "error": f"lost team {TEAM}\n\ndata: [DONE]"})
+    exchange.event("[DONE]")
+    exchange.end()
+
+
+def report_nested(exchange: Exchange) -> None:
+    cut_stream(exchange)
+    exchange.event({"error": {"message": "lost", "type": "server_error", "code": "internal"}})
+    exchange.end()
+
+
+def report_by_name(exchange: Exchange) -> None:
+    cut_stream(exchange)
+    exchange.chunk(b'event: error\ndata: {"message": "lost"}\n\n')
+    exchange.end()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("handler", "message", "outcome"),
+    [
+        (truncate, "ended the stream before it was complete", "truncated"),
+        (truncate_after_finish, "ended the stream before it was complete", "truncated"),
+        (close_by_fin, "connection to the upstream API broke", "truncated"),
+        (close_by_rst, "connection to the upstream API broke", "truncated"),
+        (break_chunking, "malformed size", "upstream_error"),
+        (report_flat, "lost team [redacted]\n\ndata: [DONE]", "upstream_error"),
+        (report_nested, "lost", "upstream_error"),
+        (report_by_name, "lost", "upstream_error"),
+    ],
+)
+def test_a_broken_stream_says_so(
+    client: FlaskClient,
+    upstream: ScriptedUpstream,
+    logged: io.StringIO,
+    shape: str,
+    handler: Handler,
+    message: str,
+    outcome: str,
+) -> None:
+    """What came is delivered, then one error event in the client's shape, and no [DONE]."""
+    upstream.handler = handler
+    reply = stream(client, shape)
+    assert reply.status_code == 200
+    events = _events(reply.data)
+    assert json.loads(events[0][6:])["choices"][0]["delta"]["content"] == "Once"
+    assert b"data: [DONE]" not in events
+    error = json.loads(events[-1].removeprefix(b"data: "))["error"]
+    text = error["message"] if shape == "json" else error
+    assert message in text
+    assert TEAM not in reply.text
+    if shape == "json":
+        assert set(error) == {"message", "type", "param", "code"}
+    assert f"outcome={outcome}" in logged.getvalue()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_silence_before_the_answer(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream, shape: str
+) -> None:
+    """No headers within the first-event timeout: 504, in the client's shape."""
+
+    def answer(exchange: Exchange) -> None:
+        assert exchange.wait_until_left()
+
+    upstream.handler = answer
+    reply = stream(make_client(GROKFLASK_FIRST_EVENT_TIMEOUT_S="0.2"), shape)
+    assert reply.status_code == 504
+    assert "silent" in read_error(reply, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_silence_before_the_first_event(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream, shape: str
+) -> None:
+    """Headers and comments, but no event: comments do not push the deadline away."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.chunk(b": still thinking\n\n")
+        assert exchange.wait_until_left()
+
+    upstream.handler = answer
+    reply = stream(make_client(GROKFLASK_FIRST_EVENT_TIMEOUT_S="0.3"), shape)
+    assert reply.status_code == 200
+    (event,) = _events(reply.data)
+    assert "sent nothing for 0.3 s" in event.decode()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_silence_between_events(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream, shape: str
+) -> None:
+    """A stream that stalls ends with an error event once the idle timeout is over."""
+
+    def answer(exchange: Exchange) -> None:
+        cut_stream(exchange)
+        assert exchange.wait_until_left()
+
+    upstream.handler = answer
+    reply = stream(make_client(GROKFLASK_IDLE_TIMEOUT_S="0.2"), shape)
+    assert "sent nothing more for 0.2 s" in _events(reply.data)[-1].decode()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_upstream_unreachable(make_client: Callable[..., FlaskClient], shape: str) -> None:
+    """Nobody listens: 502."""
+    reply = stream(make_client(XAI_API_BASE="http://127.0.0.1:9/v1"), shape)
+    assert reply.status_code == 502
+    assert "cannot be reached" in read_error(reply, shape)
+
+
+def test_closed_without_an_answer(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A fresh connection that dies without an answer is not tried again: the work may have been done."""
+    upstream.handler = Exchange.close
+    reply = client.post(CHAT, json=BODY, headers=AUTH)
+    assert reply.status_code == 502
+    assert len(upstream.exchanges) == 1
+
+
+def test_one_retry_on_a_connection_that_had_died(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A kept connection that dies before a byte of the answer is replaced once, unseen by the client."""
+    assert stream(client, "json").data.endswith(b"[DONE]\n\n")
+    answer = upstream.handler
+    assert answer is not None
+
+    def die_once(exchange: Exchange) -> None:
+        upstream.handler = answer
+        exchange.reset()
+
+    upstream.handler = die_once
+    assert stream(client, "json").data.endswith(b"[DONE]\n\n")
+    assert len(upstream.exchanges) == 3
+    assert upstream.connections == 2
+
+
+def test_connections_are_kept(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Streams, replies and errors all leave their connection fit for the next request."""
+    good = upstream.handler
+    for number in range(6):
+        upstream.handler = answering({"error": "no"}, 400) if number == 3 else good
+        reply = client.post(CHAT, json={**BODY, "stream": number % 2 == 0}, headers=AUTH)
+        assert reply.data
+        reply.close()
+    assert len(upstream.exchanges) == 6
+    assert upstream.connections == 1

@@ -1,0 +1,395 @@
+"""What a client may send and what comes back, by Flask's test client over a scripted upstream."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from support.processes import CLIENT_KEY, UPSTREAM_KEY
+from support.scripted import Exchange, ScriptedUpstream, chat_chunk, reply_story
+
+AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
+JSON_ACCEPT = {"Accept": "application/json"}
+CHAT = "/api/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "hello"}]
+IMAGE_PART = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
+
+
+def ask(client: FlaskClient, path: str = CHAT, headers: dict[str, str] | None = None, **body: Any) -> Any:
+    reply = client.post(path, json=body, headers={**AUTH, **(headers or {})})
+    reply.get_data()
+    reply.close()  # as a server does, once all is written
+    return reply
+
+
+@pytest.mark.parametrize("prefix", ["/api/v1", "/v1"])
+def test_both_prefixes_serve_chat(client: FlaskClient, prefix: str) -> None:
+    """The same routes stand under /api/v1 and /v1."""
+    reply = ask(client, f"{prefix}/chat/completions", messages=MESSAGES)
+    assert reply.status_code == 200
+    assert reply.json["choices"][0]["message"]["content"] == "Once upon"
+
+
+def test_whole_reply_is_byte_for_byte(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A JSON answer is not re-encoded: odd spacing, escapes and big numbers survive."""
+    body = b'{ "id":"x",  "big": 123456789012345678901234567890, "f": 1.10, "s":"\\u00e9", "choices":[{}] }\n'
+    upstream.handler = lambda exchange: exchange.reply(body)
+    reply = ask(client, messages=MESSAGES)
+    assert reply.data == body
+    assert reply.content_type == "application/json"
+
+
+def test_stream_headers(client: FlaskClient) -> None:
+    """A stream is marked so that no proxy stores, packs or buffers it."""
+    reply = ask(client, messages=MESSAGES, stream=True)
+    assert reply.headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert reply.headers["Cache-Control"] == "no-cache, no-transform"
+    assert reply.headers["X-Accel-Buffering"] == "no"
+    assert "Content-Length" not in reply.headers
+    assert reply.data.endswith(b"data: [DONE]\n\n")
+
+
+def test_usage_is_asked_for_and_withheld(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Upstream is asked for usage; a client that did not ask never sees the event without choices."""
+    reply = ask(client, messages=MESSAGES, stream=True)
+    assert upstream.exchanges[0].document["stream_options"] == {"include_usage": True}
+    assert b'"choices": []' not in reply.data
+    assert reply.data.count(b"data: ") == 4
+
+
+def test_usage_is_passed_on_when_asked_for(client: FlaskClient) -> None:
+    """`stream_options.include_usage: true` brings the usage-only event."""
+    reply = ask(client, messages=MESSAGES, stream=True, stream_options={"include_usage": True})
+    assert b'"choices": []' in reply.data
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "not_found"),
+        ("GET", "/api/v1", 404, "not_found"),
+        ("POST", "/api/v1/chat/completions/", 404, "not_found"),
+        ("POST", "/api//v1/chat/completions", 404, "not_found"),
+        ("POST", "/api/v1/audio/speech", 404, "not_found"),
+        ("GET", "/api/v1/models/a/b", 404, "not_found"),
+        ("GET", "/api/v1/models/%2e%2e", 404, "not_found"),
+        ("GET", "/api/v1/chat/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("POST", "/health", 405, "method_not_allowed"),
+    ],
+)
+def test_what_does_not_exist(client: FlaskClient, method: str, path: str, status: int, code: str) -> None:
+    """Paths and methods outside the table get JSON errors, never HTML or a redirect."""
+    reply = client.open(path, method=method, headers=AUTH)
+    assert (reply.status_code, reply.json["error"]["code"]) == (status, code)
+    if status == 405:
+        assert reply.headers["Allow"]
+    assert reply.headers["X-Request-ID"]
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type", "status", "param"),
+    [
+        (b"{not json", "application/json", 400, None),
+        (b"", "application/json", 400, None),
+        (b"[1]", "application/json", 400, None),
+        (b'{"messages": NaN}', "application/json", 400, None),
+        (b"{}", "application/json", 400, "messages"),
+        (b'{"messages": []}', "application/json", 400, "messages"),
+        (b'{"messages": "hi"}', "application/json", 400, "messages"),
+        (b'{"messages": [{}], "stream": "yes"}', "application/json", 400, "stream"),
+        (b'{"messages": [{}], "model": 7}', "application/json", 400, "model"),
+        (
+            b'{"messages": [{}], "stream": true, "stream_options": 1}',
+            "application/json",
+            400,
+            "stream_options",
+        ),
+        (b'{"messages": [{}]}', "text/plain", 415, None),
+        (b'{"messages": [{}]}', "application/x-www-form-urlencoded", 415, None),
+        (b'{"messages":' + b"[" * 100_000, "application/json", 400, None),
+    ],
+)
+def test_bad_bodies(
+    client: FlaskClient,
+    upstream: ScriptedUpstream,
+    body: bytes,
+    media_type: str,
+    status: int,
+    param: str | None,
+) -> None:
+    """A bad body is refused with the parameter's name, and costs nothing upstream."""
+    reply = client.post(CHAT, data=body, content_type=media_type, headers={**AUTH, **JSON_ACCEPT})
+    assert reply.status_code == status
+    assert reply.json["error"]["param"] == param
+    assert reply.json["error"]["message"]
+    assert upstream.exchanges == []
+
+
+def test_body_limit_by_length(make_client: Callable[..., FlaskClient]) -> None:
+    """A body whose stated length passes the limit is refused."""
+    client = make_client(GROKFLASK_MAX_BODY_BYTES="2000")
+    reply = ask(client, messages=[{"role": "user", "content": "x" * 3000}])
+    assert (reply.status_code, reply.json["error"]["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer wrong-key", f"Basic {CLIENT_KEY}", CLIENT_KEY]
+)
+def test_keys_are_required(
+    client: FlaskClient, upstream: ScriptedUpstream, authorization: str | None
+) -> None:
+    """Without a known key: 401 with WWW-Authenticate, and upstream hears nothing."""
+    headers = {} if authorization is None else {"Authorization": authorization}
+    reply = client.post(CHAT, json={"messages": MESSAGES}, headers=headers)
+    assert (reply.status_code, reply.json["error"]["code"]) == (401, "invalid_api_key")
+    assert reply.headers["WWW-Authenticate"] == "Bearer"
+    assert upstream.exchanges == []
+
+
+def test_clients_key_stays_here(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Upstream gets the server's key; the client's own headers stay behind, but for the one allowed."""
+    headers = {
+        "X-Grok-Conv-Id": "conv-1",
+        "Cookie": "session=1",
+        "X-Forwarded-For": "6.6.6.6",
+        "X-Custom": CLIENT_KEY,
+        "Accept-Encoding": "gzip",
+        "User-Agent": "tester",
+    }
+    ask(client, headers=headers, messages=MESSAGES)
+    got = upstream.exchanges[0].headers
+    assert got["authorization"] == f"Bearer {UPSTREAM_KEY}"
+    assert got["x-grok-conv-id"] == "conv-1"
+    assert got["accept-encoding"] == "identity"
+    assert not {"cookie", "x-forwarded-for", "x-custom"} & set(got)
+    assert "tester" not in got["user-agent"]
+    assert CLIENT_KEY not in json.dumps(got)
+
+
+def test_passthrough_sends_the_clients_key(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream
+) -> None:
+    """In passthrough mode each client pays with its own xAI key."""
+    client = make_client(XAI_API_KEY="", GROKFLASK_KEYS="", GROKFLASK_AUTH="passthrough")
+    reply = client.post(CHAT, json={"messages": MESSAGES}, headers={"Authorization": "Bearer xai-mine"})
+    assert reply.status_code == 200
+    assert upstream.exchanges[0].headers["authorization"] == "Bearer xai-mine"
+
+
+def test_open_mode_needs_no_key(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
+    """In open mode anybody may call, and a bearer that is sent is ignored."""
+    client = make_client(GROKFLASK_KEYS="", GROKFLASK_AUTH="open")
+    assert client.post(CHAT, json={"messages": MESSAGES}).status_code == 200
+    assert upstream.exchanges[0].headers["authorization"] == f"Bearer {UPSTREAM_KEY}"
+
+
+def test_response_headers_by_allow_list(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Upstream's cookies, CORS and proxy headers do not reach the client; its request id does, renamed."""
+    headers = (
+        "Set-Cookie: __cf_bm=1",
+        "CF-Ray: 1",
+        "Access-Control-Allow-Origin: *",
+        "X-Request-Id: up-1",
+        "Server: x",
+    )
+    upstream.handler = lambda exchange: exchange.reply({"choices": [{}]}, 200, *headers)
+    reply = ask(client, messages=MESSAGES)
+    assert not {"Set-Cookie", "CF-Ray", "Access-Control-Allow-Origin", "Server"} & set(reply.headers.keys())
+    assert reply.headers["X-Upstream-Request-ID"] == "up-1"
+    assert reply.headers["X-Request-ID"] != "up-1"
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"), [("abc-123_x.y:z", True), ("", False), ("a" * 129, False), ("a b", False), ("é", False)]
+)
+def test_request_id(client: FlaskClient, sent: str, kept: bool) -> None:
+    """A sane X-Request-ID of the client's is kept; anything else is replaced."""
+    reply = ask(client, headers={"X-Request-ID": sent.encode("utf-8").decode("latin-1")}, messages=MESSAGES)
+    assert (reply.headers["X-Request-ID"] == sent) is kept
+    assert reply.headers["X-Request-ID"]
+
+
+def test_default_models(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A request that names no model gets the default of its kind."""
+    upstream.handler = reply_story
+    ask(client, messages=MESSAGES)
+    ask(client, messages=[{"role": "user", "content": [IMAGE_PART]}])
+    ask(client, "/api/v1/images/generate", prompt="a cat")
+    ask(client, "/api/v1/vision/analyze", image={"url": "https://example.org/cat.png"})
+    models = [exchange.document["model"] for exchange in upstream.exchanges]
+    assert models == ["grok-4.3", "grok-4.3", "grok-imagine-image", "grok-4.3"]
+
+
+def test_dropped_parameters_are_named(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """What xAI refuses is dropped and named; what nobody knows passes."""
+    reply = ask(
+        client,
+        model="grok-4.3",
+        messages=MESSAGES,
+        tools=[],
+        tool_choice="auto",
+        frequency_penalty=0,
+        unknown={"a": 1},
+    )
+    assert reply.headers["X-Params-Dropped"] == "tools, tool_choice, frequency_penalty"
+    assert set(upstream.exchanges[0].document) == {"model", "messages", "unknown"}
+
+
+def test_dropping_can_be_turned_off(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream
+) -> None:
+    """With GROKFLASK_DROP_PARAMS=false everything goes upstream as it came."""
+    reply = ask(make_client(GROKFLASK_DROP_PARAMS="false"), messages=MESSAGES, frequency_penalty=0)
+    assert "X-Params-Dropped" not in reply.headers
+    assert upstream.exchanges[0].document["frequency_penalty"] == 0
+
+
+def test_vision_in_chat_falls_back(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Image parts with `stream: true` are answered whole; messages and parameters survive."""
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [IMAGE_PART]}]
+    reply = ask(
+        client,
+        headers={"Accept": "text/event-stream"},
+        messages=messages,
+        stream=True,
+        stream_options={"include_usage": True},
+        temperature=0.5,
+        seed=7,
+    )
+    assert reply.headers["X-Stream-Fallback"] == "vision"
+    assert reply.content_type == "application/json"
+    assert reply.json["object"] == "chat.completion"
+    sent = upstream.exchanges[0].document
+    assert sent["stream"] is False
+    assert sent["messages"] == messages
+    assert (sent["temperature"], sent["seed"]) == (0.5, 7)
+    assert "stream_options" not in sent
+
+
+def test_vision_error_is_json_even_for_a_streaming_client(
+    client: FlaskClient, upstream: ScriptedUpstream
+) -> None:
+    """A vision request does not stream, so its error is the JSON object, with the fallback named."""
+    upstream.handler = lambda exchange: exchange.reply({"code": "x", "error": "no"}, 400)
+    reply = ask(
+        client,
+        headers={"Accept": "text/event-stream"},
+        messages=[{"role": "user", "content": [IMAGE_PART]}],
+        stream=True,
+    )
+    assert (reply.status_code, reply.json["error"]["message"]) == (400, "no")
+    assert reply.headers["X-Stream-Fallback"] == "vision"
+
+
+def test_text_parts_do_stream(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A content array of text alone is no vision."""
+    parts = [{"type": "text", "text": "what is an image_url?"}]
+    reply = ask(client, messages=[{"role": "user", "content": parts}], stream=True)
+    assert "X-Stream-Fallback" not in reply.headers
+    assert reply.data.endswith(b"[DONE]\n\n")
+
+
+def test_vision_can_stream_when_told_to(make_client: Callable[..., FlaskClient]) -> None:
+    """GROKFLASK_VISION_STREAM=stream relays chat with images as a stream."""
+    client = make_client(GROKFLASK_VISION_STREAM="stream")
+    reply = ask(client, messages=[{"role": "user", "content": [IMAGE_PART]}], stream=True)
+    assert reply.data.endswith(b"[DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_vision_route(client: FlaskClient, upstream: ScriptedUpstream, stream: bool) -> None:
+    """/vision/analyze answers {model, created, content, usage}, whole in any case."""
+    upstream.handler = reply_story
+    reply = ask(
+        client,
+        "/api/v1/vision/analyze",
+        image={"url": "https://example.org/cat.png"},
+        prompt="What is it?",
+        detail="high",
+        max_tokens=9,
+        stream=stream,
+    )
+    assert set(reply.json) == {"model", "created", "content", "usage"}
+    assert reply.json["content"] == "Once upon"
+    assert ("X-Stream-Fallback" in reply.headers) is stream
+    sent = upstream.exchanges[0].document
+    image, text = sent["messages"][0]["content"]
+    assert image["image_url"] == {"url": "https://example.org/cat.png", "detail": "high"}
+    assert text["text"] == "What is it?"
+    assert sent["max_tokens"] == 9
+
+
+def test_images_route_never_streams(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Both names of the image route reach upstream's one, without `stream`."""
+    upstream.handler = lambda exchange: exchange.reply({"data": [{"url": "https://example.org/1.png"}]})
+    for path in ("/api/v1/images/generate", "/api/v1/images/generations"):
+        reply = ask(client, path, prompt="a cat", stream=True)
+        assert reply.json["data"]
+        assert reply.headers["X-Stream-Fallback"] == "images"
+    assert [exchange.path for exchange in upstream.exchanges] == ["/v1/images/generations"] * 2
+    assert "stream" not in upstream.exchanges[0].document
+
+
+def test_models(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """The lists are relayed as they come."""
+    upstream.handler = lambda exchange: exchange.reply({"object": "list", "data": []})
+    assert client.get("/api/v1/models", headers=AUTH).json == {"object": "list", "data": []}
+    client.get("/v1/models/grok-4.3", headers=AUTH)
+    assert [(exchange.method, exchange.path) for exchange in upstream.exchanges] == [
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/grok-4.3"),
+    ]
+    assert "content-type" not in upstream.exchanges[0].headers
+
+
+def test_sandbox_is_named(make_client: Callable[..., FlaskClient]) -> None:
+    """Answers of the sandbox say so in a header; it needs no key."""
+    client = make_client(
+        XAI_API_KEY="", XAI_API_BASE="", GROKFLASK_KEYS="", GROKFLASK_SANDBOX_EVENTS_PER_S="0"
+    )
+    reply = client.post(CHAT, json={"messages": MESSAGES})
+    assert reply.headers["X-Grokflask-Upstream"] == "sandbox"
+    assert reply.json["choices"][0]["message"]["content"]
+
+
+def test_health_and_readiness(client: FlaskClient) -> None:
+    """Both answer without a key."""
+    assert client.get("/health").json == {"status": "ok"}
+    ready = client.get("/ready")
+    assert (ready.status_code, ready.json["status"]) == (200, "ready")
+    assert ready.json["rate_limits"]["store"] == "memory"
+
+
+def test_bug_in_the_gateway_is_a_json_500(client: FlaskClient, logged: io.StringIO) -> None:
+    """An unexpected exception is logged with the request id and told in general words."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the details")
+
+    client.application.extensions["gateway"].open = fail
+    reply = ask(client, messages=MESSAGES)
+    assert (reply.status_code, reply.json["error"]["code"]) == (500, "internal_error")
+    assert "the details" not in reply.text
+    assert reply.headers["X-Request-ID"] in logged.getvalue()
+    assert "the details" in logged.getvalue()
+
+
+def test_a_body_is_not_kept_alive_by_its_stream(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """An event's chunk survives untouched however unusual its JSON is."""
+    odd = b'{"choices":[{"delta":{"content":"\\u0065 \xc3\xa9 \\"error\\" [DONE]"}}],  "x":1e400}'
+
+    def answer(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.event(odd)
+        exchange.event(chat_chunk("end"))
+        exchange.event("[DONE]")
+        exchange.end()
+
+    upstream.handler = answer
+    reply = ask(client, messages=MESSAGES, stream=True)
+    assert b"data: " + odd + b"\n\n" in reply.data

