@@ -328,10 +328,16 @@ def _take_buffered(reader: Any, sock: Any) -> bytes:
 
 
 def _visible_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The allow-list: when to retry, and the limits' state. Cookies, cf-* and CORS headers stay here."""
+    """The allow-list: when to retry, and the limits' state. Cookies, cf-* and CORS headers stay here.
+
+    A value with anything but visible ASCII is left out: the server would refuse the whole response, and
+    drop it without closing its stream.
+    """
     visible = {}
     for name, value in headers.items():
         name = name.lower()
+        if not (value.isascii() and value.isprintable()):
+            continue
         if name in _RESPONSE_HEADERS or name.startswith("x-ratelimit-"):
             visible[name] = value
         elif name == "x-request-id":

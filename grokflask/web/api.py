@@ -48,6 +48,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
             model_id=model_id,
             wants_json=wants_json(),
         )
+        g.opened = True  # from here on the exchange has a log line of its own
         answer = gateway.open(g.api_key, asked)
         # A stream may run for an hour and must not keep a body of megabytes alive so long.
         g.pop("body", None)

@@ -60,7 +60,7 @@ def _finish_response(response: Response) -> Response:
             limits.add_headers(response)
             if current_app.extensions["upstream_name"] == "sandbox":
                 response.headers["X-Grokflask-Upstream"] = "sandbox"
-            if response.status_code >= 400 and "api_key" not in g:
+            if "opened" not in g:
                 _log_refusal(route.name, response.status_code)
     except Exception:
         _log.exception("a header could not be set")
@@ -69,5 +69,13 @@ def _finish_response(response: Response) -> Response:
 
 def _log_refusal(route: str, status: int) -> None:
     """The line of a request that was turned away before it became an exchange."""
-    fields = {"request_id": g.request_id, "route": route, "status": status, "code": g.get("error_code")}
+    key: ApiKey | None = g.get("api_key")
+    fields = {
+        "request_id": g.request_id,
+        "key": key.name if key else None,
+        "route": route,
+        "status": status,
+        "outcome": "refused",
+        "code": g.get("error_code"),
+    }
     _log.info("refused", extra={"fields": fields})

@@ -204,6 +204,45 @@ def test_response_headers_by_allow_list(client: FlaskClient, upstream: ScriptedU
     assert reply.headers["X-Request-ID"] != "up-1"
 
 
+def test_odd_upstream_headers_are_left_out(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A header value that the server would choke on is dropped, not the whole response."""
+    upstream.handler = lambda exchange: exchange.reply(
+        {"choices": [{}]}, 200, "Retry-After: 1\x01", "X-RateLimit-A: \xe9"
+    )
+    reply = ask(client, messages=MESSAGES)
+    assert reply.status_code == 200
+    assert "Retry-After" not in reply.headers
+    assert "X-RateLimit-A" not in reply.headers
+
+
+def test_refusals_are_logged(client: FlaskClient, logged: io.StringIO) -> None:
+    """A request that never became an exchange has one line as well, with its code."""
+    client.post(CHAT, json={"messages": MESSAGES}, headers={"X-Request-ID": "r-401"})
+    client.post(CHAT, data="x", headers={**AUTH, "X-Request-ID": "r-415"})
+    lines = [line for line in logged.getvalue().splitlines() if "msg=refused" in line]
+    assert ["request_id=r-401" in lines[0], "code=invalid_api_key" in lines[0]] == [True, True]
+    assert ["key=alice" in lines[1], "code=unsupported_media_type" in lines[1]] == [True, True]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(("hops", "statuses"), [("0", [200, 429, 429]), ("1", [200, 429, 200])])
+def test_proxies_are_believed_as_told(
+    make_client: Callable[..., FlaskClient], hops: str, statuses: list[int]
+) -> None:
+    """X-Forwarded-For counts only from as many proxies as are trusted, from the right."""
+    client = make_client(
+        GROKFLASK_KEYS="",
+        GROKFLASK_AUTH="open",
+        GROKFLASK_RATE_LIMIT="1/hour",
+        GROKFLASK_TRUSTED_PROXIES=hops,
+    )
+    seen = [
+        client.post(CHAT, json={"messages": MESSAGES}, headers={"X-Forwarded-For": chain}).status_code
+        for chain in ("6.6.6.6, 10.0.0.1", "7.7.7.7, 10.0.0.1", "6.6.6.6, 10.0.0.2")
+    ]
+    assert seen == statuses
+
+
 @pytest.mark.parametrize(
     ("sent", "kept"), [("abc-123_x.y:z", True), ("", False), ("a" * 129, False), ("a b", False), ("é", False)]
 )
