@@ -12,7 +12,7 @@ import os
 
 from dotenv import load_dotenv
 
-load_dotenv(".env")
+load_dotenv(".env", interpolate=False)
 
 
 def _number(name: str, default: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from dotenv import dotenv_values
 
@@ -185,8 +185,8 @@ class Settings:
 
     @property
     def uses_sandbox(self) -> bool:
-        """Neither a key nor a base URL is set: upstream is the built-in sandbox."""
-        return self.xai_api_key is None and self.xai_api_base is None
+        """Neither a key nor a base URL is set, and clients bring none: upstream is the built-in sandbox."""
+        return self.xai_api_key is None and self.xai_api_base is None and self.auth != "passthrough"
 
     @property
     def auth_mode(self) -> Literal["keys", "passthrough", "open"]:
@@ -202,10 +202,11 @@ class Settings:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """Every text that must never be seen outside."""
-        texts = [secret for _, secret in self.keys]
-        texts += [text for text in (self.xai_api_key, _password(self.redis_url)) if text]
-        return tuple(texts)
+        """Every text that must never be seen outside, the longest first: one may begin with another."""
+        texts = {secret for _, secret in self.keys} | _list_passwords(self.redis_url)
+        if self.xai_api_key:
+            texts.add(self.xai_api_key)
+        return tuple(sorted(texts, key=len, reverse=True))
 
     def find_contradictions(self) -> list[str]:
         """Settings that are right one by one and wrong together."""
@@ -227,16 +228,21 @@ class Settings:
         return problems
 
 
-def _password(url: str | None) -> str | None:
-    return urlsplit(url).password if url else None
+def _list_passwords(url: str | None) -> set[str]:
+    """The password in a Redis URL, as it is written and as it is meant."""
+    if url is None:
+        return set()
+    parts = urlsplit(url)
+    written = {parts.password or "", *parse_qs(parts.query).get("password", [])}
+    return {text for each in written if each for text in (each, unquote(each))}
 
 
 def load_settings(environ: Mapping[str, str] | None = None, *, dotenv: str | None = ".env") -> Settings:
     """The settings of this process: `environ` (default: the real one) over the file `dotenv`.
 
-    An empty value counts as not set. Raises ConfigError with every problem at once.
+    An empty value counts as not set, and hides the one in the file. Raises ConfigError with all problems.
     """
-    from_file = dotenv_values(dotenv) if dotenv and os.path.isfile(dotenv) else {}
+    from_file = dotenv_values(dotenv, interpolate=False) if dotenv and os.path.isfile(dotenv) else {}
     texts = {**from_file, **(os.environ if environ is None else environ)}
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -247,10 +253,14 @@ def load_settings(environ: Mapping[str, str] | None = None, *, dotenv: str | Non
         try:
             values[item.name] = item.metadata["parse"](text)
         except ValueError as error:
-            shown = "" if not item.repr else f" (it is {text!r})"
+            shown = "" if not item.repr or "@" in text else f" (it is {text!r})"
             problems.append(f"{item.metadata['env']} {error}{shown}")
     settings = Settings(**values)
-    problems += settings.find_contradictions()
+    # What is malformed is not contradictory on top.
+    malformed = [problem.split(" ", 1)[0] for problem in problems]
+    problems += [
+        text for text in settings.find_contradictions() if not any(name in text for name in malformed)
+    ]
     if problems:
         raise ConfigError(problems)
     return settings

@@ -158,32 +158,41 @@ class InflateFraming:
 
     def __init__(self, inner: Framing) -> None:
         self._inner = inner
+        self._error: UpstreamProtocolError | None = None
         self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by its header
 
     @property
     def ended(self) -> bool:
-        """As the framing below."""
-        return self._inner.ended
+        """As the framing below, once the packed data are complete as well."""
+        return self._inner.ended and self._inflate.eof
 
     @property
     def error(self) -> UpstreamProtocolError | None:
-        """As the framing below."""
-        return self._inner.error
+        """As the framing below, or that the packed data are cut off."""
+        return self._error or self._inner.error
 
     def feed(self, data: bytes) -> bytes:
         """The unpacked bytes."""
         packed = self._inner.feed(data)
         try:
             body = self._inflate.decompress(packed, self.MAX_BURST_BYTES)
+            while self._inflate.eof and self._inflate.unused_data and len(body) < self.MAX_BURST_BYTES:
+                packed = self._inflate.unused_data  # the next member (RFC 1952, section 2.2)
+                self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+                body += self._inflate.decompress(packed, self.MAX_BURST_BYTES - len(body))
         except zlib.error as error:
             raise UpstreamProtocolError("The upstream API sent a damaged compressed body.") from error
+        if self._inner.ended and not self._inflate.eof:
+            self._error = UpstreamProtocolError("The upstream API sent a compressed body that is cut off.")
         if self._inflate.unconsumed_tail:
             raise UpstreamProtocolError("The upstream API sent a compressed body that unpacks too far.")
         return body
 
     def feed_eof(self) -> None:
-        """As the framing below."""
+        """As the framing below; and the packed data must have come to their own end."""
         self._inner.feed_eof()
+        if not self._inflate.eof:
+            raise StreamBrokenError
 
 
 def choose_framing(*, chunked: bool, length: int | None, encoding: str | None) -> Framing:

@@ -20,7 +20,7 @@ from grokflask.relay import Relay, RelayOptions
 from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
 from grokflask.upstream import UpstreamClient, UpstreamStream
 from grokflask.upstream_errors import parse_error
-from grokflask.usage import Chunk, Settlement, read_chunk
+from grokflask.usage import Settlement, read_chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +107,18 @@ class Gateway:
             body = stream.read_all(self._settings.idle_timeout_s)
         if not stream.media_type.endswith("json"):
             raise UpstreamProtocolError
-        chunk = read_chunk(body) or Chunk()
+        chunk = read_chunk(body)
+        if chunk is None:
+            raise UpstreamProtocolError
+        entry.usage, entry.model_served = chunk.read_usage(), chunk.read_model()
         if chunk.has_error and not chunk.has_choices:  # xAI reports some failures with status 200
             raise parse_error(body, headers=stream.headers, secrets=key.secrets)
         if request.route.name == "vision":
             body = vision.read_analysis(body)
-        settlement = Settlement(
-            Outcome.COMPLETE,
-            usage=chunk.read_usage(),
-            model_served=chunk.read_model(),
-            bytes_out=len(body),
+        settled = Settlement(
+            Outcome.COMPLETE, usage=entry.usage, model_served=entry.model_served, bytes_out=len(body)
         )
-        entry.settle(settlement, status=stream.status)
+        entry.settle(settled, status=stream.status)
         return body
 
 

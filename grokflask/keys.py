@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from grokflask.config import Settings
 from grokflask.errors import AuthenticationError
 
-_BEARER = re.compile(r"[Bb]earer +([\x21-\x7e]{1,512}) *")
+_BEARER = re.compile(r"(?i:bearer) +([\x21-\x7e]{1,512}) *")
 
 
 @dataclass(frozen=True, slots=True)

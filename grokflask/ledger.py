@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from grokflask.errors import GrokflaskError
-from grokflask.usage import Settlement
+from grokflask.usage import Settlement, Usage
 
 _log = logging.getLogger("grokflask.exchange")
 
@@ -25,6 +25,7 @@ class LedgerEntry:
         started_at: monotonic seconds, when the request came.
         status: of the response that the client got, 0 while it is open.
         code: the error's, when it ended in one.
+        usage: of a whole reply, as soon as it is known: an error behind it does not undo what was paid.
     """
 
     request_id: str
@@ -38,6 +39,8 @@ class LedgerEntry:
     settlement: Settlement | None = None
     duration_s: float = 0.0
     upstream_request_id: str | None = None
+    usage: Usage | None = None
+    model_served: str | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
     def settle(self, settlement: Settlement, status: int) -> None:
@@ -52,8 +55,10 @@ class LedgerEntry:
 
     def refuse(self, error: GrokflaskError) -> None:
         """Settles an exchange that ended in `error` before a byte of its answer."""
-        self.code = error.code
-        self.settle(Settlement(outcome=error.outcome), error.status)
+        if self.settlement is None:
+            self.code = error.code
+        settled = Settlement(outcome=error.outcome, usage=self.usage, model_served=self.model_served)
+        self.settle(settled, error.status)
 
     def _list_fields(self) -> dict[str, object]:
         assert self.settlement is not None

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 
+MIN_SECRET_CHARS = 6
 _PLAIN = re.compile(r"[A-Za-z0-9._:/@+%,-]+")
 
 
@@ -49,7 +50,10 @@ class RedactingFormatter(logging.Formatter):
         """The inner formatter's line, each secret replaced."""
         line = self._inner.format(record)
         for secret in self._secrets:
-            line = line.replace(secret, "[redacted]")
+            if len(secret) < MIN_SECRET_CHARS:
+                continue  # a shorter one is a word of everyday text
+            for spelling in (secret, json.dumps(secret)[1:-1]):
+                line = line.replace(spelling, "[redacted]")
         return line
 
 
@@ -79,4 +83,4 @@ def _quote(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=not text.isprintable())

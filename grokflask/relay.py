@@ -8,12 +8,14 @@ when all is over by `on_settle`, which runs exactly once, after the last byte ha
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from grokflask.errors import (
     Outcome,
+    StreamBrokenError,
     StreamTruncatedError,
     UpstreamError,
     UpstreamTimeoutError,
@@ -25,6 +27,8 @@ from grokflask.upstream_errors import parse_error
 from grokflask.usage import Settlement, Usage, read_chunk
 
 DONE = b"[DONE]"
+
+_log = logging.getLogger("grokflask.relay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,9 @@ class Relay:
                     model_served=self._model_served,
                     events=self._events,
                     bytes_out=self._bytes_out,
-                    ttft_s=None if self._first_event_at is None else self._first_event_at - self._started_at,
+                    ttft_s=self._first_event_at - self._started_at
+                    if self._events and self._first_event_at is not None
+                    else None,
                 )
             )
 
@@ -123,11 +129,17 @@ class Relay:
             self._exhausted = not self._closed
             return b""
         out = b""
+        if self._first_event_at is not None:  # the wait begins now, not while the client was taking its time
+            self._deadline = self._clock() + self._options.idle_timeout_s
         try:
             while not out:
                 out = self._take(self._read_events())
         except UpstreamError as error:
             out = self._fail(error)
+        except Exception:
+            # A fault of our own ends the stream as honestly as one of upstream's.
+            _log.exception("the relay failed")
+            out = self._fail(StreamBrokenError("The gateway failed inside the answer; it is incomplete."))
         self._bytes_out += len(out)
         return out
 
@@ -181,12 +193,10 @@ class Relay:
         """Upstream reports a failure inside the stream: an error object, or an event of that name."""
         named = isinstance(event, NamedEvent) and event.name == b"error"
         if not named:
-            if b'"error"' not in event:
-                return False
-            chunk = read_chunk(event)
+            chunk = read_chunk(event) if b'"error"' in event else None
             if chunk is None or not chunk.has_error:
                 return False
-        self._error = parse_error(event, secrets=self._options.secrets)
+        self._error = parse_error(event, secrets=self._options.secrets, in_stream=True)
         return True
 
     def _is_wanted(self, event: bytes) -> bool:

@@ -73,7 +73,8 @@ def url(*schemes: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         try:
             parts = urlsplit(text)
-            usable = parts.scheme in schemes and bool(parts.netloc or parts.scheme == "unix")
+            usable = parts.scheme in schemes and bool(parts.hostname or parts.scheme == "unix")
+            usable = usable and not re.search(r"\s", text)
             _ = parts.port
         except ValueError:
             usable = False
@@ -87,13 +88,13 @@ def url(*schemes: str) -> Callable[[str], str]:
 def read_base_url(text: str) -> str:
     """A base URL to put paths behind; a slash at its end is taken off."""
     parts = urlsplit(url("http", "https")(text))
-    if parts.query or parts.fragment or parts.username:
+    if "?" in text or "#" in text or "@" in parts.netloc:
         raise ValueError("expects a plain base URL, without credentials, query or fragment")
     return text.rstrip("/")
 
 
 _RATE = re.compile(
-    r"\d{1,12}\s*(/|\s+per\s+)\s*(\d+\s*)?(second|minute|hour|day|month|year)s?", re.IGNORECASE
+    r"\d{1,12}\s*(/|\s+per\s+)\s*(\d+\s*)?(second|minute|hour|day|month|year)s?", re.IGNORECASE | re.ASCII
 )
 
 
@@ -113,7 +114,7 @@ def read_keys(text: str) -> tuple[tuple[str, str], ...]:
             raise ValueError(f"entry {number} is not name:secret (a name has letters, digits, . _ -)")
         if len(secret) < MIN_SECRET_CHARS or not re.fullmatch(r"[\x21-\x7e]+", secret):
             raise ValueError(
-                f"the secret of {name!r} needs {MIN_SECRET_CHARS} or more visible ASCII characters"
+                f"the secret of entry {number} needs {MIN_SECRET_CHARS} or more visible ASCII characters"
             )
         keys.append((name, secret))
     if len({name for name, _ in keys}) < len(keys):

@@ -125,6 +125,8 @@ def read_fields(body: bytes) -> Fields:
     if not body.strip():
         raise InvalidRequestError("The request has no body; it takes a JSON object.")
     try:
+        if not body.isascii():
+            body.decode()  # below the top level nobody here would notice
         return _DECODER.decode(body)
     except msgspec.ValidationError:
         raise InvalidRequestError("The body is JSON, but not an object.") from None
@@ -136,7 +138,7 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
     messages = fields.get("messages")
     if messages is None:
         raise InvalidRequestError("'messages' is missing.", param="messages")
-    if not _head(messages).startswith(b"[") or _is_empty(messages):
+    if bytes(memoryview(messages)[:1]) != b"[" or _is_empty(messages):
         raise InvalidRequestError("'messages' must be a list with at least one message.", param="messages")
     has_image = vision.has_image_part(messages)
     model = _default_model(
@@ -147,10 +149,11 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
     dropped = _drop_refused(fields, model) if settings.drop_params else ()
     if not stream or fallback:
         # `stream_options` beside `stream: false` is refused upstream.
-        if fields.pop("stream_options", None) is not None and not fallback:
-            dropped += ("stream_options",)
         if fallback:
             fields["stream"] = _FALSE
+            fields.pop("stream_options", None)
+        elif settings.drop_params and fields.pop("stream_options", None) is not None:
+            dropped += ("stream_options",)
         return _Shaped(fallback=fallback, dropped=dropped)
     fields["stream"] = _TRUE
     return _Shaped(stream=True, wants_usage=_ask_for_usage(fields), dropped=dropped)
@@ -162,7 +165,10 @@ def _shape_vision(fields: Fields, settings: Settings) -> _Shaped:
     fields.pop("stream", None)
     fields.pop("stream_options", None)
     fields["messages"] = vision.build_messages(
-        image=fields.pop("image", None), prompt=fields.pop("prompt", None), detail=fields.pop("detail", None)
+        image=fields.pop("image", None),
+        prompt=fields.pop("prompt", None),
+        detail=fields.pop("detail", None),
+        before=fields.get("messages"),
     )
     dropped = _drop_refused(fields, model) if settings.drop_params else ()
     return _Shaped(fallback=fallback, dropped=dropped)
@@ -196,14 +202,14 @@ def _default_model(fields: Fields, default: str) -> str:
 def _read_text(fields: Fields, name: str) -> str | None:
     try:
         return msgspec.json.decode(fields.get(name, b"null"), type=str | None)
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise InvalidRequestError(f"{name!r} must be a string.", param=name) from None
 
 
 def _read_flag(fields: Fields, name: str) -> bool:
     try:
         return bool(msgspec.json.decode(fields.get(name, b"null"), type=bool | None))
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise InvalidRequestError(f"{name!r} must be true or false.", param=name) from None
 
 
@@ -211,7 +217,7 @@ def _ask_for_usage(fields: Fields) -> bool:
     """Sets `stream_options.include_usage`, keeps its other fields; tells whether the client had set it."""
     try:
         options = msgspec.json.decode(fields.get("stream_options", b"null"), type=Fields | None) or {}
-    except msgspec.DecodeError:
+    except MALFORMED:
         raise InvalidRequestError("'stream_options' must be an object.", param="stream_options") from None
     asked = _read_flag(options, "include_usage")
     options["include_usage"] = _TRUE
@@ -231,7 +237,7 @@ def _drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
         refused += ["tools", "tool_choice", "parallel_tool_calls"]
     if model.startswith("grok-") and not model.startswith(("grok-1", "grok-2", "grok-beta", "grok-vision")):
         refused += ["presence_penalty", "frequency_penalty", "logit_bias"]
-        if "non-reasoning" not in model and model not in ("grok-3", "grok-3-fast"):
+        if "non-reasoning" not in model and not (model.startswith("grok-3") and "mini" not in model):
             refused.append("stop")
     dropped = tuple(name for name in refused if name in fields)
     for name in dropped:
@@ -240,8 +246,6 @@ def _drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
 
 
 def _is_empty(raw: msgspec.Raw | None) -> bool:
-    return raw is None or _head(raw).translate(None, b" \t\r\n") in (b"null", b"[]")
-
-
-def _head(raw: msgspec.Raw) -> bytes:
-    return bytes(memoryview(raw)[:64])
+    return raw is None or (
+        memoryview(raw).nbytes < 4096 and bytes(raw).translate(None, b" \t\r\n") in (b"null", b"[]")
+    )

@@ -79,7 +79,7 @@ class EventDecoder:
         """
         block = b"".join(self._pieces)
         self._pieces.clear()
-        if not block.endswith(b"\n") and block not in (b"data: [DONE]", b"data:[DONE]"):
+        if block.rpartition(b"\n")[2] not in (b"", b"data: [DONE]", b"data:[DONE]"):
             return []
         event = _parse_block(block)
         return [event] if event else []
@@ -117,9 +117,11 @@ def _parse_blocks(blocks: list[bytes]) -> list[bytes]:
     for block in blocks:
         # What nearly every event looks like: one line, one space.
         if block.startswith(b"data: ") and b"\n" not in block:
-            events.append(block[6:])
-        elif (event := _parse_block(block)) is not None:
-            events.append(event)
+            event = block[6:]
+            if event and not event.isspace():
+                events.append(event)
+        elif (parsed := _parse_block(block)) is not None:
+            events.append(parsed)
     return events
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -167,10 +168,12 @@ class UpstreamStream:
 
         It can be called again after None. Raises StreamBrokenError and UpstreamProtocolError.
         """
+        deadline = time.monotonic() + timeout_s
+        left_s = timeout_s
         while not self._framing.ended:
             if self._framing.error:
                 raise self._framing.error
-            data = self._buffered or self._receive(timeout_s)
+            data = self._buffered or self._receive(left_s)
             self._buffered = b""
             if data is None:
                 return None
@@ -180,6 +183,7 @@ class UpstreamStream:
             body = self._framing.feed(data)
             if body:
                 return body
+            left_s = max(deadline - time.monotonic(), 0.001)  # framing alone does not buy more time
         return b""
 
     def read_all(self, timeout_s: float, max_bytes: int = MAX_REPLY_BYTES) -> bytes:
@@ -197,8 +201,9 @@ class UpstreamStream:
 
     def finish(self) -> None:
         """The answer is known to be complete: waits a moment for its framing to end, then closes."""
+        deadline = time.monotonic() + LINGER_S
         try:
-            while not self._closed and self.read(LINGER_S):
+            while not self._closed and (left_s := deadline - time.monotonic()) > 0 and self.read(left_s):
                 pass
         except UpstreamError:
             pass  # all that was wanted has come; the connection is not used again

@@ -8,6 +8,7 @@ key itself: `clean_message` cuts them out before a client sees them.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,17 +17,17 @@ import msgspec
 from grokflask.errors import MALFORMED, UpstreamStatusError
 
 MAX_MESSAGE_CHARS = 2000
+MIN_SECRET_CHARS = 6
 
 _SECRETS = re.compile(
     # A team or key id, wherever it stands.
-    r"\b[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}\b"
+    r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|\b[0-9a-fA-F]{32}\b"
     # A key, whole or masked as xAI quotes it back: two characters, stars, two characters.
-    r"|\bxai-[A-Za-z0-9_-]{4,}"
+    r"|(?<![A-Za-z])xai-[A-Za-z0-9_-]{4,}"
     r"|\bsk-[A-Za-z0-9_-]{8,}"
     r"|[A-Za-z0-9_-]{0,8}\*{3,}[A-Za-z0-9_-]{0,8}"
-    # What follows "Bearer", quoted back from a header.
-    r"|(?<=[Bb]earer )[^\s\"']+"
 )
+_BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"']+")  # quoted back from a header
 
 
 def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:
@@ -34,11 +35,18 @@ def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:
 
     `secrets` are cut out verbatim, whatever they look like.
     """
+    message = message[: 8 * MAX_MESSAGE_CHARS]
     for secret in secrets:
-        message = message.replace(secret, "[redacted]")
+        if len(secret) >= MIN_SECRET_CHARS:  # a shorter one is a word of everyday text
+            message = message.replace(secret, "[redacted]")
     message = _SECRETS.sub("[redacted]", message)
-    message = "".join(char if char.isprintable() or char == "\n" else " " for char in message)
+    message = _BEARER.sub(r"\1[redacted]", message)
+    message = "".join(" " if _is_control(char) else char for char in message)
     return message[:MAX_MESSAGE_CHARS]
+
+
+def _is_control(char: str) -> bool:
+    return char != "\n" and unicodedata.category(char) in ("Cc", "Zl", "Zp")
 
 
 def parse_error(
@@ -47,15 +55,19 @@ def parse_error(
     status: int = 502,
     headers: Mapping[str, str] | None = None,
     secrets: tuple[str, ...] = (),
+    in_stream: bool = False,
 ) -> UpstreamStatusError:
-    """The error that `body` tells of; a body that is no error object gives one that names the status."""
+    """The error that `body` tells of; a body that is no error object gives one that names the status.
+
+    With `in_stream`, `body` is an event's data, whose plain text is the message.
+    """
     try:
         document = msgspec.json.decode(body)
     except MALFORMED:
         document = None
     message, code, kind, param = _read(document) if isinstance(document, dict) else (None, None, None, None)
     return UpstreamStatusError(
-        clean_message(message or f"The upstream API answered with status {status}.", secrets),
+        clean_message(message or _describe(body, document, in_stream, status), secrets),
         status=status,
         code=_clean(code, secrets),
         kind=_clean(kind, secrets),
@@ -82,6 +94,15 @@ def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None,
         _text(fields.get("type")) if fields is not document else None,
         _text(fields.get("param")),
     )
+
+
+def _describe(body: bytes, document: object, in_stream: bool, status: int) -> str:
+    """What to say when there is no message."""
+    if not in_stream:
+        return f"The upstream API answered with status {status}."
+    if document is None and body.strip():
+        return body.decode(errors="replace")
+    return "The upstream API reported an error."
 
 
 def _text(value: object) -> str | None:

@@ -78,8 +78,8 @@ class Chunk(msgspec.Struct):
 
     @property
     def has_error(self) -> bool:
-        """Its `error` is there and not null."""
-        return bytes(self.error) != b"null"
+        """Its `error` is there and tells of something."""
+        return bytes(self.error) not in (b"null", b"false", b'""', b"{}")
 
     @property
     def has_usage(self) -> bool:
@@ -96,7 +96,7 @@ class Chunk(msgspec.Struct):
     def read_usage(self) -> Usage | None:
         """The usage it states, or None; a usage of another shape counts as none."""
         try:
-            wire = msgspec.json.decode(self.usage, type=_WireUsage | None)
+            wire = msgspec.json.decode(self.usage, type=_WireUsage | None, strict=False)
         except MALFORMED:
             return None
         if wire is None:

@@ -30,6 +30,7 @@ class _Part(msgspec.Struct):
 class _Image(msgspec.Struct):
     url: str | None = None
     b64_json: str | None = None
+    detail: str | None = None
 
 
 class _Reply(msgspec.Struct):
@@ -48,7 +49,7 @@ class _Reply(msgspec.Struct):
 def has_image_part(messages: msgspec.Raw) -> bool:
     """A message's content has a part of type `image_url` (or `input_image`, as some clients name it).
 
-    Raises InvalidRequestError when the messages are no list of objects.
+    Messages of another shape have none; what is wrong with them is for upstream to say.
     """
     # Nearly every chat has no picture, and its messages may be long: look before parsing. An escaped
     # spelling of the type (a "u0069mage_url") has its backslash.
@@ -56,23 +57,37 @@ def has_image_part(messages: msgspec.Raw) -> bool:
     if b"image" not in raw and b"\\u" not in raw:
         return False
     try:
-        for message in msgspec.json.decode(raw, type=list[_Message]):
-            content = bytes(message.content)
-            if content.startswith(b"["):
-                parts = msgspec.json.decode(content, type=list[_Part])
-                if any(part.type in ("image_url", "input_image") for part in parts):
-                    return True
-    except MALFORMED as error:
-        raise InvalidRequestError(f"'messages' is malformed: {error}.", param="messages") from None
-    return False
+        messages_read = msgspec.json.decode(raw, type=list[_Message])
+    except MALFORMED:
+        return False
+    return any(_is_image(part) for message in messages_read for part in _read_parts(message.content))
+
+
+def _read_parts(content: msgspec.Raw) -> list[msgspec.Raw]:
+    try:
+        return msgspec.json.decode(content, type=list[msgspec.Raw])
+    except MALFORMED:
+        return []  # text, the usual case
+
+
+def _is_image(part: msgspec.Raw) -> bool:
+    try:
+        return msgspec.json.decode(part, type=_Part).type in ("image_url", "input_image")
+    except MALFORMED:
+        return False
 
 
 def build_messages(
-    *, image: msgspec.Raw | None, prompt: msgspec.Raw | None, detail: msgspec.Raw | None
+    *,
+    image: msgspec.Raw | None,
+    prompt: msgspec.Raw | None,
+    detail: msgspec.Raw | None,
+    before: msgspec.Raw | None = None,
 ) -> msgspec.Raw:
-    """The messages of a chat that asks `prompt` about `image`, as xAI takes them."""
-    picture: dict[str, Any] = {"url": _image_url(image)}
-    level = _read(detail, str | None, "detail", "a string")
+    """The messages of a chat that asks `prompt` about `image`, as xAI takes them; `before` come first."""
+    given = _read_image(image)
+    picture: dict[str, Any] = {"url": _image_url(given)}
+    level = _read(detail, str | None, "detail", "a string") or given.detail
     if level is not None:
         picture["detail"] = level
     text = _read(prompt, str | None, "prompt", "a string")
@@ -80,13 +95,18 @@ def build_messages(
         {"type": "image_url", "image_url": picture},
         {"type": "text", "text": text or DEFAULT_PROMPT},
     ]
-    return msgspec.Raw(msgspec.json.encode([{"role": "user", "content": content}]))
+    messages = _read(before, list[msgspec.Raw] | None, "messages", "a list") or []
+    return msgspec.Raw(msgspec.json.encode([*messages, {"role": "user", "content": content}]))
 
 
-def _image_url(raw: msgspec.Raw | None) -> str:
+def _read_image(raw: msgspec.Raw | None) -> _Image:
     image: _Image | None = _read(raw, _Image | None, "image", "an object with 'url' or 'b64_json'")
     if image is None:
         raise InvalidRequestError('\'image\' is missing: send {"url"} or {"b64_json"}.', param="image")
+    return image
+
+
+def _image_url(image: _Image) -> str:
     if (image.url is None) == (image.b64_json is None):
         raise InvalidRequestError("'image' takes exactly one of 'url' and 'b64_json'.", param="image")
     if image.b64_json is not None:

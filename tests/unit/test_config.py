@@ -1,0 +1,365 @@
+"""Settings: how each is read, what is refused, and that no secret gets out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grokflask.config import (
+    XAI_API_BASE,
+    Settings,
+    find_unknown,
+    load_settings,
+    render_docs,
+)
+from grokflask.errors import ConfigError
+
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+SECRET = "xai-hunter2-secret"
+
+
+def load(**environ: str) -> Settings:
+    return load_settings(environ, dotenv=None)
+
+
+def refuse(**environ: str) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(**environ)
+    return caught.value
+
+
+GOOD: list[tuple[str, str, str, Any]] = [
+    ("XAI_API_KEY", "xai_api_key", "xai-abc", "xai-abc"),
+    ("XAI_API_BASE", "xai_api_base", "https://us.api.x.ai/v1/", "https://us.api.x.ai/v1"),
+    ("XAI_API_BASE", "xai_api_base", "http://127.0.0.1:9000/v1", "http://127.0.0.1:9000/v1"),
+    ("XAI_API_BASE", "xai_api_base", "http://[::1]:9000", "http://[::1]:9000"),
+    ("PORT", "port", "1", 1),
+    ("PORT", "port", "65535", 65535),
+    ("PORT", "port", " 8080 ", 8080),
+    ("WEB_CONCURRENCY", "workers", "1", 1),
+    ("REDIS_URL", "redis_url", "redis://localhost:6379/0", "redis://localhost:6379/0"),
+    ("REDIS_URL", "redis_url", "rediss://:pw@host", "rediss://:pw@host"),
+    ("REDIS_URL", "redis_url", "unix:///run/redis.sock", "unix:///run/redis.sock"),
+    ("GROKFLASK_AUTH", "auth", "keys", "keys"),
+    ("GROKFLASK_AUTH", "auth", "passthrough", "passthrough"),
+    ("GROKFLASK_AUTH", "auth", "open", "open"),
+    ("GROKFLASK_KEYS", "keys", "alice:secret-a1", (("alice", "secret-a1"),)),
+    (
+        "GROKFLASK_KEYS",
+        "keys",
+        "alice:secret-a1, b.o_b-2:se:cret=b ",
+        (("alice", "secret-a1"), ("b.o_b-2", "se:cret=b")),
+    ),
+    ("GROKFLASK_RATE_LIMIT", "rate_limit", "5/second;1000/day", "5/second;1000/day"),
+    ("GROKFLASK_RATE_LIMIT", "rate_limit", "100 per hour", "100 per hour"),
+    ("GROKFLASK_RATE_LIMIT", "rate_limit", "1/15 minutes", "1/15 minutes"),
+    ("GROKFLASK_CONNECT_TIMEOUT_S", "connect_timeout_s", "0.1", 0.1),
+    ("GROKFLASK_FIRST_EVENT_TIMEOUT_S", "first_event_timeout_s", "7200", 7200.0),
+    ("GROKFLASK_IDLE_TIMEOUT_S", "idle_timeout_s", "2.5", 2.5),
+    ("GROKFLASK_MAX_BODY_BYTES", "max_body_bytes", "1024", 1024),
+    ("GROKFLASK_TRUSTED_PROXIES", "trusted_proxies", "0", 0),
+    ("GROKFLASK_DEFAULT_CHAT_MODEL", "default_chat_model", "grok-9", "grok-9"),
+    ("GROKFLASK_DEFAULT_IMAGE_MODEL", "default_image_model", "x-ai/img:1", "x-ai/img:1"),
+    ("GROKFLASK_DEFAULT_VISION_MODEL", "default_vision_model", "v@2", "v@2"),
+    ("GROKFLASK_VISION_STREAM", "vision_stream", "stream", "stream"),
+    ("GROKFLASK_DROP_PARAMS", "drop_params", "off", False),
+    ("GROKFLASK_DROP_PARAMS", "drop_params", "TRUE", True),
+    ("GROKFLASK_DROP_PARAMS", "drop_params", "0", False),
+    ("GROKFLASK_WORKER_CONNECTIONS", "worker_connections", "10", 10),
+    ("GROKFLASK_KEEPALIVE_S", "keepalive_s", "0", 0),
+    ("GROKFLASK_GRACE_S", "grace_s", "30", 30),
+    ("GROKFLASK_LOG_LEVEL", "log_level", "debug", "debug"),
+    ("GROKFLASK_SANDBOX_EVENTS_PER_S", "sandbox_events_per_s", "0", 0.0),
+]
+
+BAD: list[tuple[str, str]] = [
+    ("XAI_API_KEY", "two words"),
+    ("XAI_API_KEY", "käse"),
+    *[("XAI_API_BASE", url) for url in ("api.x.ai/v1", "ftp://api.x.ai", "https://", "http://h:99999/v1")],
+    *[
+        ("XAI_API_BASE", url)
+        for url in ("http://h:port/v1", "http://[::1", "http://h/v1?a=b", "http://h/v1#a")
+    ],
+    *[("XAI_API_BASE", url) for url in ("http://h/v1?", "http://h/v1#", "http://u:p@h/v1", "http://:p@h/v1")],
+    *[("PORT", number) for number in ("0", "65536", "80.5", "0x50", "8_0", "1e3", "eighty", "-1", "9" * 30)],
+    *[("WEB_CONCURRENCY", number) for number in ("0", "257", "two")],
+    *[("REDIS_URL", url) for url in ("localhost:6379", "http://localhost", "redis://", "redis://h:x")],
+    *[("GROKFLASK_AUTH", mode) for mode in ("none", "Keys", "keys,open")],
+    *[
+        ("GROKFLASK_KEYS", keys)
+        for keys in ("alice", ":secret-a1", "alice:", "alice:short", "al ice:secret-a1")
+    ],
+    *[("GROKFLASK_KEYS", keys) for keys in ("alice:secret a1", "alice:secret-ä1", "-a:secret-a1", ",")],
+    *[("GROKFLASK_KEYS", keys) for keys in ("a:secret-a1,a:secret-a2", "a:secret-a1,b:secret-a1")],
+    ("GROKFLASK_KEYS", "a" * 65 + ":secret-a1"),
+    *[("GROKFLASK_RATE_LIMIT", rate) for rate in ("100", "hour", "100/fortnight", "-1/hour", "1.5/hour")],
+    *[("GROKFLASK_RATE_LIMIT", rate) for rate in ("100/hour;", ";", "100/hour 5/day", "\u0661\u0660/hour")],
+    *[("GROKFLASK_CONNECT_TIMEOUT_S", text) for text in ("0", "121", "5s", "1e1", "inf", "nan", "-1", ".5")],
+    ("GROKFLASK_FIRST_EVENT_TIMEOUT_S", "7201"),
+    ("GROKFLASK_IDLE_TIMEOUT_S", "0"),
+    ("GROKFLASK_MAX_BODY_BYTES", "64MB"),
+    ("GROKFLASK_MAX_BODY_BYTES", "1023"),
+    ("GROKFLASK_TRUSTED_PROXIES", "11"),
+    ("GROKFLASK_TRUSTED_PROXIES", "yes"),
+    ("GROKFLASK_DEFAULT_CHAT_MODEL", "grok 4"),
+    ("GROKFLASK_DEFAULT_IMAGE_MODEL", "/grok"),
+    ("GROKFLASK_DEFAULT_VISION_MODEL", 'g"'),
+    ("GROKFLASK_VISION_STREAM", "true"),
+    ("GROKFLASK_DROP_PARAMS", "maybe"),
+    ("GROKFLASK_WORKER_CONNECTIONS", "0"),
+    ("GROKFLASK_KEEPALIVE_S", "1.5"),
+    ("GROKFLASK_GRACE_S", "0"),
+    ("GROKFLASK_LOG_LEVEL", "trace"),
+    ("GROKFLASK_SANDBOX_EVENTS_PER_S", "fast"),
+]
+
+
+@pytest.mark.parametrize(("env", "name", "text", "value"), GOOD)
+def test_good_values(env: str, name: str, text: str, value: Any) -> None:
+    """Each setting is read from its variable, to its type."""
+    read = getattr(load(**{env: text}), name)
+    assert read == value
+    assert type(read) is type(value)
+
+
+@pytest.mark.parametrize(("env", "text"), BAD)
+def test_bad_values(env: str, text: str) -> None:
+    """A value that cannot work stops the start, and the message names its variable, once."""
+    error = refuse(**{env: text})
+    assert [problem.split()[0] for problem in error.problems] == [env]
+
+
+def test_every_setting_has_a_good_and_a_bad_value_here() -> None:
+    """A new setting comes with its cases."""
+    known = {item.metadata["env"] for item in dataclasses.fields(Settings)}
+    assert {row[0] for row in GOOD} == known
+    assert {row[0] for row in BAD} == known
+
+
+def test_defaults() -> None:
+    """With nothing set, the contract's defaults hold."""
+    settings = load()
+    assert settings == Settings()
+    assert (settings.port, settings.workers, settings.rate_limit) == (8000, 1, "100/hour")
+    timeouts = (settings.connect_timeout_s, settings.first_event_timeout_s, settings.idle_timeout_s)
+    assert timeouts == (5.0, 600.0, 600.0)
+    assert settings.max_body_bytes >= 32 * 2**20
+    assert (settings.trusted_proxies, settings.vision_stream, settings.drop_params) == (0, "fallback", True)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    """Nobody fixes settings one start at a time: wrong and contradictory ones are listed together."""
+    error = refuse(PORT="x", GROKFLASK_LOG_LEVEL="loud", GROKFLASK_AUTH="open", GROKFLASK_KEYS="a:secret-a1")
+    assert [problem.split()[0] for problem in error.problems] == [
+        "PORT",
+        "GROKFLASK_LOG_LEVEL",
+        "GROKFLASK_AUTH",
+    ]
+    for problem in error.problems:
+        assert problem in error.message
+
+
+def test_problem_shows_the_value_and_what_is_expected() -> None:
+    """A message says what was read and what would do."""
+    (problem,) = refuse(PORT="eighty").problems
+    assert "'eighty'" in problem
+    assert "from 1 to 65535" in problem
+
+
+@pytest.mark.parametrize("text", ["", " ", "\t\n"])
+@pytest.mark.parametrize("env", [item.metadata["env"] for item in dataclasses.fields(Settings)])
+def test_empty_value_counts_as_not_set(env: str, text: str) -> None:
+    """`NAME=` in a compose file is the default, not an error."""
+    assert load(**{env: text}) == Settings()
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"XAI_API_KEY": f"{SECRET} with a space"},
+        {"XAI_API_BASE": f"https://user:{SECRET}@api.x.ai/v1"},
+        {"XAI_API_BASE": f"ftp://user:{SECRET}@api.x.ai/v1"},
+        {"REDIS_URL": f"http://:{SECRET}@host"},
+        {"REDIS_URL": f"redis://:{SECRET}@host:port"},
+        {"GROKFLASK_KEYS": SECRET},
+        {"GROKFLASK_KEYS": f"alice:{SECRET} x"},
+        {"GROKFLASK_KEYS": f"alice:{SECRET},{SECRET}"},
+        {"GROKFLASK_KEYS": f"alice:{SECRET},bob:{SECRET}"},
+        {"GROKFLASK_KEYS": f"alice:{SECRET},alice:{SECRET}2"},
+        {"GROKFLASK_KEYS": f"{SECRET}:alice"},
+        {"XAI_API_KEY": SECRET, "GROKFLASK_KEYS": f"alice:{SECRET}"},
+        {"XAI_API_KEY": SECRET, "GROKFLASK_AUTH": "passthrough"},
+        {"REDIS_URL": f"redis://:{SECRET}@host", "PORT": "x"},
+    ],
+)
+def test_no_message_quotes_a_secret(environ: dict[str, str]) -> None:
+    """What stops the start is printed to logs that others read."""
+    error = refuse(**environ)
+    assert SECRET not in error.message
+    assert SECRET not in repr(error)
+
+
+def test_repr_has_no_secret() -> None:
+    """Settings may end up in a log or a traceback."""
+    settings = load(
+        XAI_API_KEY=SECRET, GROKFLASK_KEYS="alice:alices-secret", REDIS_URL="redis://:redis-secret@host"
+    )
+    shown = repr(settings)
+    assert "workers=1" in shown
+    assert not [text for text in (SECRET, "alices-secret", "redis-secret", "alice") if text in shown]
+
+
+def test_secrets_lists_all_of_them() -> None:
+    """Whatever must be cut out of logs is known."""
+    settings = load(
+        XAI_API_KEY=SECRET,
+        GROKFLASK_KEYS="alice:alices-secret,bob:bobs-secret",
+        REDIS_URL="redis://u:redis-secret@h",
+    )
+    assert set(settings.secrets) == {SECRET, "alices-secret", "bobs-secret", "redis-secret"}
+    assert load().secrets == ()
+    assert load(REDIS_URL="redis://localhost").secrets == ()
+
+
+# Contradictions
+
+
+@pytest.mark.parametrize(
+    ("environ", "mentions"),
+    [
+        ({"WEB_CONCURRENCY": "2"}, ("WEB_CONCURRENCY", "REDIS_URL")),
+        ({"GROKFLASK_AUTH": "passthrough", "XAI_API_KEY": "xai-x"}, ("GROKFLASK_AUTH", "XAI_API_KEY")),
+        (
+            {"GROKFLASK_AUTH": "passthrough", "GROKFLASK_KEYS": "a:secret-a1"},
+            ("GROKFLASK_AUTH", "GROKFLASK_KEYS"),
+        ),
+        ({"GROKFLASK_AUTH": "open", "GROKFLASK_KEYS": "a:secret-a1"}, ("GROKFLASK_AUTH", "GROKFLASK_KEYS")),
+        ({"XAI_API_KEY": "xai-abcdef", "GROKFLASK_KEYS": "a:xai-abcdef"}, ("GROKFLASK_KEYS", "XAI_API_KEY")),
+    ],
+)
+def test_contradictions(environ: dict[str, str], mentions: tuple[str, ...]) -> None:
+    """Settings that cannot both be meant stop the start, and the message names them all."""
+    (problem,) = refuse(**environ).problems
+    assert all(name in problem for name in mentions)
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WEB_CONCURRENCY": "2", "REDIS_URL": "redis://localhost"},
+        {"GROKFLASK_AUTH": "passthrough", "XAI_API_BASE": "https://api.x.ai/v1"},
+        {"GROKFLASK_AUTH": "keys"},
+        {"GROKFLASK_AUTH": "keys", "XAI_API_KEY": "xai-x", "GROKFLASK_KEYS": "a:secret-a1"},
+        {"GROKFLASK_AUTH": "open", "XAI_API_KEY": "xai-x"},
+    ],
+)
+def test_settings_that_go_together(environ: dict[str, str]) -> None:
+    """What can be meant starts; `open` with a paid key is allowed when said explicitly."""
+    assert load(**environ).find_contradictions() == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "auth_mode", "uses_sandbox"),
+    [
+        ({}, "open", True),
+        ({"GROKFLASK_KEYS": "a:secret-a1"}, "keys", True),
+        ({"XAI_API_KEY": "xai-x"}, "keys", False),
+        ({"XAI_API_KEY": "xai-x", "GROKFLASK_KEYS": "a:secret-a1"}, "keys", False),
+        ({"XAI_API_BASE": "https://api.x.ai/v1"}, "keys", False),
+        ({"XAI_API_KEY": "xai-x", "GROKFLASK_AUTH": "open"}, "open", False),
+        ({"GROKFLASK_AUTH": "keys"}, "keys", True),
+        ({"XAI_API_BASE": "https://api.x.ai/v1", "GROKFLASK_AUTH": "passthrough"}, "passthrough", False),
+    ],
+)
+def test_auth_mode_and_sandbox(environ: dict[str, str], auth_mode: str, uses_sandbox: bool) -> None:
+    """Where money may be spent, `keys` is the default; only the sandbox is open unasked."""
+    settings = load(**environ)
+    assert (settings.auth_mode, settings.uses_sandbox) == (auth_mode, uses_sandbox)
+
+
+def test_upstream_base() -> None:
+    """xAI, unless another base is set."""
+    assert load(XAI_API_KEY="xai-x").upstream_base == XAI_API_BASE == "https://api.x.ai/v1"
+    assert load(XAI_API_BASE="http://h/v1").upstream_base == "http://h/v1"
+
+
+# Where settings come from
+
+
+def test_dotenv_is_read_and_the_environment_overrides_it(tmp_path: Path) -> None:
+    """A file `.env` is honoured; what the environment says goes before it."""
+    dotenv = tmp_path / ".env"
+    dotenv.write_text(
+        "# comment\nPORT=1111\nGROKFLASK_LOG_LEVEL='debug'\nexport GROKFLASK_GRACE_S=7\nEMPTY\n"
+    )
+    settings = load_settings({"PORT": "2222"}, dotenv=str(dotenv))
+    assert (settings.port, settings.log_level, settings.grace_s) == (2222, "debug", 7)
+    assert load_settings({"PORT": "2222"}, dotenv=None).log_level == "info"
+
+
+def test_dotenv_is_found_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word about it, `.env` here and the process's environment are read."""
+    for item in dataclasses.fields(Settings):
+        monkeypatch.delenv(item.metadata["env"], raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert load_settings() == Settings()
+    (tmp_path / ".env").write_text("PORT=1111\nGROKFLASK_GRACE_S=7\n")
+    monkeypatch.setenv("PORT", "3333")
+    settings = load_settings()
+    assert (settings.port, settings.grace_s) == (3333, 7)
+
+
+def test_problems_in_dotenv_are_problems(tmp_path: Path) -> None:
+    """A wrong value in the file stops the start like one in the environment."""
+    (tmp_path / ".env").write_text("PORT=x\n")
+    with pytest.raises(ConfigError, match="PORT expects"):
+        load_settings({}, dotenv=str(tmp_path / ".env"))
+
+
+@pytest.mark.parametrize("path", ["absent", "."])
+def test_missing_dotenv_is_no_problem(tmp_path: Path, path: str) -> None:
+    """No file, or a directory of that name, is nothing to read."""
+    assert load_settings({}, dotenv=str(tmp_path / path)) == Settings()
+
+
+def test_unknown_names_are_warned_of() -> None:
+    """A mistyped setting would silently do nothing; the one that is meant is named."""
+    environ = {
+        "GROKFLASK_RATE_LIMITS": "1/hour",
+        "GROKFLASK_QQQQQQ": "1",
+        "GROKFLASK_AUTH": "open",
+        "PATH": "/",
+    }
+    other, rate = find_unknown(environ)
+    assert rate.startswith("GROKFLASK_RATE_LIMITS is not a setting")
+    assert "GROKFLASK_RATE_LIMIT meant" in rate
+    assert other.startswith("GROKFLASK_QQQQQQ is not a setting")
+    assert find_unknown({"GROKFLASK_PORT_": SECRET})[0].count(SECRET) == 0
+
+
+def test_settings_cannot_be_changed() -> None:
+    """Settings are one value, read once."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+# The docs
+
+
+def test_docs_name_every_setting() -> None:
+    """The table has a row for each setting, and no secret has a default to show."""
+    docs = render_docs()
+    for item in dataclasses.fields(Settings):
+        (row,) = [line for line in docs.splitlines() if line.startswith(f"| `{item.metadata['env']}` |")]
+        assert row.count("|") == 4
+        assert item.metadata["doc"] in row
+    assert "| `GROKFLASK_DROP_PARAMS` | `true` |" in docs
+    assert "| `GROKFLASK_CONNECT_TIMEOUT_S` | `5` |" in docs
+
+
+def test_docs_page_is_up_to_date() -> None:
+    """docs/settings.md is what `python -m grokflask.config` prints."""
+    assert DOCS.read_text(encoding="utf-8") == render_docs()

@@ -1,0 +1,153 @@
+"""The layers: who may import whom, and who may use which library. Read from the source, nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "grokflask"
+
+LEVELS = {
+    **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "usage"), 0),
+    **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types"), 0),
+    **dict.fromkeys(("upstream", "log"), 1),
+    **dict.fromkeys(("keys", "ledger", "relay"), 2),
+    "gateway": 3,
+    **dict.fromkeys(("web", "web.api", "web.extensions", "web.health", "web.hooks", "web.replies"), 4),
+    **dict.fromkeys(("", "wsgi"), 5),
+}
+"""Every module of the package, "" being the package itself and `wsgi` the file beside it. A lower one never
+imports a higher one. A new module takes its place here."""
+
+APART = [{"keys", "limits", "ledger", "relay"}, {"web.api", "web.health"}]
+"""Modules that never import each other."""
+
+FLASK = {"flask", "werkzeug", "flask_limiter"}
+
+LIBRARIES = {
+    **{module: {"msgspec"} for module in LEVELS if module},
+    "config": {"msgspec", "dotenv"},
+    "upstream": {"msgspec", "requests", "urllib3", "certifi"},
+    **{module: {"msgspec", *FLASK} for module in LEVELS if module.startswith("web")},
+    "web.extensions": {"msgspec", *FLASK, "redis", "limits"},
+    "": FLASK,
+    "wsgi": set(),
+}
+"""Which libraries a module may use, besides the standard one."""
+
+
+def list_modules() -> dict[str, Path]:
+    """All modules by their names below `grokflask`."""
+    modules = {"wsgi": ROOT / "wsgi.py"}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+MODULES = list_modules()
+SANDBOX = sorted(name for name in MODULES if name.split(".")[0] == "sandbox")
+REST = sorted(MODULES.keys() - set(SANDBOX))
+
+
+def read_imports(source: str) -> tuple[set[str], set[str]]:
+    """Our modules and the outside libraries that `source` imports, wherever in it the import stands."""
+    ours: set[str] = set()
+    libraries: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they lead"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, below = name.partition(".")
+            if top == "grokflask":
+                ours.add(find_module(below))
+            elif top not in sys.stdlib_module_names:
+                libraries.add(top)
+    return ours, libraries
+
+
+def find_module(dotted: str) -> str:
+    """The module in `module.name`, which may be that name itself."""
+    while dotted and dotted not in MODULES:
+        dotted = dotted.rpartition(".")[0]
+    return dotted
+
+
+def imports_of(module: str) -> tuple[set[str], set[str]]:
+    return read_imports(MODULES[module].read_text(encoding="utf-8"))
+
+
+def test_every_module_has_a_level() -> None:
+    """What is not in the table does not exist, and what is in it does."""
+    assert set(REST) == LEVELS.keys()
+
+
+@pytest.mark.parametrize("module", REST)
+def test_lower_never_imports_higher(module: str) -> None:
+    """Imports go downwards, or sideways within a level."""
+    ours, _ = imports_of(module)
+    wrong = [name for name in ours - set(SANDBOX) if LEVELS.get(name, 99) > LEVELS.get(module, -1)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", REST)
+def test_some_modules_never_import_each_other(module: str) -> None:
+    """The domain's modules meet in the gateway, and blueprints do not meet."""
+    ours, _ = imports_of(module)
+    for group in APART:
+        if module in group:
+            assert ours & group <= {module}
+
+
+@pytest.mark.parametrize("module", REST)
+def test_libraries(module: str) -> None:
+    """Flask stays at the edge, requests in `upstream`, Redis in `web.extensions`; msgspec may be anywhere."""
+    _, libraries = imports_of(module)
+    assert libraries - LIBRARIES.get(module, set()) == set()
+
+
+@pytest.mark.parametrize("module", REST)
+def test_only_the_assembly_knows_the_sandbox(module: str) -> None:
+    """The gateway is told an address; what answers there is no business of its."""
+    ours, _ = imports_of(module)
+    assert module == "" or not ours & set(SANDBOX)
+
+
+@pytest.mark.parametrize("module", SANDBOX)
+def test_sandbox_stands_alone(module: str) -> None:
+    """The emulator imports the standard library, msgspec and itself, so that it errs on its own."""
+    ours, libraries = imports_of(module)
+    assert ours - set(SANDBOX) == set()
+    assert libraries <= {"msgspec"}
+
+
+def test_the_sandbox_is_looked_at() -> None:
+    """The rule above has modules to hold for."""
+    assert len(SANDBOX) > 5
+
+
+@pytest.mark.parametrize(
+    ("source", "ours", "libraries"),
+    [
+        ("import os, json.decoder", set(), set()),
+        ("from __future__ import annotations", set(), set()),
+        ("import requests.adapters as a", set(), {"requests"}),
+        ("from grokflask.errors import MALFORMED", {"errors"}, set()),
+        ("from grokflask import vision, create_app", {"vision", ""}, set()),
+        ("import grokflask.web.api", {"web.api"}, set()),
+        ("from grokflask.web import api, hooks", {"web.api", "web.hooks"}, set()),
+        ("def f():\n    if x:\n        from flask import g", set(), {"flask"}),
+    ],
+)
+def test_how_imports_are_read(source: str, ours: set[str], libraries: set[str]) -> None:
+    """The reader sees every form of import, at any depth."""
+    assert read_imports(source) == (ours, libraries)

@@ -1,0 +1,599 @@
+"""The relay: upstream's events to the client, usage on the way, and every way in which a stream can end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from grokflask.errors import (
+    Outcome,
+    StreamBrokenError,
+    StreamTruncatedError,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamStatusError,
+    UpstreamTimeoutError,
+)
+from grokflask.relay import Relay, RelayOptions
+from grokflask.usage import Settlement, Usage
+
+DONE = b"data: [DONE]\n\n"
+FIRST_S, IDLE_S = 60.0, 20.0
+
+
+class Clock:
+    """Seconds that pass only when a test, or a fake stream that waits, lets them."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Wait:
+    """Upstream says nothing for so long."""
+
+    seconds: float
+
+
+Step = bytes | Wait | Exception
+
+
+class FakeStream:
+    """Upstream's answer by a script of data, pauses and failures; after the script it has ended."""
+
+    status = 200
+    media_type = "text/event-stream"
+
+    def __init__(self, clock: Clock, steps: Iterable[Step]) -> None:
+        self.headers = {"x-upstream-request-id": "u1"}
+        self.steps = list(steps)
+        self.calls: list[str] = []
+        self._clock = clock
+
+    def read(self, timeout_s: float) -> bytes | None:
+        assert not self.calls, "read after its end"
+        assert timeout_s > 0
+        while self.steps:
+            step = self.steps[0]
+            if isinstance(step, Wait) and step.seconds >= timeout_s:
+                step.seconds -= timeout_s
+                self._clock.now += timeout_s
+                return None
+            self.steps.pop(0)
+            if isinstance(step, Wait):
+                self._clock.now += step.seconds
+                timeout_s -= step.seconds
+            elif isinstance(step, Exception):
+                raise step
+            else:
+                return step
+        return b""
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Exchange:
+    """A relay over a fake stream, and what it told when it was over."""
+
+    def __init__(self, *steps: Step, wants_usage: bool = False, wants_json: bool = False) -> None:
+        self.clock = Clock()
+        self.stream = FakeStream(self.clock, steps)
+        self.settlements: list[Settlement] = []
+        options = RelayOptions(
+            wants_usage=wants_usage,
+            wants_json=wants_json,
+            first_event_timeout_s=FIRST_S,
+            idle_timeout_s=IDLE_S,
+            secrets=("plain-old-secret",),
+        )
+        self.relay = Relay(
+            self.stream,  # type: ignore[arg-type]
+            options,
+            self.settlements.append,
+            started_at=self.clock.now,
+            clock=self.clock,
+        )
+
+    def take(self) -> list[bytes]:
+        """All items, as a server takes them; then the response is closed."""
+        items = list(self.relay)
+        assert self.settlements == []
+        self.relay.close()
+        return items
+
+    @property
+    def settled(self) -> Settlement:
+        """The one settlement. The stream was ended exactly once before it."""
+        (settlement,) = self.settlements
+        assert len(self.stream.calls) == 1
+        return settlement
+
+
+def frame(*events: bytes | dict[str, Any]) -> bytes:
+    """Events as upstream sends them."""
+    datas = (event if isinstance(event, bytes) else json.dumps(event).encode() for event in events)
+    return b"".join(b"data: " + data + b"\n\n" for data in datas)
+
+
+def chunk(text: str = "hi", **fields: Any) -> bytes:
+    delta = {"choices": [{"index": 0, "delta": {"content": text}}]}
+    return json.dumps({"id": "1", "model": "grok-4.3", **delta, **fields}).encode()
+
+
+def usage_only(tokens: int = 3, **fields: Any) -> bytes:
+    usage = {"usage": {"completion_tokens": tokens}}
+    return json.dumps({"model": "grok-4.3-x", "choices": [], **usage, **fields}).encode()
+
+
+def read_error(item: bytes, *, as_json: bool) -> str:
+    """The message of an error event, which must be of the one shape or the other."""
+    assert item.startswith(b"data: ")
+    assert item.endswith(b"\n\n")
+    assert item.count(b"\n") == 2
+    error = json.loads(item[6:])["error"]
+    if as_json:
+        assert set(error) == {"message", "type", "param", "code"}
+        message: str = error["message"]
+        return message
+    assert isinstance(error, str)
+    assert error.startswith("API error: ")
+    return error.removeprefix("API error: ")
+
+
+# Events
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'{"choices":[{"delta":{"content":"Gr\xc3\xbc\xc3\x9fe \\u00e9 \\/ "}}], "x" : 1.50 }',
+        b'{"choices":[{"delta":{"content":"the \\"error\\" of \\"usage\\": [DONE]"}}]}',
+        b'{"choices":[{"delta":{"content":"[DONE]"}}]}',
+        b'{"choices":[{"delta":{"content":"x"},"error":{"message":"nested"}}]}',
+        b'{"choices":[],"error":null}',
+        b'{"choices":[{"delta":{}}],"error":null,"usage":null}',
+        b'{"choices":[]}',
+        b'{"choices":[],"usage":null}',
+        b'{"choices":[{"delta":{}}],"usage":{"completion_tokens":1}}',
+        b'{"choices":[{"delta":{"tool_calls":[{"function":{"arguments":"{\\"error\\":1}"}}]}}]}',
+        b'not json with "usage" and "error" and [DONE]',
+        b'["usage","error"]',
+        b'{"usage":{"completion_tokens":1},"choices":[{}]',
+        b"{}",
+    ],
+)
+def test_event_is_relayed_byte_for_byte(event: bytes) -> None:
+    """What an event holds is the client's, down to its spaces, whatever words are in it."""
+    exchange = Exchange(frame(event), frame(b"[DONE]"))
+    assert exchange.take() == [frame(event), DONE]
+    assert exchange.settled.outcome is Outcome.COMPLETE
+    assert exchange.settled.events == 1
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+def test_framing_is_made_plain(newline: bytes) -> None:
+    """Whatever framing upstream used, the client gets one `data:` line and a blank line."""
+    lines = [
+        b"\xef\xbb\xbf: hello",
+        b"",
+        b"id: 1",
+        b'data:{"a":',
+        b"data: 1}",
+        b"",
+        b"data: [DONE]",
+        b"",
+        b"",
+    ]
+    assert b"".join(Exchange(newline.join(lines)).take()) == b'data: {"a": 1}\n\n' + DONE
+
+
+def test_events_of_one_read_go_out_as_one_item() -> None:
+    """What came together goes out together; what came alone does not wait."""
+    first, second, third = (chunk(text) for text in "abc")
+    exchange = Exchange(frame(first), frame(second, third), frame(b"[DONE]"))
+    assert exchange.take() == [frame(first), frame(second, third), DONE]
+    assert exchange.settled.events == 3
+
+
+def test_event_is_given_out_before_the_next_read() -> None:
+    """An event goes out as soon as it is in: upstream is not asked for more first."""
+    exchange = Exchange(frame(chunk()) + b"data: {", Wait(5), b"}\n\n" + DONE)
+    items = iter(exchange.relay)
+    assert next(items) == frame(chunk())
+    assert exchange.clock.now == 1000
+    assert next(items) == b"data: {}\n\n" + DONE
+    assert exchange.clock.now == 1005
+    exchange.relay.close()
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_events_cut_anywhere(cut: int) -> None:
+    """Where the reads fall changes how events are grouped, never what is sent."""
+    whole = frame(chunk("a"), chunk("b")) + DONE
+    exchange = Exchange(*[whole[at : at + cut] for at in range(0, len(whole), cut)])
+    assert b"".join(exchange.take()) == whole
+
+
+def test_upstreams_headers_can_be_read() -> None:
+    """The response's headers come from the stream that the relay owns."""
+    exchange = Exchange()
+    assert exchange.relay.upstream_headers == {"x-upstream-request-id": "u1"}
+    exchange.relay.close()
+
+
+# Usage
+
+
+@pytest.mark.parametrize("wants_usage", [True, False])
+def test_usage_only_event(wants_usage: bool) -> None:
+    """The usage-only event goes to those who asked; all have it noted."""
+    exchange = Exchange(frame(chunk()), frame(usage_only()), DONE, wants_usage=wants_usage)
+    expected = [frame(chunk()), frame(usage_only()), DONE] if wants_usage else [frame(chunk()), DONE]
+    assert exchange.take() == expected
+    settled = exchange.settled
+    assert settled.usage == Usage(completion_tokens=3)
+    assert settled.model_served == "grok-4.3-x"
+    assert settled.events == (2 if wants_usage else 1)
+    assert settled.bytes_out == sum(len(item) for item in expected)
+
+
+@pytest.mark.parametrize("wants_usage", [True, False])
+def test_usage_only_event_among_others_in_one_read(wants_usage: bool) -> None:
+    """It is taken out of the middle, and nothing else is."""
+    exchange = Exchange(frame(chunk("a"), usage_only(), chunk("b"), b"[DONE]"), wants_usage=wants_usage)
+    kept = [chunk("a"), usage_only(), chunk("b")] if wants_usage else [chunk("a"), chunk("b")]
+    assert exchange.take() == [frame(*kept) + DONE]
+
+
+@pytest.mark.parametrize(
+    ("event", "passes"),
+    [
+        pytest.param(b'{"usage":{"total_tokens":5}}', False, id="choices-missing"),
+        pytest.param(b'{"choices":null,"usage":{"total_tokens":5}}', False, id="choices-null"),
+        pytest.param(b'{"choices": [ ] , "usage":{"total_tokens":5}}', False, id="blank-in-choices"),
+        pytest.param(b'{"choices":[{}],"usage":{"total_tokens":5}}', True, id="choices"),
+    ],
+)
+def test_what_counts_as_usage_only(event: bytes, passes: bool) -> None:
+    """An event is withheld when it has usage and no choice, however that is spelt."""
+    exchange = Exchange(frame(event), DONE)
+    assert exchange.take() == ([frame(event), DONE] if passes else [DONE])
+    assert exchange.settled.usage == Usage(total_tokens=5)
+
+
+def test_usage_on_every_chunk() -> None:
+    """Chunks with choices pass with their usage on; upstream counts up, so the last figures count."""
+    chunks = [chunk(str(number), usage={"completion_tokens": number}) for number in (1, 2, 3)]
+    exchange = Exchange(frame(chunks[0]), frame(*chunks[1:]), DONE)
+    assert exchange.take() == [frame(chunks[0]), frame(*chunks[1:]), DONE]
+    assert exchange.settled.usage == Usage(completion_tokens=3)
+    assert exchange.settled.model_served == "grok-4.3"
+
+
+def test_usage_of_zero_is_a_figure() -> None:
+    """Nothing paid is known to be nothing."""
+    exchange = Exchange(frame(usage_only(0)), DONE)
+    exchange.take()
+    assert exchange.settled.usage == Usage(completion_tokens=0)
+
+
+@pytest.mark.parametrize("later", [b'{"choices":[],"usage":null}', b'{"choices":[],"usage":"soon"}'])
+def test_later_event_without_figures_takes_none_away(later: bytes) -> None:
+    """A null or unreadable usage after a good one leaves it standing."""
+    exchange = Exchange(frame(usage_only(7), later), DONE)
+    exchange.take()
+    assert exchange.settled.usage == Usage(completion_tokens=7)
+    assert exchange.settled.model_served == "grok-4.3-x"
+
+
+def test_no_usage_at_all() -> None:
+    """A stream without figures has None, not zero."""
+    exchange = Exchange(frame(chunk()), DONE)
+    exchange.take()
+    assert (exchange.settled.usage, exchange.settled.model_served) == (None, None)
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([DONE, Wait(10_000)], id="lingers"),
+        pytest.param([DONE + frame(chunk("more"))], id="more-in-the-same-read"),
+        pytest.param([DONE, frame(chunk("more")), DONE], id="more-later"),
+        pytest.param([DONE, StreamBrokenError()], id="breaks-later"),
+        pytest.param([b"data:[DONE]\r\n\r\n"], id="other-framing"),
+        pytest.param([b"data:  [DONE] \n\n"], id="spaces"),
+        pytest.param([b"data: [DONE]\n"], id="no-blank-line"),
+        pytest.param([b"data: [DONE]"], id="no-newline"),
+        pytest.param([b"event: end\ndata: [DONE]\n\n"], id="named"),
+    ],
+)
+def test_done_is_the_end(steps: list[Step]) -> None:
+    """`[DONE]` ends the stream, in the plain spelling, whatever upstream's connection does then."""
+    exchange = Exchange(frame(chunk()), *steps)
+    assert exchange.take() == [frame(chunk()), DONE]
+    assert exchange.clock.now == 1000
+    assert exchange.stream.calls == ["finish"]
+    settled = exchange.settled
+    assert (settled.outcome, settled.error, settled.events) == (Outcome.COMPLETE, None, 1)
+
+
+@pytest.mark.parametrize("wants_json", [True, False])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([], id="nothing"),
+        pytest.param([b""], id="end-at-once"),
+        pytest.param([frame(chunk())], id="after-an-event"),
+        pytest.param([frame(chunk(finish_reason="stop"), usage_only())], id="after-the-usage"),
+        pytest.param(
+            [frame({"choices": [{"delta": {}, "finish_reason": "stop"}]})], id="after-finish-reason"
+        ),
+        pytest.param([frame(chunk()) + b'data: {"choi'], id="inside-an-event"),
+        pytest.param([frame(chunk()) + b"data: [DON"], id="inside-done"),
+        pytest.param([frame(chunk()) + b"data: {}"], id="event-without-newline"),
+        pytest.param([b": comment\n\n"], id="after-a-comment"),
+    ],
+)
+def test_end_without_done_is_an_error(steps: list[Step], wants_json: bool) -> None:
+    """A stream that ends tidily but too early tells the client so, and has no `[DONE]`."""
+    exchange = Exchange(*steps, wants_json=wants_json)
+    items = exchange.take()
+    assert read_error(items[-1], as_json=wants_json) == StreamTruncatedError.default_message
+    assert not [item for item in items[:-1] if b"API error" in item]
+    assert b"[DONE]" not in b"".join(items)
+    assert exchange.stream.calls == ["close"]
+    settled = exchange.settled
+    assert settled.outcome is Outcome.TRUNCATED
+    assert isinstance(settled.error, StreamTruncatedError)
+    assert settled.bytes_out == sum(len(item) for item in items)
+
+
+def test_last_event_without_its_blank_line_is_not_lost() -> None:
+    """An event whose line is complete goes out before the error that follows it."""
+    exchange = Exchange(b"data: {}\n")
+    items = exchange.take()
+    assert items[0] == b"data: {}\n\n"
+    assert len(items) == 2
+    assert exchange.settled.outcome is Outcome.TRUNCATED
+
+
+@pytest.mark.parametrize("wants_json", [True, False])
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (StreamBrokenError(), Outcome.TRUNCATED),
+        (UpstreamProtocolError("a chunk longer than it said"), Outcome.UPSTREAM_ERROR),
+        (UpstreamStatusError("late", status=503), Outcome.UPSTREAM_ERROR),
+    ],
+)
+def test_failure_in_mid_stream(error: UpstreamError, outcome: Outcome, wants_json: bool) -> None:
+    """A connection that breaks ends the stream with an error event, after all that came before."""
+    exchange = Exchange(frame(chunk()), error, wants_json=wants_json)
+    first, last = exchange.take()
+    assert first == frame(chunk())
+    assert read_error(last, as_json=wants_json) == error.message
+    assert (exchange.settled.outcome, exchange.settled.error) == (outcome, error)
+    assert exchange.stream.calls == ["close"]
+
+
+# Silence
+
+
+@pytest.mark.parametrize(
+    ("steps", "items", "ends_after_s", "message"),
+    [
+        pytest.param([Wait(999)], 0, FIRST_S, "sent nothing for 60 s", id="first-event"),
+        pytest.param(
+            [Wait(59), frame(chunk()), Wait(999)], 1, 59 + IDLE_S, "nothing more for 20 s", id="idle"
+        ),
+        pytest.param(
+            [frame(chunk()), Wait(19), frame(chunk()), Wait(19)] * 3 + [Wait(99)], 6, 115, "more", id="rearms"
+        ),
+        pytest.param([Wait(10), b": ka\n\n"] * 9, 0, FIRST_S, "nothing for 60 s", id="comments-at-first"),
+        pytest.param(
+            [frame(chunk()), *[Wait(6), b": ka\n\n"] * 9], 1, IDLE_S, "nothing more for 20 s", id="comments"
+        ),
+        pytest.param(
+            [frame(chunk()), *[Wait(6), b"x"] * 9],
+            1,
+            IDLE_S,
+            "nothing more for 20 s",
+            id="bytes-of-one-event",
+        ),
+    ],
+)
+def test_silence(steps: list[Step], items: int, ends_after_s: float, message: str) -> None:
+    """The first event and the gaps have their deadlines, which only events move: comments do not."""
+    steps = [Wait(step.seconds) if isinstance(step, Wait) else step for step in steps]
+    exchange = Exchange(*steps)
+    taken = exchange.take()
+    assert len(taken) == items + 1
+    assert message in read_error(taken[-1], as_json=False)
+    assert exchange.clock.now - 1000 == pytest.approx(ends_after_s)
+    assert exchange.settled.outcome is Outcome.TIMEOUT
+    assert isinstance(exchange.settled.error, UpstreamTimeoutError)
+    assert exchange.stream.calls == ["close"]
+
+
+def test_pause_just_below_the_deadline() -> None:
+    """A model that thinks for nearly as long as it may is not cut off."""
+    exchange = Exchange(Wait(FIRST_S - 0.01), frame(chunk()), Wait(IDLE_S - 0.01), DONE)
+    assert exchange.take() == [frame(chunk()), DONE]
+    assert exchange.settled.outcome is Outcome.COMPLETE
+
+
+def test_first_deadline_counts_from_the_request() -> None:
+    """Time that went by before the relay was made is part of the wait."""
+    exchange = Exchange(Wait(40), frame(chunk()), DONE)
+    exchange.clock.now += 30
+    (item,) = exchange.take()
+    assert "sent nothing for 60 s" in read_error(item, as_json=False)
+
+
+def test_slow_client_is_not_taken_for_a_silent_upstream() -> None:
+    """A client that takes its time to read must not cost it the events that have come meanwhile."""
+    exchange = Exchange(frame(chunk("a")), frame(chunk("b")), DONE)
+    items = iter(exchange.relay)
+    assert next(items) == frame(chunk("a"))
+    exchange.clock.now += IDLE_S + 1  # the server waits for the client to take the first event
+    assert next(items) == frame(chunk("b"))
+    assert next(items) == DONE
+    exchange.relay.close()
+
+
+# Errors that upstream sends as events
+
+
+@pytest.mark.parametrize("wants_json", [True, False])
+@pytest.mark.parametrize(
+    ("event", "code"),
+    [
+        pytest.param(b'{"code":"unavailable","error":"overloaded"}', "unavailable", id="flat"),
+        pytest.param(b'{"error":{"message":"overloaded","code":"unavailable"}}', "unavailable", id="nested"),
+        pytest.param(b'{"error":"overloaded"}', "upstream_error", id="text-only"),
+        pytest.param(b'{ "error" : "overloaded", "choices": [] }', "upstream_error", id="with-choices"),
+    ],
+)
+def test_error_object(event: bytes, code: str, wants_json: bool) -> None:
+    """Both of upstream's shapes become the client's own, after the events before it and before none."""
+    exchange = Exchange(frame(chunk("a"), chunk("b"), event, chunk("c")) + DONE, wants_json=wants_json)
+    (item,) = exchange.take()
+    assert item.startswith(frame(chunk("a"), chunk("b")))
+    assert read_error(item.removeprefix(frame(chunk("a"), chunk("b"))), as_json=wants_json) == "overloaded"
+    settled = exchange.settled
+    assert settled.outcome is Outcome.UPSTREAM_ERROR
+    assert settled.error is not None
+    assert (settled.error.code, settled.events, settled.bytes_out) == (code, 2, len(item))
+    assert exchange.stream.calls == ["close"]
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (b'event: error\ndata: {"message":"overloaded"}\n\n', "overloaded"),
+        (b'event: error\ndata: {"error":{"message":"overloaded"}}\n\n', "overloaded"),
+        (b'data: {"error":"overloaded"}\nevent: error\n\n', "overloaded"),
+    ],
+)
+def test_event_named_error(event: bytes, message: str) -> None:
+    """An event of that name is an error, whatever its data look like."""
+    exchange = Exchange(frame(chunk()), event, DONE)
+    first, last = exchange.take()
+    assert first == frame(chunk())
+    assert read_error(last, as_json=False) == message
+    assert exchange.settled.outcome is Outcome.UPSTREAM_ERROR
+
+
+def test_event_named_otherwise_is_an_event() -> None:
+    """Other names are not errors; they are not relayed, their data are."""
+    exchange = Exchange(b"event: ping\ndata: {}\n\n" + DONE)
+    assert exchange.take() == [b"data: {}\n\n" + DONE]
+
+
+def test_error_event_does_not_quote_the_key() -> None:
+    """What must not be seen is cut out of a message in mid-stream as well."""
+    team = "7d1f4cf0-1111-4222-8333-0123456789ab"
+    exchange = Exchange(frame({"error": f"key plain-old-secret of team {team}\n\ndata: forged"}))
+    (item,) = exchange.take()
+    message = read_error(item, as_json=False)
+    assert message == "key [redacted] of team [redacted]\n\ndata: forged"
+
+
+# Closing
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_client_that_leaves(taken: int) -> None:
+    """Closing before the first event, or between two, closes upstream and is the client's doing."""
+    exchange = Exchange(frame(chunk("a")), frame(chunk("b"), usage_only(2)), frame(chunk("c")), DONE)
+    items = iter(exchange.relay)
+    sent = [next(items) for _ in range(taken)]
+    exchange.relay.close()
+    exchange.relay.close()
+    assert exchange.stream.calls == ["close"]
+    settled = exchange.settled
+    assert (settled.outcome, settled.error) == (Outcome.CLIENT_ABORT, None)
+    assert (settled.events, settled.bytes_out) == (taken, sum(len(item) for item in sent))
+    assert settled.usage == (Usage(completion_tokens=2) if taken == 2 else None)
+    assert list(items) == []
+    assert len(exchange.settlements) == 1
+
+
+@pytest.mark.parametrize("end", [[DONE], []], ids=["done", "error"])
+def test_client_that_leaves_before_the_last_item_is_written(end: list[Step]) -> None:
+    """An end that was given out but not taken up again may never have reached the client."""
+    exchange = Exchange(frame(chunk()), *end)
+    items = iter(exchange.relay)
+    next(items)
+    next(items)
+    exchange.relay.close()
+    assert exchange.settled.outcome is Outcome.CLIENT_ABORT
+
+
+def test_closing_after_the_end_is_complete() -> None:
+    """When all was taken and written, closing several times settles once, as complete."""
+    exchange = Exchange(frame(chunk()), DONE)
+    exchange.take()
+    exchange.relay.close()
+    assert exchange.settled.outcome is Outcome.COMPLETE
+    assert exchange.stream.calls == ["finish"]
+
+
+def test_iterator_cannot_close_the_relay() -> None:
+    """Whoever iterates has nothing to close: closing is the response's, after the last byte is out."""
+    exchange = Exchange(frame(chunk()), DONE)
+    items: Iterator[bytes] = iter(exchange.relay)
+    assert not hasattr(items, "close")
+    assert list(items) == [frame(chunk()), DONE]
+    assert exchange.settlements == []
+    exchange.relay.close()
+
+
+def test_settled_even_when_closing_fails() -> None:
+    """A stream that cannot be closed does not cost the exchange its settlement."""
+
+    class Unclosable(FakeStream):
+        def close(self) -> None:
+            super().close()
+            raise OSError("gone")
+
+    exchange = Exchange()
+    exchange.relay._stream = stream = Unclosable(exchange.clock, [])  # type: ignore[assignment]
+    with pytest.raises(OSError, match="gone"):
+        exchange.relay.close()
+    exchange.relay.close()
+    assert stream.calls == ["close"]
+    assert len(exchange.settlements) == 1
+
+
+def test_figures_of_a_stream() -> None:
+    """Events, bytes and the time to the first event are what the client saw."""
+    exchange = Exchange(
+        b": hello\n\n", Wait(2), frame(chunk("a")), Wait(3), frame(chunk("b"), chunk("c"), usage_only()), DONE
+    )
+    items = exchange.take()
+    settled = exchange.settled
+    assert settled.ttft_s == 2
+    assert settled.events == 3
+    assert settled.bytes_out == len(b"".join(items)) == len(frame(chunk("a"), chunk("b"), chunk("c")) + DONE)
+
+
+def test_no_event_no_time_to_it() -> None:
+    """A stream that never began has no time to its first event."""
+    exchange = Exchange(Wait(1))
+    exchange.take()
+    assert exchange.settled.ttft_s is None
