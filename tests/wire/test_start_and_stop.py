@@ -42,7 +42,7 @@ def test_wrong_settings_stop_the_start(tmp_path: Path) -> None:
         WEB_CONCURRENCY="3",
     )
     assert done.returncode != 0
-    for word in ("PORT", "XAI_API_KEY", "'alice'", "GROKFLASK_RATE_LIMIT", "WEB_CONCURRENCY is 3"):
+    for word in ("PORT", "XAI_API_KEY", "secret of entry 1", "GROKFLASK_RATE_LIMIT", "WEB_CONCURRENCY is 3"):
         assert word in done.stderr
     assert "has space" not in done.stderr
     assert "short" not in done.stderr.replace("shorter", "")
