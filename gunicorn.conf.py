@@ -9,8 +9,11 @@ from gevent import monkey
 monkey.patch_all()
 
 import os
+import socket
 
+import gevent
 from dotenv import load_dotenv
+from gunicorn.workers.ggevent import GeventWorker
 
 load_dotenv(".env", interpolate=False)
 
@@ -18,11 +21,70 @@ load_dotenv(".env", interpolate=False)
 def _number(name: str, default: int) -> int:
     """A number from the environment; a malformed one is left for the app to report with all the others."""
     text = os.environ.get(name, "").strip()
-    return int(text) if text.isdecimal() else default
+    return int(text) if text.isdecimal() and int(text) else default
+
+
+class Worker(GeventWorker):
+    """gunicorn's gevent worker, which besides knows its idle connections and tells the app when it ends.
+
+    gunicorn counts a connection that is kept alive as busy: it would wait for it to the end of the grace
+    period, and count it against `worker_connections`, where a full count means that new connections queue
+    unseen. So idle ones are closed, all of them when the worker ends and the oldest when it is nearly full.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._idle = {}  # sockets between two requests, the longest idle first
+        self._open = 0
+
+    def run(self):
+        """As gunicorn's, with a look at how it ends."""
+        gevent.spawn(self._drain)
+        super().run()
+
+    def handle(self, listener, client, addr):
+        """One connection, from its first request to its last."""
+        self._open += 1
+        self._idle[client] = None
+        if self._open > self.worker_connections * 0.95:
+            self._hang_up(next(iter(self._idle)))
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._open -= 1
+            self._idle.pop(client, None)
+
+    def handle_request(self, listener_name, req, sock, addr):
+        """One request; the connection is idle before and after it."""
+        self._idle.pop(sock, None)
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        finally:
+            self._idle[sock] = None
+
+    def _drain(self):
+        # Also after max_requests, where no signal comes: `alive` is what gunicorn itself goes by.
+        while self.alive:
+            gevent.sleep(0.2)
+        self.wsgi.extensions["gateway"].exchanges.drain(self.cfg.graceful_timeout)
+        while True:
+            for sock in list(self._idle):
+                self._hang_up(sock)
+            gevent.sleep(0.1)
+
+    def _hang_up(self, sock):
+        """Ends the wait for a next request as if the client had closed."""
+        self._idle.pop(sock, None)
+        try:
+            # Through a duplicate: gevent's own socket would raise in the greenlet that waits on it.
+            with socket.socket(fileno=os.dup(sock.fileno())) as twin:
+                twin.shutdown(socket.SHUT_RD)
+        except OSError:
+            pass  # it has gone by itself
 
 
 bind = f"0.0.0.0:{_number('PORT', 8000)}"
-worker_class = "gevent"
+worker_class = Worker
 workers = _number("WEB_CONCURRENCY", 1)
 worker_connections = _number("GROKFLASK_WORKER_CONNECTIONS", 4000)
 keepalive = _number("GROKFLASK_KEEPALIVE_S", 95)

@@ -8,6 +8,7 @@ import os
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
+from grokflask.clients import ClientWatcher
 from grokflask.config import Settings, find_unknown, load_settings
 from grokflask.gateway import Gateway
 from grokflask.keys import KeyRing
@@ -36,6 +37,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["BODY_TIMEOUT_S"] = settings.body_timeout_s
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # a doubled slash is a 404, not a redirect
     if settings.trusted_proxies:
@@ -58,9 +60,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     )
     app.extensions["upstream_name"] = "sandbox" if settings.uses_sandbox else base_url
     app.extensions["keys"] = KeyRing(settings)
-    app.extensions["gateway"] = Gateway(upstream, settings)
+    app.extensions["clients"] = clients = ClientWatcher()
+    app.extensions["gateway"] = Gateway(upstream, clients, settings)
 
-    # The order of hooks: request id, who calls, how often (flask-limiter's), the view, headers.
+    # The order of hooks: request id, who calls, is there room, how often (flask-limiter), view, headers.
     hooks.register_before(app)
     app.extensions["limits"] = RequestLimiter(app, settings, api.BLUEPRINTS)
     hooks.register_after(app)

@@ -97,6 +97,19 @@ class Settings:
     connect_timeout_s: float = _setting(
         "GROKFLASK_CONNECT_TIMEOUT_S", seconds(0.1, 120), 5.0, "To connect to upstream."
     )
+    heartbeat_s: float = _setting(
+        "GROKFLASK_HEARTBEAT_S",
+        seconds(0.05, 300),
+        15.0,
+        "How long a stream may be silent before a comment line is sent to keep it alive.",
+    )
+    commit_s: float = _setting(
+        "GROKFLASK_COMMIT_S",
+        seconds(0.05, 300),
+        20.0,
+        "How long upstream's answer to a streaming request is waited for before the response begins without "
+        "it (status 200, a comment line); what goes wrong after that is told inside the stream.",
+    )
     first_event_timeout_s: float = _setting(
         "GROKFLASK_FIRST_EVENT_TIMEOUT_S",
         seconds(0.1, 7200),
@@ -108,6 +121,41 @@ class Settings:
         seconds(0.1, 7200),
         600.0,
         "Between two events of a stream. Upstream's comments do not count as events.",
+    )
+    total_timeout_s: float = _setting(
+        "GROKFLASK_TOTAL_TIMEOUT_S", seconds(0.1, 86400), 3600.0, "For a whole exchange."
+    )
+    send_timeout_s: float = _setting(
+        "GROKFLASK_SEND_TIMEOUT_S",
+        seconds(0.1, 3600),
+        60.0,
+        "A client that takes nothing of what is sent to it for so long counts as gone (on Linux).",
+    )
+    body_timeout_s: float = _setting(
+        "GROKFLASK_BODY_TIMEOUT_S", seconds(0.1, 3600), 120.0, "For a request's body to arrive."
+    )
+    on_abort: Literal["cancel", "drain"] = _setting(
+        "GROKFLASK_ON_ABORT",
+        choice("cancel", "drain"),
+        "cancel",
+        "When a client leaves: `cancel` ends the upstream call at once; `drain` reads it to its end, for the "
+        "usage.",
+    )
+    drain_s: float = _setting(
+        "GROKFLASK_DRAIN_S", seconds(0.1, 3600), 60.0, "With `drain`: how long one call is read on."
+    )
+    drains: int = _setting(
+        "GROKFLASK_DRAINS",
+        integer(0, 10000),
+        16,
+        "With `drain`: calls read on at once; others are cancelled.",
+    )
+    capacity: int | None = _setting(
+        "GROKFLASK_CAPACITY",
+        integer(1, 65000),
+        None,
+        "Exchanges that one worker carries at once; above it 503. Nine tenths of "
+        "`GROKFLASK_WORKER_CONNECTIONS` when it is not set.",
     )
     max_body_bytes: int = _setting(
         "GROKFLASK_MAX_BODY_BYTES",
@@ -160,15 +208,17 @@ class Settings:
     )
     keepalive_s: int = _setting(
         "GROKFLASK_KEEPALIVE_S",
-        integer(0, 3600),
+        integer(1, 3600),
         95,
-        "How long an idle client connection is kept. Heroku's router keeps its side for 90 s.",
+        "How long an idle client connection is kept, and how long a request's head may take. "
+        "Heroku's router keeps its side for 90 s.",
     )
     grace_s: int = _setting(
         "GROKFLASK_GRACE_S",
         integer(1, 3600),
         25,
-        "After SIGTERM, how long open requests may go on. Heroku kills a process after 30 s.",
+        "After SIGTERM, how long the process takes at most. Streams still open 5 s before that are ended "
+        "with an error event. Heroku kills a process after 30 s.",
     )
     log_level: str = _setting(
         "GROKFLASK_LOG_LEVEL",
@@ -194,6 +244,11 @@ class Settings:
         if self.auth:
             return self.auth
         return "open" if self.uses_sandbox and not self.keys else "keys"
+
+    @property
+    def max_exchanges(self) -> int:
+        """`capacity`, or its default."""
+        return self.capacity or max(1, self.worker_connections * 9 // 10)
 
     @property
     def upstream_base(self) -> str:

@@ -7,12 +7,20 @@
     │   ├── AuthenticationError     401 invalid_api_key
     │   ├── RouteNotFoundError      404 not_found
     │   ├── MethodNotAllowedError   405 method_not_allowed
+    │   ├── BodyTimeoutError        408 body_timeout
     │   ├── BodyTooLargeError       413 body_too_large
     │   ├── MediaTypeError          415 unsupported_media_type
-    │   └── RateLimitError          429 rate_limit_exceeded
+    │   ├── RateLimitError          429 rate_limit_exceeded
+    │   └── ClientGoneError         499 client_gone: nobody is left to read this
+    ├── GatewayFullError            503 gateway_full
+    ├── ShuttingDownError           503 shutting_down
     └── UpstreamError               xAI's side failed
         ├── UpstreamConnectError    502 upstream_unreachable: no connection, so nothing was paid
+        │   └── ConnectTimeoutError     504 connect_timeout
         ├── UpstreamTimeoutError    504 upstream_timeout: connected, then silent too long
+        │   ├── FirstEventTimeoutError  504 first_event_timeout
+        │   ├── IdleTimeoutError        504 idle_timeout
+        │   └── TotalTimeoutError       504 total_timeout
         ├── UpstreamProtocolError   502 upstream_protocol_error: an answer that is not the API's
         ├── UpstreamStatusError     upstream's own status, code and message
         └── StreamBrokenError       502 stream_broken: the connection died inside the answer
@@ -42,6 +50,7 @@ class Outcome(StrEnum):
     UPSTREAM_ERROR = "upstream_error"
     TRUNCATED = "truncated"
     TIMEOUT = "timeout"
+    SHUTDOWN = "shutdown"
     REFUSED = "refused"
     """Turned away by the gateway itself: nothing reached upstream."""
 
@@ -140,6 +149,14 @@ class BodyTooLargeError(ClientError):
     default_message = "The request's body is too large."
 
 
+class BodyTimeoutError(ClientError):
+    """The body did not come in whole within GROKFLASK_BODY_TIMEOUT_S."""
+
+    status = 408
+    code = "body_timeout"
+    default_message = "The request's body took too long to arrive."
+
+
 class MediaTypeError(ClientError):
     """The body is not announced as JSON."""
 
@@ -154,6 +171,38 @@ class RateLimitError(ClientError):
     status = 429
     code = "rate_limit_exceeded"
     default_message = "Too many requests."
+
+
+class ClientGoneError(ClientError):
+    """The client has closed its connection. 499 is nginx's word for it; only the log ever sees it."""
+
+    status = 499
+    code = "client_gone"
+    outcome = Outcome.CLIENT_ABORT
+    default_message = "The client has gone."
+
+
+class GatewayFullError(GrokflaskError):
+    """The worker carries as many exchanges as it may."""
+
+    status = 503
+    code = "gateway_full"
+    default_message = "The gateway is full. Try again in a moment."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, headers={"Retry-After": "1"})
+
+
+class ShuttingDownError(GrokflaskError):
+    """The process is about to end; another one takes the request."""
+
+    status = 503
+    code = "shutting_down"
+    outcome = Outcome.SHUTDOWN
+    default_message = "The gateway is shutting down. Send the request again."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, headers={"Retry-After": "1"})
 
 
 class UpstreamError(GrokflaskError):
@@ -179,6 +228,33 @@ class UpstreamTimeoutError(UpstreamError):
     code = "upstream_timeout"
     outcome = Outcome.TIMEOUT
     default_message = "The upstream API was silent for too long."
+
+
+class ConnectTimeoutError(UpstreamConnectError):
+    """No connection within GROKFLASK_CONNECT_TIMEOUT_S."""
+
+    status = 504
+    code = "connect_timeout"
+    outcome = Outcome.TIMEOUT
+    default_message = "The upstream API cannot be reached in time."
+
+
+class FirstEventTimeoutError(UpstreamTimeoutError):
+    """The answer did not begin within GROKFLASK_FIRST_EVENT_TIMEOUT_S."""
+
+    code = "first_event_timeout"
+
+
+class IdleTimeoutError(UpstreamTimeoutError):
+    """No event for GROKFLASK_IDLE_TIMEOUT_S."""
+
+    code = "idle_timeout"
+
+
+class TotalTimeoutError(UpstreamTimeoutError):
+    """The exchange has taken GROKFLASK_TOTAL_TIMEOUT_S."""
+
+    code = "total_timeout"
 
 
 class UpstreamProtocolError(UpstreamError):

@@ -6,21 +6,24 @@ not come back here: the relay carries what is to be done then.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from grokflask import vision
+from grokflask.clients import ClientWatcher, Departure, limit_sending
 from grokflask.config import Settings
-from grokflask.errors import GrokflaskError, Outcome, UpstreamError, UpstreamProtocolError
+from grokflask.errors import ClientGoneError, GrokflaskError
+from grokflask.exchanges import OpenExchanges
 from grokflask.keys import ApiKey
 from grokflask.ledger import LedgerEntry
-from grokflask.relay import Relay, RelayOptions
+from grokflask.relay import Relay
+from grokflask.reply import ReplyReader
 from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
-from grokflask.upstream import UpstreamClient, UpstreamStream
-from grokflask.upstream_errors import parse_error
-from grokflask.usage import Settlement, read_chunk
+from grokflask.terms import Terms
+from grokflask.upstream import UpstreamCall, UpstreamClient
+from grokflask.usage import Settlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,103 +44,119 @@ class StreamReply:
 
 
 class Gateway:
-    """Takes requests to upstream and answers back. One for each process; it holds no state of its own."""
+    """Takes requests to upstream and answers back. One for each process.
+
+    Attributes:
+        exchanges: those that are open now.
+    """
 
     def __init__(
-        self, upstream: UpstreamClient, settings: Settings, clock: Callable[[], float] = time.monotonic
+        self,
+        upstream: UpstreamClient,
+        clients: ClientWatcher,
+        settings: Settings,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.exchanges = OpenExchanges(settings.max_exchanges)
         self._upstream = upstream
+        self._clients = clients
         self._settings = settings
+        self._drains = threading.Semaphore(settings.drains)
         self._clock = clock
 
     def open(self, key: ApiKey, request: ClientRequest) -> Reply | StreamReply:
         """The answer to `request`. Raises GrokflaskError while no byte of it has gone out."""
-        started_at = self._clock()
-        entry = LedgerEntry(request.request_id, key.name, request.route.name, started_at, clock=self._clock)
+        entry = LedgerEntry(
+            request.request_id, key.name, request.route.name, started_at=self._clock(), clock=self._clock
+        )
         changes: dict[str, str] = {}
         try:
             asked = shape_request(request, self._settings)
             entry.model, entry.stream = asked.model, asked.stream
             changes = _tell_changes(asked)
-            stream = self._upstream.send(asked, key.upstream_key)
-            with close_on_error(stream):
-                entry.upstream_request_id = stream.headers.get("x-upstream-request-id")
-                if asked.stream:
-                    relay = self._relay(stream, asked, request, key, entry)
-                    return StreamReply(relay, stream.headers | changes)
-                body = self._read_reply(stream, request, key, entry)
-            return Reply(stream.status, body, stream.headers | changes)
+            call = self.exchanges.start(lambda: self._upstream.call(asked, key.upstream_key))
+            carry = self._stream if asked.stream else self._read_whole
+            answer = carry(call, asked, request, key, entry)
+            answer.headers.update(changes)
+            return answer
         except GrokflaskError as error:
             error.in_stream = entry.stream if entry.model else None
             error.headers |= changes
             entry.refuse(error)
             raise
 
-    def _relay(
+    def _stream(
         self,
-        stream: UpstreamStream,
+        call: UpstreamCall,
         asked: UpstreamRequest,
         request: ClientRequest,
         key: ApiKey,
         entry: LedgerEntry,
-    ) -> Relay:
-        """Events, once upstream has proved that it sends events."""
-        if stream.media_type != "text/event-stream":
-            raise _explain_no_stream(stream, self._settings.idle_timeout_s, key)
-        options = RelayOptions(
+    ) -> StreamReply:
+        """Events. Upstream's own headers come with them if it answers before the response must begin."""
+
+        def settle(settlement: Settlement) -> None:
+            self.exchanges.end(call)
+            entry.settle(settlement, status=200)
+
+        terms = self._set_terms(asked, request, key)
+        departure = self._watch(call, request, terms)
+        relay = Relay(call, terms, departure, settle, started_at=entry.started_at, clock=self._clock)
+        try:
+            headers = relay.wait_for_answer(self._settings.commit_s)
+        except BaseException as error:
+            if isinstance(error, GrokflaskError):
+                entry.refuse(error)
+            relay.close()
+            raise
+        entry.note_head(headers, retried=relay.retried)
+        limit_sending(request.client, self._settings.send_timeout_s)
+        return StreamReply(relay, dict(headers))
+
+    def _read_whole(
+        self,
+        call: UpstreamCall,
+        asked: UpstreamRequest,
+        request: ClientRequest,
+        key: ApiKey,
+        entry: LedgerEntry,
+    ) -> Reply:
+        """The whole answer, or nothing."""
+        terms = self._set_terms(asked, request, key)
+        departure = self._watch(call, request, terms)
+        reader = ReplyReader(call, terms, departure, started_at=entry.started_at, clock=self._clock)
+        try:
+            reply = reader.read()
+        finally:
+            self.exchanges.end(call)
+        entry.note_reply(reply.headers, reply.usage, reply.model_served, retried=reply.retried)
+        body = vision.read_analysis(reply.body) if request.route.name == "vision" else reply.body
+        if departure.left_at is not None:
+            raise ClientGoneError
+        entry.settle_reply(len(body), reply.status)
+        return Reply(reply.status, body, dict(reply.headers))
+
+    def _watch(self, call: UpstreamCall, request: ClientRequest, terms: Terms) -> Departure:
+        return Departure(
+            self._clients,
+            request.client,
+            lambda: call.cancel(ClientGoneError()),
+            drain_s=terms.drain_s,
+            drains=self._drains,
+        )
+
+    def _set_terms(self, asked: UpstreamRequest, request: ClientRequest, key: ApiKey) -> Terms:
+        settings = self._settings
+        return Terms(
             wants_usage=asked.wants_usage,
             wants_json=request.wants_json,
-            first_event_timeout_s=self._settings.first_event_timeout_s,
-            idle_timeout_s=self._settings.idle_timeout_s,
+            heartbeat_s=settings.heartbeat_s,
+            first_event_timeout_s=settings.first_event_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
+            total_timeout_s=settings.total_timeout_s,
+            drain_s=settings.drain_s if settings.on_abort == "drain" else 0.0,
             secrets=key.secrets,
         )
-        return Relay(
-            stream,
-            options,
-            lambda settlement: entry.settle(settlement, status=200),
-            started_at=entry.started_at,
-            clock=self._clock,
-        )
-
-    def _read_reply(
-        self, stream: UpstreamStream, request: ClientRequest, key: ApiKey, entry: LedgerEntry
-    ) -> bytes:
-        """The whole answer."""
-        with stream:
-            body = stream.read_all(self._settings.idle_timeout_s)
-        if not stream.media_type.endswith("json"):
-            raise UpstreamProtocolError
-        chunk = read_chunk(body)
-        if chunk is None:
-            raise UpstreamProtocolError
-        entry.usage, entry.model_served = chunk.read_usage(), chunk.read_model()
-        if chunk.has_error and not chunk.has_choices:  # xAI reports some failures with status 200
-            raise parse_error(body, headers=stream.headers, secrets=key.secrets)
-        if request.route.name == "vision":
-            body = vision.read_analysis(body)
-        settled = Settlement(
-            Outcome.COMPLETE, usage=entry.usage, model_served=entry.model_served, bytes_out=len(body)
-        )
-        entry.settle(settled, status=stream.status)
-        return body
-
-
-@contextmanager
-def close_on_error(stream: UpstreamStream) -> Iterator[None]:
-    """`stream` is closed when the block fails, and left open for its new owner when it does not."""
-    try:
-        yield
-    except BaseException:
-        stream.close()
-        raise
-
-
-def _explain_no_stream(stream: UpstreamStream, timeout_s: float, key: ApiKey) -> UpstreamError:
-    """A 200 that is no event stream: xAI reports some failures that way, as JSON."""
-    body = stream.read_all(timeout_s)
-    if not stream.media_type.endswith("json"):
-        return UpstreamProtocolError()
-    return parse_error(body, headers=stream.headers, secrets=key.secrets)
 
 
 def _tell_changes(asked: UpstreamRequest) -> dict[str, str]:

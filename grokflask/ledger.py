@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from grokflask.errors import GrokflaskError
+from grokflask.errors import GrokflaskError, Outcome
 from grokflask.usage import Settlement, Usage
 
 _log = logging.getLogger("grokflask.exchange")
@@ -39,9 +39,31 @@ class LedgerEntry:
     settlement: Settlement | None = None
     duration_s: float = 0.0
     upstream_request_id: str | None = None
+    retried: bool = False
     usage: Usage | None = None
     model_served: str | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+
+    def note_head(self, headers: Mapping[str, str], *, retried: bool) -> None:
+        """Upstream's answer has begun."""
+        self.upstream_request_id = headers.get("x-upstream-request-id")
+        self.retried = retried
+
+    def note_reply(
+        self, headers: Mapping[str, str], usage: Usage | None, model_served: str | None, *, retried: bool
+    ) -> None:
+        """A whole reply has come: what it used is known, whatever becomes of it."""
+        self.note_head(headers, retried=retried)
+        self.usage, self.model_served = usage, model_served
+
+    def settle_reply(self, bytes_out: int, status: int) -> None:
+        """A whole reply goes to the client."""
+        self.settle(
+            Settlement(
+                Outcome.COMPLETE, usage=self.usage, model_served=self.model_served, bytes_out=bytes_out
+            ),
+            status,
+        )
 
     def settle(self, settlement: Settlement, status: int) -> None:
         """Closes the entry and writes its line. Later calls change nothing."""
@@ -85,4 +107,5 @@ class LedgerEntry:
             "total_tokens": usage.total_tokens if usage else None,
             "cost_ticks": usage.cost_ticks if usage else None,
             "upstream_request_id": self.upstream_request_id,
+            "retries": 1 if self.retried else None,
         }

@@ -1,9 +1,10 @@
 """The relay: upstream's events become the client's bytes, and the end of a stream is never a guess.
 
-A `Relay` owns one upstream stream from its headers to `close`. It gives out every event at once and byte
-for byte, withholds the usage-only event from clients that did not ask for it, and ends in one of two ways:
-with `data: [DONE]`, or with an error event and no `[DONE]`. It does not know Flask. It is told what to do
-when all is over by `on_settle`, which runs exactly once, after the last byte has gone out.
+A `Relay` owns one upstream call until `close`. It gives out every event at once and byte for byte,
+withholds the usage-only event from clients that did not ask for it, keeps a silent stream alive with
+comments, and ends in one of two ways: with `data: [DONE]`, or with an error event and no `[DONE]`. It does
+not know Flask. It is told what to do when all is over by `on_settle`, which runs exactly once, after the
+last byte has gone out.
 """
 
 from __future__ import annotations
@@ -11,51 +12,38 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
+from grokflask.clients import Departure
 from grokflask.errors import (
+    ClientGoneError,
+    FirstEventTimeoutError,
+    GrokflaskError,
+    IdleTimeoutError,
     Outcome,
     StreamBrokenError,
     StreamTruncatedError,
-    UpstreamError,
-    UpstreamTimeoutError,
+    TotalTimeoutError,
     render_event,
 )
 from grokflask.sse import EventDecoder, NamedEvent
-from grokflask.upstream import UpstreamStream
+from grokflask.terms import Terms
+from grokflask.upstream import UpstreamCall, UpstreamStream
 from grokflask.upstream_errors import parse_error
 from grokflask.usage import Settlement, Usage, read_chunk
 
 DONE = b"[DONE]"
+HEARTBEAT = b": keep-alive\n"
+"""One comment line. A blank line behind it would make some SDKs dispatch an empty event."""
 
 _log = logging.getLogger("grokflask.relay")
-
-
-@dataclass(frozen=True, slots=True)
-class RelayOptions:
-    """How one stream is relayed.
-
-    Attributes:
-        wants_usage: pass the usage-only event on.
-        wants_json: an error event is OpenAI's object, not the guide's text.
-        first_event_timeout_s: until the first event. Comments are no events.
-        idle_timeout_s: between two events.
-        secrets: texts to cut out of upstream's messages.
-    """
-
-    wants_usage: bool
-    wants_json: bool
-    first_event_timeout_s: float
-    idle_timeout_s: float
-    secrets: tuple[str, ...] = ()
 
 
 class Relay:
     """One stream on its way to one client. Iterate it once, then close it; closing early is an abort.
 
     Args:
-        stream: upstream's answer, headers read; the relay closes it.
-        options: see RelayOptions.
+        call: the request to upstream; the relay ends it.
+        departure: knows whether the client is still there, and what is to be done when it is not.
         on_settle: called once by `close`.
         started_at: when the client's request came, by `clock`.
         clock: monotonic seconds.
@@ -63,30 +51,51 @@ class Relay:
 
     def __init__(
         self,
-        stream: UpstreamStream,
-        options: RelayOptions,
+        call: UpstreamCall,
+        terms: Terms,
+        departure: Departure,
         on_settle: Callable[[Settlement], None],
         *,
         started_at: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.upstream_headers = stream.headers
-        self._stream = stream
-        self._options = options
+        self.retried = False
+        self._call = call
+        self._stream: UpstreamStream | None = None
+        self._terms = terms
         self._on_settle = on_settle
+        self._departure = departure
         self._clock = clock
         self._decoder = EventDecoder()
         self._started_at = started_at
-        self._deadline = started_at + options.first_event_timeout_s
+        self._deadline = started_at + terms.first_event_timeout_s
+        self._given_at: float | None = None  # the client has been handed bytes and not come back yet
+        self._heartbeat_at = started_at  # until the answer has come a comment is due at once
         self._first_event_at: float | None = None
         self._done = False  # [DONE] has been given out
-        self._error: UpstreamError | None = None
+        self._error: GrokflaskError | None = None
         self._exhausted = False  # the consumer has taken everything, so all was written
         self._closed = False
         self._usage: Usage | None = None
         self._model_served: str | None = None
         self._events = 0
         self._bytes_out = 0
+
+    def wait_for_answer(self, timeout_s: float) -> dict[str, str]:
+        """Waits for upstream's headers, and returns those that the client may see.
+
+        While this waits the response has no status yet, so whatever upstream answers is raised as it is
+        (GrokflaskError). After `timeout_s` the headers are given up: the stream begins without them.
+        """
+        self._stream = self._call.wait(min(timeout_s, self._deadline - self._clock()))
+        now = self._clock()
+        if self._stream is None:
+            if now >= self._deadline:
+                raise self._tell_timeout(now)
+            return {}
+        self._heartbeat_at = now + self._terms.heartbeat_s
+        self.retried = self._stream.retried
+        return self._stream.headers
 
     def __iter__(self) -> Iterator[bytes]:
         # An iterator without a `close` of its own: whoever iterates (stream_with_context closes what it
@@ -99,24 +108,32 @@ class Relay:
             return
         self._closed = True
         try:
-            if self._done:
+            if not self._done and not self._error:
+                self._departure.leave()
+                self._drain()
+            if self._stream is None:
+                self._call.cancel(ClientGoneError())
+            elif self._done:
                 self._stream.finish()
             else:
                 self._stream.close()
         finally:
-            self._on_settle(
-                Settlement(
-                    outcome=self._tell_outcome(),
-                    error=self._error,
-                    usage=self._usage,
-                    model_served=self._model_served,
-                    events=self._events,
-                    bytes_out=self._bytes_out,
-                    ttft_s=self._first_event_at - self._started_at
-                    if self._events and self._first_event_at is not None
-                    else None,
-                )
-            )
+            self._departure.end()
+            self._on_settle(self._sum_up())
+
+    def _sum_up(self) -> Settlement:
+        ttft_s = None
+        if self._events and self._first_event_at is not None:
+            ttft_s = self._first_event_at - self._started_at
+        return Settlement(
+            outcome=self._tell_outcome(),
+            error=self._error if self._exhausted else None,
+            usage=self._usage,
+            model_served=self._model_served,
+            events=self._events,
+            bytes_out=self._bytes_out,
+            ttft_s=ttft_s,
+        )
 
     def _tell_outcome(self) -> Outcome:
         if not self._exhausted:
@@ -128,45 +145,76 @@ class Relay:
         if self._done or self._error or self._closed:
             self._exhausted = not self._closed
             return b""
-        out = b""
-        if self._first_event_at is not None:  # the wait begins now, not while the client was taking its time
-            self._deadline = self._clock() + self._options.idle_timeout_s
+        if self._given_at is not None:
+            # While the client took its time nobody listened to upstream, so its silence does not count.
+            self._deadline += self._clock() - self._given_at
         try:
-            while not out:
-                out = self._take(self._read_events())
-        except UpstreamError as error:
+            out = self._wait_for_bytes()
+        except ClientGoneError:
+            return b""
+        except GrokflaskError as error:
             out = self._fail(error)
         except Exception:
             # A fault of our own ends the stream as honestly as one of upstream's.
             _log.exception("the relay failed")
             out = self._fail(StreamBrokenError("The gateway failed inside the answer; it is incomplete."))
         self._bytes_out += len(out)
+        now = self._given_at = self._clock()
+        self._heartbeat_at = now + self._terms.heartbeat_s
         return out
 
-    def _read_events(self) -> list[bytes]:
-        """The events that have come next, waiting for them until the deadline. Raises UpstreamError."""
+    def _wait_for_bytes(self) -> bytes:
+        """What goes out next: events, or a comment when there have been none for too long."""
         while True:
-            left_s = self._deadline - self._clock()
-            data = self._stream.read(left_s) if left_s > 0 else None
-            if data is None:
-                raise UpstreamTimeoutError(self._tell_silence())
-            events = self._decoder.feed(data) if data else self._decoder.finish()
-            if events:
-                self._rearm()
-                return events
-            if not data:
-                raise StreamTruncatedError
+            now = self._clock()
+            total_at = self._started_at + self._terms.total_timeout_s
+            if now >= self._deadline or now >= total_at:
+                raise self._tell_timeout(now)
+            if now >= self._heartbeat_at:
+                return HEARTBEAT
+            events = self._receive(min(self._deadline, total_at, self._heartbeat_at) - now)
+            if events and (out := self._take(events)):
+                return out
 
-    def _rearm(self) -> None:
-        now = self._clock()
-        self._deadline = now + self._options.idle_timeout_s
-        if self._first_event_at is None:
-            self._first_event_at = now
+    def _receive(self, timeout_s: float) -> list[bytes]:
+        """The events that have come, [] for none within `timeout_s`. Raises GrokflaskError at the end."""
+        try:
+            if self._stream is None:
+                self._stream = self._call.wait(timeout_s)
+                return []
+            data = self._stream.read(timeout_s)
+        except GrokflaskError:
+            self._check_cancelled()
+            raise
+        self._check_cancelled()
+        if data is None:
+            return []
+        events = self._decoder.feed(data) if data else self._decoder.finish()
+        if events:
+            now = self._clock()
+            self._deadline = now + self._terms.idle_timeout_s
+            if self._first_event_at is None:
+                self._first_event_at = now
+        elif not data:
+            raise StreamTruncatedError
+        return events
 
-    def _tell_silence(self) -> str:
+    def _check_cancelled(self) -> None:
+        """Raises why the call was cancelled, if it was: a broken connection is then only the consequence."""
+        if self._call.cancelled:
+            raise self._call.cancelled
+        if self._departure.left_at is not None and not self._closed:
+            raise ClientGoneError
+
+    def _tell_timeout(self, now: float) -> GrokflaskError:
+        terms = self._terms
+        if now >= self._started_at + terms.total_timeout_s:
+            return TotalTimeoutError(f"The answer took longer than {terms.total_timeout_s:g} s.")
         if self._first_event_at is None:
-            return f"The upstream API sent nothing for {self._options.first_event_timeout_s:g} s."
-        return f"The upstream API sent nothing more for {self._options.idle_timeout_s:g} s."
+            return FirstEventTimeoutError(
+                f"The upstream API sent nothing for {terms.first_event_timeout_s:g} s."
+            )
+        return IdleTimeoutError(f"The upstream API sent nothing more for {terms.idle_timeout_s:g} s.")
 
     def _take(self, events: list[bytes]) -> bytes:
         """The events as the client gets them, in one piece. b"" when all of them are withheld."""
@@ -196,7 +244,7 @@ class Relay:
             chunk = read_chunk(event) if b'"error"' in event else None
             if chunk is None or not chunk.has_error:
                 return False
-        self._error = parse_error(event, secrets=self._options.secrets, in_stream=True)
+        self._error = parse_error(event, secrets=self._terms.secrets, in_stream=True)
         return True
 
     def _is_wanted(self, event: bytes) -> bool:
@@ -208,15 +256,31 @@ class Relay:
             return True
         self._usage = chunk.read_usage() or self._usage  # upstream counts up: the last one is the sum
         self._model_served = chunk.read_model() or self._model_served
-        return self._options.wants_usage or chunk.has_choices
+        return self._terms.wants_usage or chunk.has_choices
 
-    def _fail(self, error: UpstreamError) -> bytes:
+    def _drain(self) -> None:
+        """The client has left: reads on for the usage where that is wanted, and gives nothing out."""
+        left_at = self._departure.left_at
+        if not self._departure.drains_call or left_at is None:
+            return
+        events = self._events  # what is read from now on reaches nobody
+        deadline = min(left_at + self._terms.drain_s, self._started_at + self._terms.total_timeout_s)
+        try:
+            while not self._done and not self._error and (left_s := deadline - self._clock()) > 0:
+                received = self._receive(left_s)
+                if received:
+                    self._take(received)
+        except GrokflaskError:
+            pass  # it ended in whatever way: nobody is left to be told
+        self._events = events
+
+    def _fail(self, error: GrokflaskError) -> bytes:
         self._error = error
         return self._render_error()
 
     def _render_error(self) -> bytes:
         assert self._error is not None
-        return render_event(self._error, as_json=self._options.wants_json)
+        return render_event(self._error, as_json=self._terms.wants_json)
 
 
 def _any_named(events: list[bytes]) -> bool:

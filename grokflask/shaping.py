@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from socket import socket
 from typing import NamedTuple
 
 import msgspec
@@ -38,6 +39,7 @@ class ClientRequest:
         headers: the client's headers, names in lower case; only FORWARDED_HEADERS are looked at.
         model_id: from the path of `/models/<model_id>`.
         wants_json: errors in a stream take OpenAI's shape, not the guide's.
+        client: the client's socket, where the server hands it over.
     """
 
     route: Route
@@ -46,6 +48,7 @@ class ClientRequest:
     headers: Mapping[str, str] | None = None
     model_id: str | None = None
     wants_json: bool = False
+    client: socket | None = None
 
 
 @dataclass(frozen=True, slots=True)

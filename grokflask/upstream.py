@@ -1,8 +1,11 @@
-"""The way to xAI, and the only module that uses requests.
+"""The way to xAI: requests go out, answers are read as they come.
 
-Owns the session, its connection pool and TLS context, and the sockets while an answer is read. A request
-goes through the session's adapter as it was prepared, for the session's own steps (environment proxies,
-.netrc, cookies, redirects) are what a gateway must not do. Whatever goes wrong leaves as an UpstreamError.
+Owns the session and the sockets while an answer is read. A request goes through the session's adapter as
+it was prepared, for the session's own steps (environment proxies, .netrc, cookies, redirects) are what a
+gateway must not do. Whatever goes wrong leaves as an UpstreamError.
+
+Three classes: `UpstreamClient` sends, `UpstreamCall` is a request on its way that can be waited for and
+cancelled, `UpstreamStream` is an answer whose headers have come.
 """
 
 from __future__ import annotations
@@ -10,26 +13,22 @@ from __future__ import annotations
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-import certifi
 import requests
-from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.util.ssl_ import create_urllib3_context
 
 from grokflask.errors import (
+    GrokflaskError,
     StreamBrokenError,
-    UpstreamConnectError,
     UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeoutError,
 )
 from grokflask.framing import choose_framing
 from grokflask.shaping import UpstreamRequest
+from grokflask.transport import NO_ANSWER, Adapter, Attempt, StaleConnectionError
 from grokflask.upstream_errors import parse_error
 
 RECEIVE_BYTES = 64 * 1024
@@ -39,7 +38,6 @@ LINGER_S = 0.05
 """How long a finished answer's connection is waited for, so that it can be used again."""
 
 USER_AGENT = "grokflask"
-NO_ANSWER = "The upstream API closed the connection without an answer."
 
 _RESPONSE_HEADERS = frozenset(("retry-after", "retry-after-ms", "x-should-retry"))
 
@@ -61,27 +59,46 @@ class UpstreamClient:
         self._timeouts_s = (connect_timeout_s, header_timeout_s)
         self._session = requests.Session()
         self._session.trust_env = False
-        self._adapter = _Adapter(pool_connections=1, pool_maxsize=pool_size)
+        self._adapter = Adapter(pool_connections=1, pool_maxsize=pool_size)
         self._session.mount("http://", self._adapter)
         self._session.mount("https://", self._adapter)
 
-    def send(self, request: UpstreamRequest, key: str | None) -> UpstreamStream:
-        """The answer to `request`, its headers read and its body not.
+    def call(self, request: UpstreamRequest, key: str | None) -> UpstreamCall:
+        """Sends `request` in a thread of its own (a greenlet, where gevent has patched threads)."""
+        return UpstreamCall(lambda attempt: self.send(request, key, attempt))
 
-        Raises UpstreamConnectError, UpstreamTimeoutError, StreamBrokenError, UpstreamProtocolError, and
-        UpstreamStatusError when upstream answered with an error.
+    def send(self, request: UpstreamRequest, key: str | None, attempt: Attempt) -> UpstreamStream:
+        """The answer to `request`: its headers read, its body not; events, if it asks for a stream.
+
+        Raises UpstreamError, and as UpstreamStatusError what upstream answered with an error.
         """
         prepared = self._prepare(request, key)
-        response = self._exchange(prepared)
-        stream = UpstreamStream(response)
-        if 200 <= response.status_code < 300:
+        retried = False
+        try:
+            response = self._adapter.attempt(prepared, self._timeouts_s, attempt)
+        except StaleConnectionError:
+            response = self._retry(prepared, attempt)
+            retried = True
+        stream = UpstreamStream(response, attempt, retried=retried)
+        if stream.is_answer_to(request):
             return stream
-        secrets = (key,) if key else ()
         with stream:
             body = stream.read_all(self._timeouts_s[1], MAX_ERROR_BYTES)
-        if response.status_code < 400:  # a redirect is never followed: it would carry the key elsewhere
+        if stream.status < 300 and not stream.media_type.endswith("json"):
             raise UpstreamProtocolError
-        raise parse_error(body, status=response.status_code, headers=stream.headers, secrets=secrets)
+        if 300 <= stream.status < 400:  # a redirect is never followed: it would carry the key elsewhere
+            raise UpstreamProtocolError
+        # Also a 200 with JSON where events were asked for: xAI reports some failures that way.
+        status = stream.status if stream.status >= 400 else 502
+        raise parse_error(body, status=status, headers=stream.headers, secrets=(key,) if key else ())
+
+    def _retry(self, prepared: requests.PreparedRequest, attempt: Attempt) -> requests.Response:
+        """Once more, and only once: upstream has not seen a byte of the request that it could answer."""
+        attempt.phase = "reused"
+        try:
+            return self._adapter.attempt(prepared, self._timeouts_s, attempt)
+        except StaleConnectionError:
+            raise StreamBrokenError(NO_ANSWER) from None
 
     def close(self) -> None:
         """Closes the idle connections."""
@@ -105,44 +122,91 @@ class UpstreamClient:
         prepared.hooks = {}
         return prepared
 
-    def _exchange(self, prepared: requests.PreparedRequest) -> requests.Response:
-        """One attempt, and one more when a kept connection turned out dead before a byte of the answer."""
-        try:
-            return self._attempt(prepared)
-        except _StaleConnectionError:
-            pass
-        try:
-            return self._attempt(prepared)
-        except _StaleConnectionError:
-            raise StreamBrokenError(NO_ANSWER) from None
 
-    def _attempt(self, prepared: requests.PreparedRequest) -> requests.Response:
-        _attempt.phase = "reused"
+class UpstreamCall:
+    """A request on its way. One waits for it, anybody may cancel it.
+
+    Attributes:
+        cancelled: why it was cancelled, or None.
+    """
+
+    def __init__(self, send: Callable[[Attempt], UpstreamStream]) -> None:
+        self.cancelled: GrokflaskError | None = None
+        self._send = send
+        self._attempt = Attempt()
+        self._stream: UpstreamStream | None = None
+        self._error: Exception | None = None
+        self._lock = threading.Lock()
+        self._decided = threading.Event()
+        threading.Thread(target=self._run, name="upstream-call", daemon=True).start()
+
+    def wait(self, timeout_s: float) -> UpstreamStream | None:
+        """The answer, or None when it has not come within `timeout_s`. The caller closes it.
+
+        Raises what went wrong, or the reason of `cancel`.
+        """
+        if not self._decided.wait(timeout_s):
+            return None
+        with self._lock:
+            if self.cancelled:
+                raise self.cancelled
+            stream, self._stream = self._stream, None
+        if self._error:
+            raise self._error
+        return stream
+
+    def cancel(self, reason: GrokflaskError) -> None:
+        """Ends the call in whatever phase it is; who waits for it, or reads its answer, wakes up.
+
+        The connection is closed, not kept. Later calls change nothing.
+        """
+        with self._lock:
+            if self.cancelled:
+                return
+            self.cancelled = reason
+            unread, self._stream = self._stream, None
+        self._attempt.cancel()
+        if unread is not None:
+            unread.close()
+        self._decided.set()
+
+    def _run(self) -> None:
+        stream: UpstreamStream | None = None
         try:
-            return self._adapter.send(prepared, stream=True, timeout=self._timeouts_s)
-        except requests.RequestException as error:
-            raise _classify(error, _attempt.phase) from error
+            stream = self._send(self._attempt)
+        except Exception as error:
+            self._error = error
+        with self._lock:
+            if self.cancelled is None:
+                self._stream, stream = stream, None
+        if stream is not None:
+            stream.close()  # nobody will ask for it
+        self._decided.set()
 
 
 class UpstreamStream:
     """An answer of upstream's, read as it comes. It owns the connection until `close`.
 
     After the headers it reads from the socket itself: what has come is had in one step, and a read that
-    times out can be repeated. One greenlet or thread reads and closes it.
+    times out can be repeated. One greenlet or thread reads and closes it; another one ends its wait by
+    cancelling the call.
 
     Attributes:
+        retried: the request was sent a second time, for its first connection was dead.
         status: upstream's HTTP status.
         headers: those that a client may see, names in lower case.
         media_type: such as "text/event-stream", in lower case.
     """
 
-    def __init__(self, response: requests.Response) -> None:
+    def __init__(self, response: requests.Response, attempt: Attempt, *, retried: bool = False) -> None:
         # requests has no public way to the socket. `_fp` is http.client's response, whose `fp` is a
         # buffered reader over the socket; a test holds these names against the pinned versions.
         raw: Any = response.raw
         http_response: Any = raw._fp
         self._raw = raw
+        self._attempt = attempt
         self._closed = False
+        self.retried = retried
         self.status = response.status_code
         self.headers = _visible_headers(response.headers)
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -162,6 +226,12 @@ class UpstreamStream:
         except UpstreamError:
             self._raw.close()
             raise
+
+    def is_answer_to(self, request: UpstreamRequest) -> bool:
+        """A success, and events where events were asked for."""
+        if not 200 <= self.status < 300:
+            return False
+        return not request.stream or self.media_type == "text/event-stream"
 
     def read(self, timeout_s: float) -> bytes | None:
         """Body bytes that have come, as soon as there are any; b"" at the end; None after `timeout_s`.
@@ -214,7 +284,8 @@ class UpstreamStream:
         if self._closed:
             return
         self._closed = True
-        if self._framing.ended and not self._raw._fp.will_close:
+        kept = self._attempt.release()
+        if kept and self._framing.ended and not self._raw._fp.will_close:
             self._raw._fp.close()  # the reader, not the socket: http.client then takes the next request
             self._raw.release_conn()
         else:
@@ -233,91 +304,9 @@ class UpstreamStream:
             data: bytes = self._socket.recv(RECEIVE_BYTES)
         except (TimeoutError, ssl.SSLWantReadError):
             return None
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a TLS socket that was closed meanwhile
             raise StreamBrokenError from error
         return data
-
-
-class _StaleConnectionError(Exception):
-    """A kept connection was dead before a byte of the answer: upstream has not worked on the request."""
-
-
-_attempt = threading.local()
-"""`phase` of the attempt that this thread (or greenlet) makes: "reused", "connecting" or "connected"."""
-
-
-class _Phases:
-    """Notes, around the connecting that urllib3 does when it must, how far an attempt has come."""
-
-    def connect(self) -> None:
-        _attempt.phase = "connecting"
-        super().connect()  # type: ignore[misc]
-        _attempt.phase = "connected"
-
-
-class _Connection(_Phases, HTTPConnection):
-    pass
-
-
-class _SecureConnection(_Phases, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _SecurePool(HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
-
-
-class _Adapter(HTTPAdapter):
-    """requests' adapter with one TLS context for all connections.
-
-    requests has urllib3 load the CA file anew on each connection, some 15 ms of CPU in which no other
-    stream moves.
-    """
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """As in requests, with our pools and context."""
-        context = create_urllib3_context()
-        context.load_verify_locations(certifi.where())
-        context.load_default_certs()  # and what the system, or SSL_CERT_FILE, trusts besides
-        super().init_poolmanager(*args, ssl_context=context, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Verification is on, by the context; naming a CA file here would load it again."""
-        conn.cert_reqs = "CERT_REQUIRED"
-
-
-def _classify(error: requests.RequestException, phase: str) -> Exception:
-    """What a failed attempt means to the client.
-
-    requests calls a slow TLS handshake a read timeout and a reset a connection error, so the phase and
-    urllib3's cause say more than the class.
-    """
-    causes = _list_causes(error)
-    timed_out = any(isinstance(cause, TimeoutError) for cause in causes)
-    if phase == "connecting":
-        return UpstreamConnectError("The upstream API cannot be reached in time." if timed_out else None)
-    if timed_out:
-        return UpstreamTimeoutError()
-    if any(isinstance(cause, OSError) for cause in causes):
-        # Also http.client's RemoteDisconnected: closed without a byte of an answer.
-        return _StaleConnectionError() if phase == "reused" else StreamBrokenError(NO_ANSWER)
-    return UpstreamProtocolError()
-
-
-def _list_causes(error: requests.RequestException) -> list[BaseException]:
-    """The exceptions below requests' own, in urllib3's and http.client's several ways of nesting them."""
-    causes: list[BaseException] = []
-    cause: object = error
-    while isinstance(cause, BaseException) and len(causes) < 10:
-        causes.append(cause)
-        nested = next((arg for arg in cause.args if isinstance(arg, BaseException)), None)
-        cause = getattr(cause, "reason", None) or nested or cause.__cause__
-    return causes[1:]
 
 
 def _take_buffered(reader: Any, sock: Any) -> bytes:

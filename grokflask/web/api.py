@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from socket import SHUT_RD
 
 from flask import Blueprint, Response, current_app, g, request
+from werkzeug.exceptions import ClientDisconnected
 
-from grokflask.errors import BodyTooLargeError, MediaTypeError
+from grokflask.clients import ClientWatcher, shut_down
+from grokflask.errors import BodyTimeoutError, BodyTooLargeError, MediaTypeError
 from grokflask.gateway import Gateway, Reply
 from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import ClientRequest
@@ -47,6 +51,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
             headers={name.lower(): value for name, value in request.headers},
             model_id=model_id,
             wants_json=wants_json(),
+            client=request.environ.get("gunicorn.socket"),
         )
         g.opened = True  # from here on the exchange has a log line of its own
         answer = gateway.open(g.api_key, asked)
@@ -61,9 +66,32 @@ def _make_view(route: Route) -> Callable[..., Response]:
 
 
 def _read_body() -> bytes:
-    """The body, no longer than the limit: a stated length is refused unread, a chunked one when it passes."""
+    """The body, if it comes in time. Raises BodyTimeoutError, BodyTooLargeError, MediaTypeError.
+
+    A stated length over the limit is refused unread, a chunked body when it passes the limit.
+    """
     if not request.is_json:
         raise MediaTypeError
+    late = threading.Event()
+    sock = request.environ.get("gunicorn.socket")
+
+    def give_up() -> None:
+        late.set()
+        shut_down(sock, SHUT_RD)  # the read ends; the answer can still be sent
+
+    clients: ClientWatcher = current_app.extensions["clients"]
+    watch = clients.limit(sock, current_app.config["BODY_TIMEOUT_S"], give_up)
+    try:
+        return _take_body()
+    except (OSError, ClientDisconnected):
+        if late.is_set():
+            raise BodyTimeoutError from None
+        raise
+    finally:
+        watch.stop()
+
+
+def _take_body() -> bytes:
     limit = current_app.config["MAX_CONTENT_LENGTH"]
     # Werkzeug ends a chunked body at its limit without a word: one byte more shows that there was more.
     request.max_content_length = limit + 1

@@ -16,11 +16,17 @@ def health() -> dict[str, str]:
 
 
 @blueprint.get("/ready")
-def ready() -> dict[str, Any]:
-    """The process can relay; the states of what it leans on are told, but do not make it unready."""
+def ready() -> tuple[dict[str, Any], int]:
+    """The process takes new work: 200, or 503 while it drains before its end.
+
+    The states of what it leans on are told, but do not make it unready.
+    """
     limits = current_app.extensions["limits"]
-    return {
-        "status": "ready",
+    exchanges = current_app.extensions["gateway"].exchanges
+    state = {
+        "status": "draining" if exchanges.draining else "ready",
+        "open": len(exchanges),
         "upstream": current_app.extensions["upstream_name"],
         "rate_limits": {"store": limits.store, "outages": limits.outages},
     }
+    return state, 503 if exchanges.draining else 200

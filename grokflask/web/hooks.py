@@ -12,6 +12,7 @@ import uuid
 
 from flask import Flask, Response, current_app, g, request
 
+from grokflask.gateway import Gateway
 from grokflask.keys import ApiKey, KeyRing
 from grokflask.web.api import find_route
 from grokflask.web.extensions import RequestLimiter
@@ -25,6 +26,7 @@ def register_before(app: Flask) -> None:
     """The hooks that come before flask-limiter's, which needs to know who calls."""
     app.before_request(_name_request)
     app.before_request(_authenticate)
+    app.before_request(_check_room)
 
 
 def register_after(app: Flask) -> None:
@@ -48,6 +50,13 @@ def _authenticate() -> None:
     g.api_key = key
     # Never empty: flask-limiter skips a limit without a key.
     g.limit_id = key.limit_id or f"address:{request.remote_addr}"
+
+
+def _check_room() -> None:
+    """Refuses before anything is counted or read. Raises GatewayFullError and ShuttingDownError."""
+    if find_route() is not None:
+        gateway: Gateway = current_app.extensions["gateway"]
+        gateway.exchanges.check()
 
 
 def _finish_response(response: Response) -> Response:

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "grokflask"
 
 LEVELS = {
     **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "usage"), 0),
-    **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types"), 0),
-    **dict.fromkeys(("upstream", "log"), 1),
-    **dict.fromkeys(("keys", "ledger", "relay"), 2),
+    **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types", "terms"), 0),
+    **dict.fromkeys(("clients", "transport", "upstream", "log"), 1),
+    **dict.fromkeys(("keys", "ledger", "relay", "reply", "exchanges"), 2),
     "gateway": 3,
     **dict.fromkeys(("web", "web.api", "web.extensions", "web.health", "web.hooks", "web.replies"), 4),
     **dict.fromkeys(("", "wsgi"), 5),
@@ -23,7 +23,7 @@ LEVELS = {
 """Every module of the package, "" being the package itself and `wsgi` the file beside it. A lower one never
 imports a higher one. A new module takes its place here."""
 
-APART = [{"keys", "limits", "ledger", "relay"}, {"web.api", "web.health"}]
+APART = [{"keys", "limits", "ledger", "relay", "reply", "exchanges"}, {"web.api", "web.health"}]
 """Modules that never import each other."""
 
 FLASK = {"flask", "werkzeug", "flask_limiter"}
@@ -31,7 +31,8 @@ FLASK = {"flask", "werkzeug", "flask_limiter"}
 LIBRARIES = {
     **{module: {"msgspec"} for module in LEVELS if module},
     "config": {"msgspec", "dotenv"},
-    "upstream": {"msgspec", "requests", "urllib3", "certifi"},
+    "upstream": {"msgspec", "requests"},
+    "transport": {"requests", "urllib3", "certifi"},
     **{module: {"msgspec", *FLASK} for module in LEVELS if module.startswith("web")},
     "web.extensions": {"msgspec", *FLASK, "redis", "limits"},
     "": FLASK,

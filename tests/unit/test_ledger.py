@@ -66,6 +66,7 @@ def test_line_of_a_complete_exchange(lines: list[logging.LogRecord]) -> None:
         "total_tokens": 303,
         "cost_ticks": 1466250,
         "upstream_request_id": "u1",
+        "retries": None,
     }
 
 

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from grokflask.clients import ClientWatcher, Departure
 from grokflask.errors import (
+    ClientGoneError,
+    GrokflaskError,
     Outcome,
+    ShuttingDownError,
     StreamBrokenError,
     StreamTruncatedError,
     UpstreamError,
@@ -18,7 +22,8 @@ from grokflask.errors import (
     UpstreamStatusError,
     UpstreamTimeoutError,
 )
-from grokflask.relay import Relay, RelayOptions
+from grokflask.relay import HEARTBEAT, Relay
+from grokflask.terms import Terms
 from grokflask.usage import Settlement, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -50,6 +55,8 @@ class FakeStream:
 
     status = 200
     media_type = "text/event-stream"
+
+    retried = False
 
     def __init__(self, clock: Clock, steps: Iterable[Step]) -> None:
         self.headers = {"x-upstream-request-id": "u1"}
@@ -83,27 +90,54 @@ class FakeStream:
         self.calls.append("close")
 
 
+class FakeCall:
+    """A call whose answer has come."""
+
+    def __init__(self, stream: FakeStream) -> None:
+        self.cancelled: GrokflaskError | None = None
+        self._stream = stream
+
+    def wait(self, timeout_s: float) -> FakeStream:
+        return self._stream
+
+    def cancel(self, reason: GrokflaskError) -> None:
+        self.cancelled = reason
+
+
 class Exchange:
     """A relay over a fake stream, and what it told when it was over."""
 
-    def __init__(self, *steps: Step, wants_usage: bool = False, wants_json: bool = False) -> None:
+    def __init__(
+        self,
+        *steps: Step,
+        wants_usage: bool = False,
+        wants_json: bool = False,
+        heartbeat_s: float = 1e6,
+        total_timeout_s: float = 1e6,
+    ) -> None:
         self.clock = Clock()
         self.stream = FakeStream(self.clock, steps)
+        self.call = FakeCall(self.stream)
+        self.departure = Departure(ClientWatcher(), None, lambda: self.call.cancel(ClientGoneError()))
         self.settlements: list[Settlement] = []
-        options = RelayOptions(
+        terms = Terms(
             wants_usage=wants_usage,
             wants_json=wants_json,
+            heartbeat_s=heartbeat_s,
+            total_timeout_s=total_timeout_s,
             first_event_timeout_s=FIRST_S,
             idle_timeout_s=IDLE_S,
             secrets=("plain-old-secret",),
         )
         self.relay = Relay(
-            self.stream,  # type: ignore[arg-type]
-            options,
+            self.call,  # type: ignore[arg-type]
+            terms,
+            self.departure,
             self.settlements.append,
             started_at=self.clock.now,
             clock=self.clock,
         )
+        self.headers = self.relay.wait_for_answer(1.0)
 
     def take(self) -> list[bytes]:
         """All items, as a server takes them; then the response is closed."""
@@ -226,9 +260,9 @@ def test_events_cut_anywhere(cut: int) -> None:
 
 
 def test_upstreams_headers_can_be_read() -> None:
-    """The response's headers come from the stream that the relay owns."""
+    """The response's headers come from the answer that the relay waits for."""
     exchange = Exchange()
-    assert exchange.relay.upstream_headers == {"x-upstream-request-id": "u1"}
+    assert exchange.headers == {"x-upstream-request-id": "u1"}
     exchange.relay.close()
 
 
@@ -597,3 +631,99 @@ def test_no_event_no_time_to_it() -> None:
     exchange = Exchange(Wait(1))
     exchange.take()
     assert exchange.settled.ttft_s is None
+
+
+# Silence
+
+
+def test_silence_is_filled_with_comments() -> None:
+    """After each `heartbeat_s` of silence one comment line goes out, with one newline, between events."""
+    exchange = Exchange(frame(chunk("a")), Wait(7.0), frame(chunk("b")), frame(b"[DONE]"), heartbeat_s=3.0)
+    items = exchange.take()
+    assert items == [frame(chunk("a")), HEARTBEAT, HEARTBEAT, frame(chunk("b")), DONE]
+    assert HEARTBEAT == b": keep-alive\n"
+    assert exchange.settled.outcome == Outcome.COMPLETE
+
+
+def test_heartbeats_come_while_upstream_sends_only_comments() -> None:
+    """What counts is the client's silence: upstream's own comments are dropped and replaced."""
+    steps: list[Step] = [frame(chunk("a"))]
+    for _ in range(4):
+        steps += [Wait(1.0), b": still here\n\n"]
+    exchange = Exchange(*steps, frame(b"[DONE]"), heartbeat_s=1.5)
+    assert exchange.take() == [frame(chunk("a")), HEARTBEAT, HEARTBEAT, DONE]
+
+
+def test_heartbeats_do_not_push_the_idle_deadline_away() -> None:
+    """A dead upstream is found out although comments keep the client's connection alive."""
+    exchange = Exchange(frame(chunk("a")), Wait(1000.0), heartbeat_s=6.0)
+    items = exchange.take()
+    assert items[1:4] == [HEARTBEAT] * 3
+    assert "nothing more for 20 s" in read_error(items[4], as_json=False)
+    assert exchange.settled.outcome == Outcome.TIMEOUT
+    assert exchange.clock.now == pytest.approx(1000.0 + IDLE_S)
+
+
+def test_thirty_minutes_of_heartbeats() -> None:
+    """A stream that thinks for half an hour within its deadlines gets its comments, and its answer."""
+    steps: list[Step] = [frame(chunk("a"))]
+    for _ in range(100):
+        steps += [Wait(18.0), frame(chunk("."))]
+    exchange = Exchange(*steps, frame(b"[DONE]"), heartbeat_s=1.0)
+    items = exchange.take()
+    assert exchange.clock.now == pytest.approx(1000.0 + 1800.0)
+    assert 1700 <= items.count(HEARTBEAT) <= 1800  # 17 or 18 in each silence of 18 s
+    assert items[-1] == DONE
+
+
+def test_total_deadline() -> None:
+    """However busy a stream is, it ends with an error event when its time is over."""
+    steps: list[Step] = []
+    for _ in range(50):
+        steps += [frame(chunk("x")), Wait(1.0)]
+    exchange = Exchange(*steps, total_timeout_s=10.5, wants_json=True)
+    items = exchange.take()
+    assert len(items) == 12
+    assert "longer than 10.5 s" in read_error(items[-1], as_json=True)
+    assert json.loads(items[-1][6:])["error"]["code"] == "total_timeout"
+    assert exchange.settled.outcome == Outcome.TIMEOUT
+
+
+# Ended from outside
+
+
+def test_client_that_leaves_is_given_nothing_more() -> None:
+    """Once the watcher has seen the client go the iteration ends, and the outcome is an abort."""
+    exchange = Exchange(frame(chunk("a")), frame(chunk("b")), frame(b"[DONE]"))
+    items = iter(exchange.relay)
+    next(items)
+    exchange.departure.leave()
+    assert isinstance(exchange.call.cancelled, ClientGoneError)
+    assert list(items) == []
+    exchange.relay.close()
+    assert (exchange.settled.outcome, exchange.settled.events) == (Outcome.CLIENT_ABORT, 1)
+    assert exchange.stream.calls == ["close"]
+
+
+def test_shutdown_is_told_in_the_stream() -> None:
+    """A stream ended by a shutdown says so, without [DONE]."""
+    exchange = Exchange(frame(chunk("a")), frame(chunk("b")), wants_json=True)
+    items = iter(exchange.relay)
+    next(items)
+    exchange.call.cancel(ShuttingDownError())
+    (last,) = items
+    assert json.loads(last[6:])["error"]["code"] == "shutting_down"
+    exchange.relay.close()
+    assert exchange.settled.outcome == Outcome.SHUTDOWN
+
+
+def test_a_broken_connection_is_blamed_on_the_cancellation() -> None:
+    """Cancelling breaks the connection: what is told is why it was cancelled."""
+    exchange = Exchange(frame(chunk("a")), StreamBrokenError())
+    items = iter(exchange.relay)
+    next(items)
+    exchange.call.cancel(ShuttingDownError("going down"))
+    (last,) = items
+    assert "going down" in last.decode()
+    exchange.relay.close()
+    assert exchange.settled.outcome == Outcome.SHUTDOWN

@@ -33,7 +33,7 @@ REFUSED = {
     "leaky-error": (403, "[redacted]"),
     "strict-content": (None, None),
     "drop-before-headers": (502, "without an answer"),
-    "slow-headers": (504, "silent"),
+    "slow-headers": (504, "sent nothing for 3 s"),
 }
 # Inside the stream: the outcome that the log tells.
 BROKEN = {

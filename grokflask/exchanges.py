@@ -1,0 +1,82 @@
+"""The exchanges that this process carries right now: how many there may be, and how a shutdown ends them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from grokflask.errors import GatewayFullError, ShuttingDownError
+from grokflask.upstream import UpstreamCall
+
+FAREWELL_S = 5.0
+"""How long before the end of the grace period the exchanges that are still open are ended."""
+
+
+class OpenExchanges:
+    """The register of open upstream calls. Its methods may be called from any thread.
+
+    Args:
+        capacity: calls open at once at the most.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._count = 0
+        self._calls: set[UpstreamCall] = set()
+        self._lock = threading.Lock()
+        self.draining = False
+
+    def __len__(self) -> int:
+        return self._count
+
+    def check(self) -> None:
+        """Raises GatewayFullError or ShuttingDownError when `start` would."""
+        if self.draining:
+            raise ShuttingDownError
+        if self._count >= self._capacity:
+            raise GatewayFullError
+
+    def start(self, begin: Callable[[], UpstreamCall]) -> UpstreamCall:
+        """The call that `begin` makes, which holds a place until `end`.
+
+        Raises GatewayFullError and ShuttingDownError, without having begun anything.
+        """
+        with self._lock:
+            self.check()
+            self._count += 1
+        try:
+            call = begin()
+        except BaseException:
+            with self._lock:
+                self._count -= 1
+            raise
+        self._calls.add(call)
+        return call
+
+    def end(self, call: UpstreamCall) -> None:
+        """The call is over and its place is free. Idempotent."""
+        with self._lock:
+            if call in self._calls:
+                self._calls.remove(call)
+                self._count -= 1
+
+    def drain(self, grace_s: float) -> None:
+        """Refuses new exchanges, and ends those still open FAREWELL_S before `grace_s` is over.
+
+        Returns at once. Later calls change nothing.
+        """
+        if self.draining:
+            return
+        self.draining = True
+        delay_s = max(0.0, grace_s - FAREWELL_S)
+        threading.Thread(target=self._end_all, args=(delay_s,), name="drain", daemon=True).start()
+
+    def _end_all(self, delay_s: float) -> None:
+        end = time.monotonic() + delay_s
+        while self._count and time.monotonic() < end:
+            time.sleep(0.1)
+        while self._count:  # again and again: one may have been admitted just before
+            for call in list(self._calls):
+                call.cancel(ShuttingDownError("The gateway is shutting down; the answer is incomplete."))
+            time.sleep(0.1)

@@ -1,0 +1,30 @@
+"""The terms of one exchange: what the client reads, and how long anybody waits for anybody. No IO."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How one exchange is carried. Times run from the client's request, by the monotonic clock.
+
+    Attributes:
+        wants_usage: pass the usage-only event on.
+        wants_json: an error event is OpenAI's object, not the guide's text.
+        heartbeat_s: of silence in a stream, then a comment goes out.
+        first_event_timeout_s: from the client's request to the first event, or to the head of a whole reply.
+        idle_timeout_s: between two events, or two pieces of a whole reply. Comments are no events.
+        total_timeout_s: from the client's request to the end.
+        drain_s: how long a call is read on for its usage after its client has left; 0 cancels it.
+        secrets: texts to cut out of upstream's messages.
+    """
+
+    wants_usage: bool
+    wants_json: bool
+    heartbeat_s: float
+    first_event_timeout_s: float
+    idle_timeout_s: float
+    total_timeout_s: float
+    drain_s: float = 0.0
+    secrets: tuple[str, ...] = ()
