@@ -12,12 +12,19 @@ from grokflask.upstream import UpstreamCall
 FAREWELL_S = 5.0
 """How long before the end of the grace period the exchanges that are still open are ended."""
 
+LEAD_S = 1.5
+"""How long new work is still taken after the end was announced: gunicorn's worker closes its listener only
+after a second, and what comes in until then has nowhere else to go."""
+
 
 class OpenExchanges:
     """The register of open upstream calls. Its methods may be called from any thread.
 
     Args:
         capacity: calls open at once at the most.
+
+    Attributes:
+        draining: the process is about to end, and no longer ready for new work.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -25,6 +32,7 @@ class OpenExchanges:
         self._count = 0
         self._calls: set[UpstreamCall] = set()
         self._lock = threading.Lock()
+        self._closed = False
         self.draining = False
 
     def __len__(self) -> int:
@@ -32,7 +40,7 @@ class OpenExchanges:
 
     def check(self) -> None:
         """Raises GatewayFullError or ShuttingDownError when `start` would."""
-        if self.draining:
+        if self._closed:
             raise ShuttingDownError
         if self._count >= self._capacity:
             raise GatewayFullError
@@ -61,19 +69,22 @@ class OpenExchanges:
                 self._calls.remove(call)
                 self._count -= 1
 
-    def drain(self, grace_s: float) -> None:
-        """Refuses new exchanges, and ends those still open FAREWELL_S before `grace_s` is over.
+    def drain(self, grace_s: float, lead_s: float = LEAD_S) -> None:
+        """Announces the end: refuses new exchanges after `lead_s`, ends the open ones before `grace_s`.
 
-        Returns at once. Later calls change nothing.
+        Those that are still open FAREWELL_S before the end are told so. Returns at once; later calls change
+        nothing.
         """
         if self.draining:
             return
         self.draining = True
-        delay_s = max(0.0, grace_s - FAREWELL_S)
-        threading.Thread(target=self._end_all, args=(delay_s,), name="drain", daemon=True).start()
+        times = (lead_s, max(0.0, grace_s - FAREWELL_S))
+        threading.Thread(target=self._end_all, args=times, name="drain", daemon=True).start()
 
-    def _end_all(self, delay_s: float) -> None:
+    def _end_all(self, lead_s: float, delay_s: float) -> None:
         end = time.monotonic() + delay_s
+        time.sleep(lead_s)
+        self._closed = True
         while self._count and time.monotonic() < end:
             time.sleep(0.1)
         while self._count:  # again and again: one may have been admitted just before

@@ -10,7 +10,7 @@ from flask import Blueprint, Response, current_app, g, request
 from werkzeug.exceptions import ClientDisconnected
 
 from grokflask.clients import ClientWatcher, shut_down
-from grokflask.errors import BodyTimeoutError, BodyTooLargeError, MediaTypeError
+from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError, MediaTypeError
 from grokflask.gateway import Gateway, Reply
 from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import ClientRequest
@@ -66,7 +66,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
 
 
 def _read_body() -> bytes:
-    """The body, if it comes in time. Raises BodyTimeoutError, BodyTooLargeError, MediaTypeError.
+    """The body, if it comes whole and in time. Raises ClientError.
 
     A stated length over the limit is refused unread, a chunked body when it passes the limit.
     """
@@ -82,13 +82,16 @@ def _read_body() -> bytes:
     clients: ClientWatcher = current_app.extensions["clients"]
     watch = clients.limit(sock, current_app.config["BODY_TIMEOUT_S"], give_up)
     try:
-        return _take_body()
+        body = _take_body()
     except (OSError, ClientDisconnected):
-        if late.is_set():
-            raise BodyTimeoutError from None
-        raise
+        body = b""
     finally:
         watch.stop()
+    if late.is_set():
+        raise BodyTimeoutError
+    if len(body) < (request.content_length or 0):
+        raise InvalidRequestError("The request's body ended before the length that was announced.")
+    return body
 
 
 def _take_body() -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from support.processes import CLIENT_KEY, UPSTREAM_KEY
+from support.processes import CLIENT_KEY, UPSTREAM_KEY, wait_for
 from support.scripted import Exchange, ScriptedUpstream, chat_chunk, reply_story
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
@@ -402,6 +402,17 @@ def test_health_and_readiness(client: FlaskClient) -> None:
     ready = client.get("/ready")
     assert (ready.status_code, ready.json["status"]) == (200, "ready")
     assert ready.json["rate_limits"]["store"] == "memory"
+
+
+def test_while_draining(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Once the end is announced /ready is 503; then new work is refused; /health still answers."""
+    client.application.extensions["gateway"].exchanges.drain(grace_s=10, lead_s=0.2)
+    assert client.get("/ready").status_code == 503
+    assert client.get("/ready").json["status"] == "draining"
+    wait_for(lambda: ask(client, messages=MESSAGES).status_code == 503, "the door to close")
+    reply = ask(client, messages=MESSAGES)
+    assert (reply.json["error"]["code"], reply.headers["Retry-After"]) == ("shutting_down", "1")
+    assert client.get("/health").status_code == 200
 
 
 def test_bug_in_the_gateway_is_a_json_500(client: FlaskClient, logged: io.StringIO) -> None:

@@ -1,0 +1,313 @@
+"""Heartbeat, commit, deadlines, admission, and slow uploads, on real gunicorn."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import requests
+from support.processes import CLIENT_KEY, GatewayServer, start_gateway
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
+
+AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
+BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+CHAT = "/api/v1/chat/completions"
+HEARTBEAT = b": keep-alive\n"
+SHAPES = {"json": "application/json", "guide": "text/event-stream"}
+
+
+@pytest.fixture
+def make(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callable[..., GatewayServer]]:
+    servers: list[GatewayServer] = []
+
+    def start(**env: str) -> GatewayServer:
+        servers.append(start_gateway(tmp_path, upstream, **env))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+        assert "Traceback" not in server.log
+
+
+def ask(server: GatewayServer, shape: str = "guide", **extra: Any) -> requests.Response:
+    headers = {**AUTH, "Accept": SHAPES[shape]}
+    return requests.post(f"{server.url}{CHAT}", json={**BODY, **extra}, headers=headers, timeout=60)
+
+
+def read_error(data: bytes, shape: str) -> tuple[str, str]:
+    """Message and code of the last event; the guide's shape has no code."""
+    error = json.loads(data.rstrip(b"\n").rpartition(b"data: ")[2])["error"]
+    return (error["message"], error["code"]) if shape == "json" else (error, "")
+
+
+def test_heartbeats_fill_the_silence(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+    """Upstream goes on only after the client has seen three heartbeats; no event is torn by one."""
+    server = make(GROKFLASK_HEARTBEAT_S="0.1")
+    seen = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.chunk(b'data: {"choices":[{"delta":{"content":"On')
+        assert seen.wait(WAIT_S)
+        exchange.chunk(b'ce"}}]}\n\n')
+        exchange.event("[DONE]")
+        exchange.end()
+
+    upstream.handler = answer
+    got = b""
+    with requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, stream=True, timeout=60) as reply:
+        for data in reply.iter_content(None):
+            got += data
+            if got.count(HEARTBEAT) >= 3:
+                seen.set()
+    beats = got.count(HEARTBEAT)
+    assert got == HEARTBEAT * beats + b'data: {"choices":[{"delta":{"content":"Once"}}]}\n\ndata: [DONE]\n\n'
+
+
+def test_sdk_survives_heartbeats(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+    """OpenAI's SDK takes comments for what they are, before and between events."""
+    server = make(GROKFLASK_HEARTBEAT_S="0.1", GROKFLASK_COMMIT_S="0.1")
+    pause = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        pause.wait(0.5)
+        exchange.start()
+        exchange.event(chat_chunk("Once"))
+        pause.wait(0.5)
+        exchange.event(chat_chunk(" upon"))
+        exchange.event("[DONE]")
+        exchange.end()
+
+    upstream.handler = answer
+    with (
+        openai.OpenAI(api_key=CLIENT_KEY, base_url=f"{server.url}/v1", max_retries=0) as client,
+        client.chat.completions.create(model="grok-4.3", messages=BODY["messages"], stream=True) as stream,
+    ):
+        assert [chunk.choices[0].delta.content for chunk in stream] == ["Once", " upon"]
+
+
+def test_a_late_answer_is_committed(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+    """Upstream answers only after the client has its status and first comment; then all goes on."""
+    server = make(GROKFLASK_COMMIT_S="0.2")
+    committed = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        assert committed.wait(WAIT_S)
+        answer_chat(exchange)
+
+    upstream.handler = answer
+    with requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, stream=True, timeout=60) as reply:
+        assert reply.status_code == 200
+        stream = reply.iter_content(None)
+        first = next(stream)
+        assert first == HEARTBEAT
+        committed.set()
+        rest = b"".join(stream)
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("status", "no credits"),
+        ("json", "later"),
+        ("cut", "closed the connection without an answer"),
+        ("garbage", "cannot be understood"),
+    ],
+)
+def test_failure_after_the_commit_is_told_in_the_stream(
+    make: Callable[..., GatewayServer], upstream: ScriptedUpstream, kind: str, message: str, shape: str
+) -> None:
+    """Once the response has begun, whatever upstream answers becomes an error event in the client's shape."""
+    server = make(GROKFLASK_COMMIT_S="0.1")
+    pause = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        pause.wait(0.5)
+        if kind == "status":
+            exchange.reply({"code": "permission-denied", "error": "no credits"}, 403)
+        elif kind == "json":
+            exchange.reply({"code": "unavailable", "error": "later"})
+        elif kind == "garbage":
+            exchange.send(b"nonsense\r\n\r\n")
+        exchange.close()
+
+    upstream.handler = answer
+    reply = ask(server, shape)
+    assert reply.status_code == 200
+    assert reply.content.startswith(HEARTBEAT)
+    assert message in read_error(reply.content, shape)[0]
+    assert b"[DONE]" not in reply.content
+
+
+def hang(exchange: Exchange) -> None:
+    assert exchange.wait_until_left()
+
+
+def start_and_hang(exchange: Exchange) -> None:
+    exchange.start()
+    exchange.chunk(b": thinking\n\n")
+    assert exchange.wait_until_left()
+
+
+def begin_and_hang(exchange: Exchange) -> None:
+    exchange.start()
+    exchange.event(chat_chunk("Once"))
+    assert exchange.wait_until_left()
+
+
+def dribble(exchange: Exchange) -> None:
+    exchange.start()
+    pause = threading.Event()
+    try:
+        while True:
+            exchange.event(chat_chunk("drip"))
+            pause.wait(0.05)
+    except OSError:
+        exchange.close()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("setting", "handler", "status", "code"),
+    [
+        ("FIRST_EVENT", hang, 504, "first_event_timeout"),
+        ("FIRST_EVENT", start_and_hang, 200, "first_event_timeout"),
+        ("IDLE", begin_and_hang, 200, "idle_timeout"),
+        ("TOTAL", dribble, 200, "total_timeout"),
+        ("TOTAL", hang, 200, "total_timeout"),
+    ],
+)
+def test_deadlines(
+    make: Callable[..., GatewayServer],
+    upstream: ScriptedUpstream,
+    setting: str,
+    handler: Callable[[Exchange], None],
+    status: int,
+    code: str,
+    shape: str,
+) -> None:
+    """Each deadline has its own code, interrupts a blocked read, and closes upstream's connection."""
+    upstream.handler = handler
+    commit = "0.1" if setting == "TOTAL" else "20"
+    server = make(**{f"GROKFLASK_{setting}_TIMEOUT_S": "0.5"}, GROKFLASK_COMMIT_S=commit)
+    reply = ask(server, shape)
+    assert reply.status_code == status
+    if shape == "json":
+        assert (
+            read_error(reply.content, shape)[1] == code
+            if status == 200
+            else reply.json()["error"]["code"] == code
+        )
+    server.wait_for_line("outcome=timeout", f"code={code}")
+
+
+def test_deadlines_of_a_whole_reply(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+    """A reply that never begins, one that stops, one that dribbles: 504 with the code of each."""
+
+    def stop_inside(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
+        hang(exchange)
+
+    server = make(GROKFLASK_FIRST_EVENT_TIMEOUT_S="0.4", GROKFLASK_IDLE_TIMEOUT_S="0.4")
+    for handler, code in ((hang, "first_event_timeout"), (stop_inside, "idle_timeout")):
+        upstream.handler = handler
+        reply = ask(server, stream=False)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (504, code)
+
+
+def test_connect_timeout(make: Callable[..., GatewayServer]) -> None:
+    """An upstream whose TLS handshake never ends is given up after the connect timeout."""
+    with socket.create_server(("127.0.0.1", 0), backlog=5) as silent:
+        base = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
+        server = make(XAI_API_BASE=base, GROKFLASK_CONNECT_TIMEOUT_S="0.3")
+        reply = ask(server, "json")
+        assert (reply.status_code, reply.json()["error"]["code"]) == (504, "connect_timeout")
+
+
+def test_above_capacity_is_refused_at_once(
+    make: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
+    """With all places taken the next request gets 503 with Retry-After, is not counted, and costs nothing."""
+    server = make(GROKFLASK_CAPACITY="3", GROKFLASK_RATE_LIMIT="4/hour")
+    go_on = threading.Event()
+    waiting = threading.Semaphore(0)
+
+    def answer(exchange: Exchange) -> None:
+        waiting.release()
+        assert go_on.wait(WAIT_S)
+        answer_chat(exchange)
+
+    upstream.handler = answer
+    with ThreadPoolExecutor(3) as pool:
+        held = [pool.submit(ask, server) for _ in range(3)]
+        for _ in held:
+            assert waiting.acquire(timeout=WAIT_S)
+        refused = ask(server, "json")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_full")
+        assert refused.headers["Retry-After"] == "1"
+        assert requests.get(f"{server.url}/ready", timeout=10).json()["open"] == 3
+        go_on.set()
+        assert [each.result().status_code for each in held] == [200] * 3
+    assert len(upstream.exchanges) == 3
+    assert ask(server).status_code == 200
+    assert ask(server).status_code == 429
+    assert requests.get(f"{server.url}/ready", timeout=10).json()["open"] == 0
+
+
+def test_a_slow_upload_does_not_hold_its_place(make: Callable[..., GatewayServer]) -> None:
+    """A body that dribbles in gets a 408 when its time is over, and its connection ends."""
+    server = make(GROKFLASK_BODY_TIMEOUT_S="0.5", GROKFLASK_KEEPALIVE_S="2")
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {CLIENT_KEY}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
+        sock.sendall(head.encode() + b"{")
+        got = b""
+        while data := sock.recv(65536):
+            got += data
+    assert got.startswith(b"HTTP/1.1 408 ")
+    assert b"body_timeout" in got
+    server.wait_for_line("msg=refused", "code=body_timeout")
+
+
+def test_a_slow_head_does_not_hold_its_place(make: Callable[..., GatewayServer]) -> None:
+    """A request whose head never ends is hung up on."""
+    server = make(GROKFLASK_KEEPALIVE_S="1")
+    with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
+        sock.sendall(b"POST /api/v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+        assert sock.recv(65536) == b""
+
+
+def test_idle_connections_do_not_fill_the_worker(make: Callable[..., GatewayServer]) -> None:
+    """When idle connections take nearly all places, the oldest make room for a new client."""
+    server = make(GROKFLASK_WORKER_CONNECTIONS="40")
+    socks = [socket.create_connection(("127.0.0.1", server.port), WAIT_S) for _ in range(60)]
+    try:
+        assert ask(server).status_code == 200
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def test_retry_is_counted_in_the_log(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+    """The one retry on a kept connection that had died is in the exchange's line."""
+    server = make()
+    assert ask(server).status_code == 200
+    good = upstream.handler
+
+    def die_once(exchange: Exchange) -> None:
+        upstream.handler = good
+        exchange.reset()
+
+    upstream.handler = die_once
+    assert ask(server).content.endswith(b"[DONE]\n\n")
+    server.wait_for_line("outcome=complete", "retries=1")

@@ -1,0 +1,176 @@
+"""SIGTERM, reload and max_requests: open streams end in time, and the process goes by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+from support.processes import CLIENT_KEY, ROOT, GatewayServer, start_gateway, wait_for
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
+
+AUTH = {"Authorization": f"Bearer {CLIENT_KEY}", "Accept": "application/json"}
+BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+CHAT = "/api/v1/chat/completions"
+STREAMS = 50
+
+
+@pytest.fixture
+def make(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callable[..., GatewayServer]]:
+    servers: list[GatewayServer] = []
+
+    def start(**env: str) -> GatewayServer:
+        servers.append(start_gateway(tmp_path, upstream, **env))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+class Streams:
+    """Many streams held open at once: each has its first event, and waits."""
+
+    def __init__(self, server: GatewayServer, upstream: ScriptedUpstream, count: int) -> None:
+        self.release = threading.Event()
+        self.first = threading.Semaphore(0)
+        upstream.handler = self.answer
+        self.pool = ThreadPoolExecutor(count)
+        self.results = [self.pool.submit(self.take, server) for _ in range(count)]
+        for _ in range(count):
+            assert self.first.acquire(timeout=WAIT_S)
+
+    def answer(self, exchange: Exchange) -> None:
+        exchange.start()
+        exchange.event(chat_chunk("Once"))
+        exchange.sock.settimeout(0.1)
+        while not self.release.is_set():
+            try:
+                if exchange.sock.recv(1) == b"":
+                    exchange.close()
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                exchange.close()
+                return
+        exchange.sock.settimeout(WAIT_S)
+        exchange.event("[DONE]")
+        exchange.end()
+
+    def take(self, server: GatewayServer) -> bytes:
+        with requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, stream=True, timeout=60) as reply:
+            got = b""
+            for data in reply.iter_content(None):
+                if not got:
+                    self.first.release()
+                got += data
+            return got
+
+    def collect(self) -> list[bytes]:
+        with self.pool:
+            return [each.result() for each in self.results]
+
+
+def test_streams_may_finish(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+    """50 open streams at SIGTERM: all end with [DONE], then the process ends with 0."""
+    server = make(GROKFLASK_GRACE_S="30")
+    streams = Streams(server, upstream, STREAMS)
+    server.process.terminate()
+    streams.release.set()
+    assert all(got.endswith(b"data: [DONE]\n\n") for got in streams.collect())
+    assert server.process.wait(20) == 0
+    assert len(server.find_lines("msg=exchange", "outcome=complete")) == STREAMS
+
+
+def test_streams_that_stay_are_told(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+    """50 streams that do not end: each gets an error event and no [DONE]; all are settled; exit in time."""
+    server = make(GROKFLASK_GRACE_S="8")
+    streams = Streams(server, upstream, STREAMS)
+    started_at = time.monotonic()
+    server.process.terminate()
+    for got in streams.collect():
+        assert b"[DONE]" not in got
+        error = json.loads(got.rstrip(b"\n").rpartition(b"data: ")[2])["error"]
+        assert error["code"] == "shutting_down"
+    assert server.process.wait(20) == 0
+    took_s = time.monotonic() - started_at
+    print(f"ended {took_s:.1f} s after SIGTERM, grace 8 s")
+    assert took_s < 8
+    assert len(server.find_lines("msg=exchange", "outcome=shutdown", "code=shutting_down")) == STREAMS
+    assert "Traceback" not in server.log
+
+
+def test_idle_connections_do_not_hold_it_up(make: Callable[..., GatewayServer]) -> None:
+    """20 idle connections at SIGTERM: the process is gone in a few seconds, not after the grace."""
+    server = make(GROKFLASK_GRACE_S="25")
+    socks = []
+    for _ in range(20):
+        sock = socket.create_connection(("127.0.0.1", server.port), WAIT_S)
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")
+        socks.append(sock)
+    started_at = time.monotonic()
+    server.process.terminate()
+    assert server.process.wait(20) == 0
+    assert time.monotonic() - started_at < 10
+    assert "Traceback" not in server.log
+    for sock in socks:
+        sock.close()
+
+
+def test_reload_keeps_open_streams(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+    """SIGHUP brings a new worker; streams of the old one end as they would have."""
+    server = make(GROKFLASK_GRACE_S="30")
+    streams = Streams(server, upstream, 5)
+    server.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(server.find_lines("msg=ready")) == 2, "the new worker")
+    upstream.handler = answer_chat
+    assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30).status_code == 200
+    streams.release.set()
+    assert all(got.endswith(b"data: [DONE]\n\n") for got in streams.collect())
+    assert server.stop() == 0
+
+
+def test_max_requests_cuts_no_stream(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A worker that has served its number drains like one that was told to: its stream ends with [DONE]."""
+    env = {
+        "XAI_API_KEY": "xai-upstream-secret",
+        "XAI_API_BASE": upstream.base_url,
+        "GROKFLASK_KEYS": f"alice:{CLIENT_KEY}",
+        "GROKFLASK_GRACE_S": "30",
+    }
+    command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py")]
+    server = GatewayServer(tmp_path, env, [*command, "--max-requests", "20", "wsgi:app"])
+    try:
+        streams = Streams(server, upstream, 3)
+        for _ in range(25):
+            try:
+                requests.get(f"{server.url}/health", timeout=10)
+            except requests.ConnectionError:
+                break
+        wait_for(lambda: bool(server.find_lines("Autorestarting worker")), "the restart")
+        streams.release.set()
+        assert all(got.endswith(b"data: [DONE]\n\n") for got in streams.collect())
+        wait_for(lambda: len(server.find_lines("msg=ready")) >= 2, "the next worker")
+    finally:
+        server.stop()
+
+
+def test_a_killed_worker_is_replaced(make: Callable[..., GatewayServer]) -> None:
+    """SIGKILL on the worker: the master starts another, and requests are served again."""
+    server = make()
+    (line,) = server.find_lines("Booting worker with pid")
+    os.kill(int(line.rpartition(" ")[2]), signal.SIGKILL)
+    wait_for(lambda: len(server.find_lines("msg=ready")) == 2, "the new worker")
+    assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30).status_code == 200
+    assert server.stop() == 0
