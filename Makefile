@@ -5,7 +5,7 @@ COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-u
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run sandbox test check format docs lock clean
+.PHONY: help demo run sandbox test check soak format docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ check: .venv/dev ## before a commit: format, lint, types, and the tests that nee
 format: .venv/dev ## let ruff format and mend
 	$(BIN)/ruff check --quiet --fix .
 	$(BIN)/ruff format --quiet .
+
+soak: .venv/dev ## minutes of exchanges of all outcomes; writes docs/reliability.md
+	@$(BIN)/python scripts/soak.py
 
 docs: .venv/runtime ## write the generated pages anew
 	$(BIN)/python -c 'from grokflask.config import render_docs; print(render_docs(), end="")' > docs/settings.md

@@ -13,6 +13,7 @@ notices.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import threading
@@ -20,6 +21,8 @@ import time
 from collections.abc import Callable
 
 INTERVAL_S = 0.25
+
+_log = logging.getLogger("grokflask.clients")
 
 # linux/tcp_states.h: the peer has sent FIN or RST, or all is over.
 _GONE_STATES = frozenset((7, 8, 9))  # CLOSE, CLOSE_WAIT, LAST_ACK
@@ -84,13 +87,20 @@ class ClientWatcher:
                 if not self._watches:
                     self._wake.wait()
             time.sleep(self._interval_s)
-            now = time.monotonic()
-            for watch in list(self._watches):
-                assert watch.sock is not None
-                over = is_gone(watch.sock) if watch.deadline is None else now >= watch.deadline
-                callback = self._watches.pop(watch, None) if over else None
-                if callback is not None:
+            self._look()
+
+    def _look(self) -> None:
+        """One look at every watch. A method of its own, so that nothing of a watch outlives it here."""
+        now = time.monotonic()
+        for watch in list(self._watches):
+            assert watch.sock is not None
+            over = is_gone(watch.sock) if watch.deadline is None else now >= watch.deadline
+            callback = self._watches.pop(watch, None) if over else None
+            if callback is not None:
+                try:
                     callback()
+                except Exception:
+                    _log.exception("a client's leaving could not be dealt with")
 
 
 class Departure:
