@@ -1,4 +1,4 @@
-"""`make soak`: thousands of exchanges of all outcomes through one gateway, and docs/reliability.md from it."""
+"""`make soak`: thousands of exchanges of all outcomes through one gateway; writes docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def render(report: Report, concurrency: int) -> str:
     lines = [
         f"{date.today()}, commit {commit.stdout.strip()}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. "
-        f"`make soak`: {report.total} exchanges, {concurrency} at once, in {report.seconds:.0f} s, after a warm-up "
-        "of 400 of the same mix.",
+        f"`make soak`: {report.total} exchanges, {concurrency} at once, in {report.seconds:.0f} s, after a "
+        "warm-up of 400 of the same mix.",
         "",
         f"**Wrong: {len(report.wrong)}** (an exchange without its one log line, with another outcome than "
         "expected, or with bytes that differ from upstream's).",
