@@ -257,6 +257,38 @@ def test_other_servers_stream_too(tmp_path: Path, upstream: ScriptedUpstream, na
         server.stop()
 
 
+@pytest.mark.parametrize("name", ["gthread", "waitress"])
+def test_a_client_that_leaves_is_noticed_under_other_servers(
+    tmp_path: Path, upstream: ScriptedUpstream, name: str
+) -> None:
+    """gthread hands its socket over, so the watcher sees it; under waitress the heartbeat's write does."""
+    left = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.event(chat_chunk("Once"))
+        if exchange.wait_until_left():
+            left.set()
+
+    upstream.handler = answer
+    env = {
+        "XAI_API_KEY": UPSTREAM_KEY,
+        "XAI_API_BASE": upstream.base_url,
+        "GROKFLASK_KEYS": f"alice:{CLIENT_KEY}",
+    }
+    env["GROKFLASK_HEARTBEAT_S"] = "60" if name == "gthread" else "0.2"
+    server = GatewayServer(tmp_path, env, SERVERS[name])
+    try:
+        with requests.post(
+            f"{server.url}{CHAT}", json={**BODY, "stream": True}, headers=AUTH, timeout=30, stream=True
+        ) as reply:
+            assert b"Once" in next(reply.iter_content(None))
+        assert left.wait(WAIT_S)
+        server.wait_for_line("msg=exchange", "outcome=client_abort")
+    finally:
+        server.stop()
+
+
 def test_sandbox_runs_under_other_servers(tmp_path: Path) -> None:
     """The built-in sandbox is reached in whatever process serves, threads or greenlets."""
     server = GatewayServer(tmp_path, {"GROKFLASK_SANDBOX_EVENTS_PER_S": "0"}, SERVERS["gthread"])
