@@ -9,6 +9,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import os
+import resource
 import socket
 
 import gevent
@@ -22,6 +23,19 @@ def _number(name: str, default: int) -> int:
     """A number from the environment; a malformed one is left for the app to report with all the others."""
     text = os.environ.get(name, "").strip()
     return int(text) if text.isdecimal() and int(text) else default
+
+
+def _raise_descriptor_limit():
+    """Lets the process have as many sockets as its administrator allows: each stream takes two.
+
+    The usual soft limit of 1,024 is there for programs that use select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+_raise_descriptor_limit()
 
 
 class Worker(GeventWorker):

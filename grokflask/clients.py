@@ -147,11 +147,11 @@ class Departure:
             self.left_at = time.monotonic()
             if self._drain_s and self._drains is not None:
                 self.drains_call = self._drains.acquire(blocking=False)
-        if not self.drains_call:
+        if self.drains_call:
+            self._watch.stop()
+            self._watch = self._watcher.limit(self._sock, self._drain_s, self._cancel)
+        else:
             self._cancel()
-            return
-        self._watch.stop()
-        self._watch = self._watcher.limit(self._sock, self._drain_s, self._cancel)
         shut_down(self._sock, socket.SHUT_RDWR)  # whoever is still sending to it stops
 
     def check(self) -> None:

@@ -21,6 +21,7 @@
         │   ├── FirstEventTimeoutError  504 first_event_timeout
         │   ├── IdleTimeoutError        504 idle_timeout
         │   └── TotalTimeoutError       504 total_timeout
+        ├── NoAnswerError           502 upstream_no_answer: it took the request and closed the connection
         ├── UpstreamProtocolError   502 upstream_protocol_error: an answer that is not the API's
         ├── UpstreamStatusError     upstream's own status, code and message
         └── StreamBrokenError       502 stream_broken: the connection died inside the answer
@@ -255,6 +256,13 @@ class TotalTimeoutError(UpstreamTimeoutError):
     """The exchange has taken GROKFLASK_TOTAL_TIMEOUT_S."""
 
     code = "total_timeout"
+
+
+class NoAnswerError(UpstreamError):
+    """Upstream closed the connection without a byte of an answer. It may have done the work."""
+
+    code = "upstream_no_answer"
+    default_message = "The upstream API closed the connection without an answer."
 
 
 class UpstreamProtocolError(UpstreamError):

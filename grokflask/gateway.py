@@ -74,9 +74,14 @@ class Gateway:
             asked = shape_request(request, self._settings)
             entry.model, entry.stream = asked.model, asked.stream
             changes = _tell_changes(asked)
+            terms = self._set_terms(asked, request, key)
             call = self.exchanges.start(lambda: self._upstream.call(asked, key.upstream_key))
-            carry = self._stream if asked.stream else self._read_whole
-            answer = carry(call, asked, request, key, entry)
+            try:
+                answer = (self._stream if asked.stream else self._read_whole)(call, terms, request, entry)
+            except BaseException as error:
+                call.cancel(error if isinstance(error, GrokflaskError) else GrokflaskError())
+                self.exchanges.end(call)
+                raise
             answer.headers.update(changes)
             return answer
         except GrokflaskError as error:
@@ -86,44 +91,31 @@ class Gateway:
             raise
 
     def _stream(
-        self,
-        call: UpstreamCall,
-        asked: UpstreamRequest,
-        request: ClientRequest,
-        key: ApiKey,
-        entry: LedgerEntry,
+        self, call: UpstreamCall, terms: Terms, request: ClientRequest, entry: LedgerEntry
     ) -> StreamReply:
         """Events. Upstream's own headers come with them if it answers before the response must begin."""
 
         def settle(settlement: Settlement) -> None:
             self.exchanges.end(call)
+            entry.note_head(relay.headers, retried=relay.retried)
             entry.settle(settlement, status=200)
 
-        terms = self._set_terms(asked, request, key)
-        departure = self._watch(call, request, terms)
+        departure = self._watch(call, terms, request)
         relay = Relay(call, terms, departure, settle, started_at=entry.started_at, clock=self._clock)
         try:
-            headers = relay.wait_for_answer(self._settings.commit_s)
+            relay.wait_for_answer(self._settings.commit_s)
         except BaseException as error:
             if isinstance(error, GrokflaskError):
                 entry.refuse(error)
             relay.close()
             raise
-        entry.note_head(headers, retried=relay.retried)
-        limit_sending(request.client, self._settings.send_timeout_s)
-        return StreamReply(relay, dict(headers))
+        return StreamReply(relay, dict(relay.headers))
 
     def _read_whole(
-        self,
-        call: UpstreamCall,
-        asked: UpstreamRequest,
-        request: ClientRequest,
-        key: ApiKey,
-        entry: LedgerEntry,
+        self, call: UpstreamCall, terms: Terms, request: ClientRequest, entry: LedgerEntry
     ) -> Reply:
         """The whole answer, or nothing."""
-        terms = self._set_terms(asked, request, key)
-        departure = self._watch(call, request, terms)
+        departure = self._watch(call, terms, request)
         reader = ReplyReader(call, terms, departure, started_at=entry.started_at, clock=self._clock)
         try:
             reply = reader.read()
@@ -136,7 +128,9 @@ class Gateway:
         entry.settle_reply(len(body), reply.status)
         return Reply(reply.status, body, dict(reply.headers))
 
-    def _watch(self, call: UpstreamCall, request: ClientRequest, terms: Terms) -> Departure:
+    def _watch(self, call: UpstreamCall, terms: Terms, request: ClientRequest) -> Departure:
+        """From here on the client's leaving ends the call, or has it drained."""
+        limit_sending(request.client, self._settings.send_timeout_s)
         return Departure(
             self._clients,
             request.client,

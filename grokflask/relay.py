@@ -47,6 +47,10 @@ class Relay:
         on_settle: called once by `close`.
         started_at: when the client's request came, by `clock`.
         clock: monotonic seconds.
+
+    Attributes:
+        headers: upstream's, as far as a client may see them; empty until its answer has come.
+        retried: the request was sent a second time.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Relay:
         started_at: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.headers: dict[str, str] = {}
         self.retried = False
         self._call = call
         self._stream: UpstreamStream | None = None
@@ -68,6 +73,7 @@ class Relay:
         self._clock = clock
         self._decoder = EventDecoder()
         self._started_at = started_at
+        self._total_at = started_at + terms.total_timeout_s
         self._deadline = started_at + terms.first_event_timeout_s
         self._given_at: float | None = None  # the client has been handed bytes and not come back yet
         self._heartbeat_at = started_at  # until the answer has come a comment is due at once
@@ -81,21 +87,24 @@ class Relay:
         self._events = 0
         self._bytes_out = 0
 
-    def wait_for_answer(self, timeout_s: float) -> dict[str, str]:
-        """Waits for upstream's headers, and returns those that the client may see.
+    def wait_for_answer(self, timeout_s: float) -> None:
+        """Waits for upstream's headers.
 
         While this waits the response has no status yet, so whatever upstream answers is raised as it is
         (GrokflaskError). After `timeout_s` the headers are given up: the stream begins without them.
         """
-        self._stream = self._call.wait(min(timeout_s, self._deadline - self._clock()))
+        self._adopt(min(timeout_s, min(self._deadline, self._total_at) - self._clock()))
         now = self._clock()
-        if self._stream is None:
-            if now >= self._deadline:
-                raise self._tell_timeout(now)
-            return {}
-        self._heartbeat_at = now + self._terms.heartbeat_s
-        self.retried = self._stream.retried
-        return self._stream.headers
+        if self._stream is not None:
+            self._heartbeat_at = now + self._terms.heartbeat_s
+        elif now >= min(self._deadline, self._total_at):
+            raise self._tell_timeout(now)
+
+    def _adopt(self, timeout_s: float) -> None:
+        """Takes upstream's answer over, if it comes within `timeout_s`."""
+        self._stream = self._call.wait(timeout_s)
+        if self._stream is not None:
+            self.headers, self.retried = self._stream.headers, self._stream.retried
 
     def __iter__(self) -> Iterator[bytes]:
         # An iterator without a `close` of its own: whoever iterates (stream_with_context closes what it
@@ -167,12 +176,11 @@ class Relay:
         """What goes out next: events, or a comment when there have been none for too long."""
         while True:
             now = self._clock()
-            total_at = self._started_at + self._terms.total_timeout_s
-            if now >= self._deadline or now >= total_at:
+            if now >= self._deadline or now >= self._total_at:
                 raise self._tell_timeout(now)
             if now >= self._heartbeat_at:
                 return HEARTBEAT
-            events = self._receive(min(self._deadline, total_at, self._heartbeat_at) - now)
+            events = self._receive(min(self._deadline, self._total_at, self._heartbeat_at) - now)
             if events and (out := self._take(events)):
                 return out
 
@@ -180,7 +188,7 @@ class Relay:
         """The events that have come, [] for none within `timeout_s`. Raises GrokflaskError at the end."""
         try:
             if self._stream is None:
-                self._stream = self._call.wait(timeout_s)
+                self._adopt(timeout_s)
                 return []
             data = self._stream.read(timeout_s)
         except GrokflaskError:
@@ -208,7 +216,7 @@ class Relay:
 
     def _tell_timeout(self, now: float) -> GrokflaskError:
         terms = self._terms
-        if now >= self._started_at + terms.total_timeout_s:
+        if now >= self._total_at:
             return TotalTimeoutError(f"The answer took longer than {terms.total_timeout_s:g} s.")
         if self._first_event_at is None:
             return FirstEventTimeoutError(
@@ -264,7 +272,7 @@ class Relay:
         if not self._departure.drains_call or left_at is None:
             return
         events = self._events  # what is read from now on reaches nobody
-        deadline = min(left_at + self._terms.drain_s, self._started_at + self._terms.total_timeout_s)
+        deadline = min(left_at + self._terms.drain_s, self._total_at)
         try:
             while not self._done and not self._error and (left_s := deadline - self._clock()) > 0:
                 received = self._receive(left_s)

@@ -21,13 +21,11 @@ from urllib3.util.ssl_ import create_urllib3_context
 from grokflask.clients import shut_down
 from grokflask.errors import (
     ConnectTimeoutError,
-    StreamBrokenError,
+    NoAnswerError,
     UpstreamConnectError,
     UpstreamProtocolError,
     UpstreamTimeoutError,
 )
-
-NO_ANSWER = "The upstream API closed the connection without an answer."
 
 
 class StaleConnectionError(Exception):
@@ -176,7 +174,7 @@ def classify(error: Exception, phase: str) -> Exception:
         return UpstreamTimeoutError()
     if any(isinstance(cause, OSError) for cause in causes):
         # Also http.client's RemoteDisconnected: closed without a byte of an answer.
-        return StaleConnectionError() if phase == "reused" else StreamBrokenError(NO_ANSWER)
+        return StaleConnectionError() if phase == "reused" else NoAnswerError()
     return UpstreamProtocolError()
 
 

@@ -21,6 +21,7 @@ from requests.structures import CaseInsensitiveDict
 
 from grokflask.errors import (
     GrokflaskError,
+    NoAnswerError,
     StreamBrokenError,
     UpstreamError,
     UpstreamProtocolError,
@@ -28,7 +29,7 @@ from grokflask.errors import (
 )
 from grokflask.framing import choose_framing
 from grokflask.shaping import UpstreamRequest
-from grokflask.transport import NO_ANSWER, Adapter, Attempt, StaleConnectionError
+from grokflask.transport import Adapter, Attempt, StaleConnectionError
 from grokflask.upstream_errors import parse_error
 
 RECEIVE_BYTES = 64 * 1024
@@ -98,7 +99,7 @@ class UpstreamClient:
         try:
             return self._adapter.attempt(prepared, self._timeouts_s, attempt)
         except StaleConnectionError:
-            raise StreamBrokenError(NO_ANSWER) from None
+            raise NoAnswerError from None
 
     def close(self) -> None:
         """Closes the idle connections."""
@@ -132,13 +133,13 @@ class UpstreamCall:
 
     def __init__(self, send: Callable[[Attempt], UpstreamStream]) -> None:
         self.cancelled: GrokflaskError | None = None
-        self._send = send
         self._attempt = Attempt()
         self._stream: UpstreamStream | None = None
         self._error: Exception | None = None
         self._lock = threading.Lock()
         self._decided = threading.Event()
-        threading.Thread(target=self._run, name="upstream-call", daemon=True).start()
+        # `send` is not kept: it holds the request's body, and the call may live for an hour.
+        threading.Thread(target=self._run, args=(send,), name="upstream-call", daemon=True).start()
 
     def wait(self, timeout_s: float) -> UpstreamStream | None:
         """The answer, or None when it has not come within `timeout_s`. The caller closes it.
@@ -170,10 +171,10 @@ class UpstreamCall:
             unread.close()
         self._decided.set()
 
-    def _run(self) -> None:
+    def _run(self, send: Callable[[Attempt], UpstreamStream]) -> None:
         stream: UpstreamStream | None = None
         try:
-            stream = self._send(self._attempt)
+            stream = send(self._attempt)
         except Exception as error:
             self._error = error
         with self._lock:

@@ -25,9 +25,7 @@ from grokflask.errors import (
 )
 from grokflask.gateway import StreamReply
 from grokflask.shaping import asks_for_stream
-
-PEEK_BYTES = 1024 * 1024
-"""How much of a refused request's body is read to learn whether it asked for a stream."""
+from grokflask.web.body import peek_body
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -78,10 +76,7 @@ def asked_for_stream() -> bool:
         return False
     if "text/event-stream" in request.headers.get("Accept", "").lower():
         return True
-    body = g.get("body")
-    if body is None and 0 < (request.content_length or 0) <= PEEK_BYTES:
-        body = request.get_data(cache=False)
-    return body is not None and asks_for_stream(body)
+    return asks_for_stream(peek_body())
 
 
 def register_errors(app: Flask) -> None:

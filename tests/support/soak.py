@@ -138,7 +138,7 @@ CASES = [
     Case("upstream ends early", "begin-and-end", "truncated"),
     Case("upstream reports an error inside", "begin-and-report", "upstream_error"),
     Case("upstream refuses", "refuse", "upstream_error"),
-    Case("upstream drops the request", "drop", "truncated"),
+    Case("upstream drops the request", "drop", "upstream_error"),
     Case("silent before its headers", "hold", "timeout"),
     Case("silent before the first event", "start-and-hold", "timeout"),
     Case("silent between events", "begin-and-hold", "timeout"),

@@ -22,6 +22,7 @@ from grokflask.errors import (
     InvalidRequestError,
     MediaTypeError,
     MethodNotAllowedError,
+    NoAnswerError,
     Outcome,
     RateLimitError,
     RouteNotFoundError,
@@ -57,6 +58,7 @@ TREE = [
     (RateLimitError(), 429, "rate_limit_exceeded", "rate_limit_error", Outcome.REFUSED),
     (UpstreamConnectError(), 502, "upstream_unreachable", "server_error", Outcome.UPSTREAM_ERROR),
     (UpstreamTimeoutError(), 504, "upstream_timeout", "server_error", Outcome.TIMEOUT),
+    (NoAnswerError(), 502, "upstream_no_answer", "server_error", Outcome.UPSTREAM_ERROR),
     (UpstreamProtocolError(), 502, "upstream_protocol_error", "server_error", Outcome.UPSTREAM_ERROR),
     (UpstreamStatusError("no"), 502, "upstream_error", "server_error", Outcome.UPSTREAM_ERROR),
     (

@@ -17,7 +17,9 @@ LEVELS = {
     **dict.fromkeys(("clients", "transport", "upstream", "log"), 1),
     **dict.fromkeys(("keys", "ledger", "relay", "reply", "exchanges"), 2),
     "gateway": 3,
-    **dict.fromkeys(("web", "web.api", "web.extensions", "web.health", "web.hooks", "web.replies"), 4),
+    **dict.fromkeys(
+        ("web", "web.api", "web.body", "web.extensions", "web.health", "web.hooks", "web.replies"), 4
+    ),
     **dict.fromkeys(("", "wsgi"), 5),
 }
 """Every module of the package, "" being the package itself and `wsgi` the file beside it. A lower one never

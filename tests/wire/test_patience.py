@@ -279,6 +279,20 @@ def test_a_slow_upload_does_not_hold_its_place(make: Callable[..., GatewayServer
     server.wait_for_line("msg=refused", "code=body_timeout")
 
 
+def test_a_slow_upload_without_a_key_does_not_hold_its_place(make: Callable[..., GatewayServer]) -> None:
+    """A refused request's body is looked at, for the shape of the error, but not waited for."""
+    server = make(GROKFLASK_BODY_TIMEOUT_S="0.5", GROKFLASK_KEEPALIVE_S="2")
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
+        sock.sendall(head.encode() + b"{")
+        got = b""
+        while data := sock.recv(65536):
+            got += data
+    assert got.startswith(b"HTTP/1.1 401 ")
+
+
 def test_a_slow_head_does_not_hold_its_place(make: Callable[..., GatewayServer]) -> None:
     """A request whose head never ends is hung up on."""
     server = make(GROKFLASK_KEEPALIVE_S="1")

@@ -1,0 +1,74 @@
+"""Reading a request's body: never more than the limit, never longer than it may take."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from socket import SHUT_RD
+
+from flask import current_app, g, request
+from werkzeug.exceptions import ClientDisconnected
+
+from grokflask.clients import ClientWatcher, shut_down
+from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError, MediaTypeError
+
+PEEK_BYTES = 1024 * 1024
+PEEK_S = 5.0
+"""How much of a refused request's body is read, and for how long, to learn whether it asked for a stream."""
+
+
+def read_body() -> bytes:
+    """The JSON body, if it comes whole and in time. Raises ClientError.
+
+    A stated length over the limit is refused unread, a chunked body when it passes the limit.
+    """
+    if not request.is_json:
+        raise MediaTypeError
+    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    # Werkzeug ends a chunked body at its limit without a word: one byte more shows that there was more.
+    request.max_content_length = limit + 1
+    g.body = b""  # what an error finds when reading fails halfway
+    g.body = body = _take(current_app.config["BODY_TIMEOUT_S"])
+    if len(body) > limit:
+        raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
+    if len(body) < (request.content_length or 0):
+        raise InvalidRequestError("The request's body ended before the length that was announced.")
+    return body
+
+
+def peek_body() -> bytes:
+    """The body of a request that is refused for another reason, as far as that costs little; else b""."""
+    if "body" not in g:
+        g.body = b""
+        if 0 < (request.content_length or 0) <= PEEK_BYTES:
+            with contextlib.suppress(BodyTimeoutError):  # then it is refused without being understood
+                g.body = _take(min(PEEK_S, current_app.config["BODY_TIMEOUT_S"]))
+    body: bytes = g.body
+    return body
+
+
+def drop_body() -> None:
+    """Lets go of it: a stream may run for an hour and must not keep megabytes alive so long."""
+    g.pop("body", None)
+
+
+def _take(timeout_s: float) -> bytes:
+    """What comes within `timeout_s`. Raises BodyTimeoutError; a client that leaves cuts it short."""
+    late = threading.Event()
+    sock = request.environ.get("gunicorn.socket")
+
+    def give_up() -> None:
+        late.set()
+        shut_down(sock, SHUT_RD)  # the read ends; the answer can still be sent
+
+    clients: ClientWatcher = current_app.extensions["clients"]
+    watch = clients.limit(sock, timeout_s, give_up)
+    try:
+        body = request.get_data(cache=False)
+    except (OSError, ClientDisconnected):
+        body = b""
+    finally:
+        watch.stop()
+    if late.is_set():
+        raise BodyTimeoutError
+    return body
