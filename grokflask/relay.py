@@ -93,12 +93,19 @@ class Relay:
         While this waits the response has no status yet, so whatever upstream answers is raised as it is
         (GrokflaskError). After `timeout_s` the headers are given up: the stream begins without them.
         """
-        self._adopt(min(timeout_s, min(self._deadline, self._total_at) - self._clock()))
-        now = self._clock()
-        if self._stream is not None:
-            self._heartbeat_at = now + self._terms.heartbeat_s
-        elif now >= min(self._deadline, self._total_at):
-            raise self._tell_timeout(now)
+        deadline = min(self._deadline, self._total_at)
+        try:
+            self._adopt(min(timeout_s, deadline - self._clock()))
+            now = self._clock()
+            if self._stream is not None:
+                self._heartbeat_at = now + self._terms.heartbeat_s
+            elif now >= deadline:
+                raise self._tell_timeout(now)
+        except BaseException as error:
+            # The client is still there and is told in a response of its own: closing now is no abort.
+            self._error = error if isinstance(error, GrokflaskError) else GrokflaskError()
+            self._exhausted = True
+            raise
 
     def _adopt(self, timeout_s: float) -> None:
         """Takes upstream's answer over, if it comes within `timeout_s`."""

@@ -727,3 +727,20 @@ def test_a_broken_connection_is_blamed_on_the_cancellation() -> None:
     assert "going down" in last.decode()
     exchange.relay.close()
     assert exchange.settled.outcome == Outcome.SHUTDOWN
+
+
+def test_an_answer_that_is_refused_is_no_abort() -> None:
+    """What upstream refused before the response began is settled as that, and nobody has left."""
+    exchange = Exchange(frame(chunk("a")))
+    refused = UpstreamStatusError("no credits", status=403)
+
+    def wait(timeout_s: float) -> FakeStream:
+        raise refused
+
+    exchange.call.wait = wait  # type: ignore[method-assign]
+    with pytest.raises(UpstreamStatusError):
+        exchange.relay.wait_for_answer(1.0)
+    exchange.relay.close()
+    assert exchange.departure.left_at is None
+    (settlement,) = exchange.settlements
+    assert (settlement.outcome, settlement.error) == (Outcome.UPSTREAM_ERROR, refused)
