@@ -16,7 +16,7 @@ from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.upstream import UpstreamClient
 from grokflask.web import api, health, hooks, replies
-from grokflask.web.extensions import RequestLimiter
+from grokflask.web.extensions import RequestLimiter, allow_origins
 
 __all__ = ["create_app"]
 
@@ -67,6 +67,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     hooks.register_before(app)
     app.extensions["limits"] = RequestLimiter(app, settings, api.BLUEPRINTS)
     hooks.register_after(app)
+    if settings.cors_origins:
+        allow_origins(app, settings.cors_origins)
     replies.register_errors(app)
     for blueprint in (*api.make_blueprints(), health.blueprint):
         app.register_blueprint(blueprint)

@@ -25,6 +25,7 @@ from grokflask.setting_types import (
     read_flag,
     read_keys,
     read_name,
+    read_origins,
     read_rate,
     read_token,
     seconds,
@@ -168,6 +169,13 @@ class Settings:
         integer(0, 10),
         0,
         "How many proxies stand in front (1 on Heroku): so many `X-Forwarded-For` entries are believed.",
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        "GROKFLASK_CORS_ORIGINS",
+        read_origins,
+        (),
+        "Origins whose pages may call the gateway from a browser, such as `https://app.example.com`, "
+        "separated by commas; `*` for all.",
     )
     default_chat_model: str = _setting(
         "GROKFLASK_DEFAULT_CHAT_MODEL",

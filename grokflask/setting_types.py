@@ -105,6 +105,17 @@ def read_rate(text: str) -> str:
     return text
 
 
+def read_origins(text: str) -> tuple[str, ...]:
+    """Origins as browsers send them, or `*`."""
+    origins = tuple(part.strip() for part in text.split(","))
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?", origin):
+            raise ValueError("expects origins such as https://app.example.com, without a path, or *")
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("expects either * or a list of origins")
+    return origins
+
+
 def read_keys(text: str) -> tuple[tuple[str, str], ...]:
     """`name:secret,name:secret`. Its errors never quote a secret."""
     keys = []

@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, start_gateway
@@ -14,6 +15,12 @@ from support.scripted import ScriptedUpstream, answer_chat
 from grokflask import create_app
 from grokflask.config import load_settings
 from grokflask.log import LineFormatter
+
+# No test may fail because the machine is slow.
+hypothesis.settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any-machine")
 
 
 @pytest.fixture

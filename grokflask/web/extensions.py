@@ -1,4 +1,4 @@
-"""flask-limiter, set up: how many requests a caller may make, counted once each at admission.
+"""Flask extensions, set up: flask-cors, and flask-limiter, which counts a caller's requests at admission.
 
 The count lives in memory, or in Redis when there is one. When Redis goes away, flask-limiter counts in
 this worker's memory instead, tries Redis again after 1, 2, 4 … 32 s, and goes back to it. This module
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from typing import Any
 
 from flask import Flask, Response, g, request
+from flask_cors import CORS
 from flask_limiter import Limiter, RequestLimit
 from redis import BlockingConnectionPool
 from redis.backoff import NoBackoff
@@ -23,6 +25,12 @@ from grokflask.errors import RateLimitError
 
 STORE_TIMEOUT_S = 0.2
 STORE_CONNECTIONS = 32
+EXPOSED_HEADERS = [
+    *("X-Request-ID", "X-Upstream-Request-ID", "Retry-After", "X-Stream-Fallback", "X-Params-Dropped"),
+    *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Grokflask-Upstream"),
+]
+"""What a page's script may read of a response."""
+
 HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 _log = logging.getLogger("grokflask.limits")
@@ -46,7 +54,9 @@ class RequestLimiter:
             key_func=lambda: g.limit_id,
             app=app,
             application_limits=[settings.rate_limit],
-            application_limits_exempt_when=lambda: request.blueprint not in blueprints,
+            application_limits_exempt_when=lambda: (
+                request.blueprint not in blueprints or request.method == "OPTIONS"
+            ),
             storage_uri=settings.redis_url or "memory://",
             storage_options=options,
             # Constant memory for any limit, and no double allowance where two windows meet.
@@ -114,6 +124,18 @@ class RequestLimiter:
         except Exception as error:  # any store's error: a header is not worth a failed request
             _log.warning("the rate limit's state cannot be read", extra={"fields": {"error": repr(error)}})
             return time.time() + limit.limit.get_expiry(), 0
+
+
+def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
+    """Lets pages of these origins call the API from a browser. Keys come in a header, never in cookies."""
+    # As patterns with an end: flask-cors would read the dots of a plain string as "any character".
+    patterns = [re.compile(re.escape(origin) + r"\Z") for origin in origins]
+    CORS(
+        app,
+        resources={r"/(api/)?v1/.*": {"origins": "*" if origins == ("*",) else patterns}},
+        expose_headers=EXPOSED_HEADERS,
+        max_age=600,
+    )
 
 
 def _open_pool(url: str) -> BlockingConnectionPool:

@@ -42,7 +42,7 @@ def _name_request() -> None:
 def _authenticate() -> None:
     """Who calls an API route. Raises AuthenticationError."""
     route = find_route()
-    if route is None:
+    if route is None or request.method == "OPTIONS":  # a browser asks what it may send, without a key
         return
     g.route_streams = route.streams
     keys: KeyRing = current_app.extensions["keys"]
@@ -54,7 +54,7 @@ def _authenticate() -> None:
 
 def _check_room() -> None:
     """Refuses before anything is counted or read. Raises GatewayFullError and ShuttingDownError."""
-    if find_route() is not None:
+    if find_route() is not None and request.method != "OPTIONS":
         gateway: Gateway = current_app.extensions["gateway"]
         gateway.exchanges.check()
 
@@ -63,7 +63,7 @@ def _finish_response(response: Response) -> Response:
     try:
         response.headers["X-Request-ID"] = g.request_id
         route = find_route()
-        if route is not None:
+        if route is not None and request.method != "OPTIONS":
             limits: RequestLimiter = current_app.extensions["limits"]
             limits.watch()
             limits.add_headers(response)

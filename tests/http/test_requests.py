@@ -404,6 +404,51 @@ def test_health_and_readiness(client: FlaskClient) -> None:
     assert ready.json["rate_limits"]["store"] == "memory"
 
 
+ORIGIN = "https://app.example.com"
+
+
+def test_browsers_of_known_origins_may_call(make_client: Callable[..., FlaskClient]) -> None:
+    """A preflight needs no key and is not counted; answers, streams and errors name the origin."""
+    client = make_client(
+        GROKFLASK_CORS_ORIGINS=f"{ORIGIN},http://localhost:3000", GROKFLASK_RATE_LIMIT="2/hour"
+    )
+    preflight = {
+        "Origin": ORIGIN,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+    }
+    for _ in range(5):
+        reply = client.options(CHAT, headers=preflight)
+        assert reply.status_code == 200
+        assert reply.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert "authorization" in reply.headers["Access-Control-Allow-Headers"]
+        assert "POST" in reply.headers["Access-Control-Allow-Methods"]
+    for stream in (False, True):
+        reply = ask(client, headers={"Origin": ORIGIN}, messages=MESSAGES, stream=stream)
+        assert reply.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert "X-Request-ID" in reply.headers["Access-Control-Expose-Headers"]
+        assert "Access-Control-Allow-Credentials" not in reply.headers
+    refused = ask(client, headers={"Origin": ORIGIN}, messages=MESSAGES)
+    assert refused.status_code == 429
+    assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "https://appXexample.com", f"{ORIGIN}.evil.example"]
+)
+def test_browsers_of_other_origins_may_not(make_client: Callable[..., FlaskClient], origin: str) -> None:
+    """An origin that is not on the list, however alike, is not named."""
+    client = make_client(GROKFLASK_CORS_ORIGINS=ORIGIN)
+    reply = ask(client, headers={"Origin": origin}, messages=MESSAGES)
+    assert "Access-Control-Allow-Origin" not in reply.headers
+
+
+def test_without_the_setting_there_is_no_cors(client: FlaskClient) -> None:
+    """By default no page of another origin may read an answer."""
+    reply = ask(client, headers={"Origin": ORIGIN}, messages=MESSAGES)
+    assert "Access-Control-Allow-Origin" not in reply.headers
+
+
 def test_while_draining(client: FlaskClient, upstream: ScriptedUpstream) -> None:
     """Once the end is announced /ready is 503; then new work is refused; /health still answers."""
     client.application.extensions["gateway"].exchanges.drain(grace_s=10, lead_s=0.2)

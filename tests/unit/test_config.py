@@ -70,6 +70,13 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("GROKFLASK_DROP_PARAMS", "drop_params", "0", False),
     ("GROKFLASK_WORKER_CONNECTIONS", "worker_connections", "10", 10),
     ("GROKFLASK_KEEPALIVE_S", "keepalive_s", "1", 1),
+    (
+        "GROKFLASK_CORS_ORIGINS",
+        "cors_origins",
+        "https://a.example.com, http://localhost:3000",
+        ("https://a.example.com", "http://localhost:3000"),
+    ),
+    ("GROKFLASK_CORS_ORIGINS", "cors_origins", "*", ("*",)),
     ("GROKFLASK_HEARTBEAT_S", "heartbeat_s", "0.05", 0.05),
     ("GROKFLASK_COMMIT_S", "commit_s", "300", 300.0),
     ("GROKFLASK_TOTAL_TIMEOUT_S", "total_timeout_s", "86400", 86400.0),
@@ -98,6 +105,10 @@ BAD: list[tuple[str, str]] = [
     *[("WEB_CONCURRENCY", number) for number in ("0", "257", "two")],
     *[("REDIS_URL", url) for url in ("localhost:6379", "http://localhost", "redis://", "redis://h:x")],
     ("GROKFLASK_KEEPALIVE_S", "0"),
+    *[
+        ("GROKFLASK_CORS_ORIGINS", text)
+        for text in ("example.com", "https://a/", "*,https://a", "https://*.a")
+    ],
     ("GROKFLASK_HEARTBEAT_S", "0"),
     ("GROKFLASK_HEARTBEAT_S", "301"),
     ("GROKFLASK_COMMIT_S", "soon"),

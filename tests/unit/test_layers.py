@@ -28,7 +28,7 @@ imports a higher one. A new module takes its place here."""
 APART = [{"keys", "limits", "ledger", "relay", "reply", "exchanges"}, {"web.api", "web.health"}]
 """Modules that never import each other."""
 
-FLASK = {"flask", "werkzeug", "flask_limiter"}
+FLASK = {"flask", "werkzeug", "flask_limiter", "flask_cors"}
 
 LIBRARIES = {
     **{module: {"msgspec"} for module in LEVELS if module},
