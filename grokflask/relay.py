@@ -25,13 +25,13 @@ from grokflask.errors import (
     TotalTimeoutError,
     render_event,
 )
-from grokflask.sse import EventDecoder, NamedEvent
+from grokflask.event_filter import EventFilter
+from grokflask.sse import EventDecoder
 from grokflask.terms import Terms
-from grokflask.upstream import UpstreamCall, UpstreamStream
-from grokflask.upstream_errors import parse_error
-from grokflask.usage import Settlement, Usage, read_chunk
+from grokflask.upstream import UpstreamCall
+from grokflask.upstream_stream import UpstreamStream
+from grokflask.usage import Settlement
 
-DONE = b"[DONE]"
 HEARTBEAT = b": keep-alive\n"
 """One comment line. A blank line behind it would make some SDKs dispatch an empty event."""
 
@@ -72,20 +72,18 @@ class Relay:
         self._departure = departure
         self._clock = clock
         self._decoder = EventDecoder()
+        self._filter = EventFilter(wants_usage=terms.wants_usage, secrets=terms.secrets)
         self._started_at = started_at
         self._total_at = started_at + terms.total_timeout_s
         self._deadline = started_at + terms.first_event_timeout_s
         self._given_at: float | None = None  # the client has been handed bytes and not come back yet
         self._heartbeat_at = started_at  # until the answer has come a comment is due at once
         self._first_event_at: float | None = None
-        self._done = False  # [DONE] has been given out
         self._error: GrokflaskError | None = None
         self._exhausted = False  # the consumer has taken everything, so all was written
         self._closed = False
-        self._usage: Usage | None = None
-        self._model_served: str | None = None
-        self._events = 0
         self._bytes_out = 0
+        self._events_out = 0  # what is drained after the client has left reaches nobody
 
     def wait_for_answer(self, timeout_s: float) -> None:
         """Waits for upstream's headers.
@@ -124,12 +122,12 @@ class Relay:
             return
         self._closed = True
         try:
-            if not self._done and not self._error:
+            if not self._filter.done and not self._error:
                 self._departure.leave()
                 self._drain()
             if self._stream is None:
                 self._call.cancel(ClientGoneError())
-            elif self._done:
+            elif self._filter.done:
                 self._stream.finish()
             else:
                 self._stream.close()
@@ -139,14 +137,14 @@ class Relay:
 
     def _sum_up(self) -> Settlement:
         ttft_s = None
-        if self._events and self._first_event_at is not None:
+        if self._events_out and self._first_event_at is not None:
             ttft_s = self._first_event_at - self._started_at
         return Settlement(
             outcome=self._tell_outcome(),
             error=self._error if self._exhausted else None,
-            usage=self._usage,
-            model_served=self._model_served,
-            events=self._events,
+            usage=self._filter.usage,
+            model_served=self._filter.model_served,
+            events=self._events_out,
             bytes_out=self._bytes_out,
             ttft_s=ttft_s,
         )
@@ -158,7 +156,7 @@ class Relay:
 
     def _advance(self) -> bytes:
         """The next bytes for the client: all events that have come by now. b"" when it is over."""
-        if self._done or self._error or self._closed:
+        if self._filter.done or self._error or self._closed:
             self._exhausted = not self._closed
             return b""
         if self._given_at is not None:
@@ -175,6 +173,7 @@ class Relay:
             _log.exception("the relay failed")
             out = self._fail(StreamBrokenError("The gateway failed inside the answer; it is incomplete."))
         self._bytes_out += len(out)
+        self._events_out = self._filter.events
         now = self._given_at = self._clock()
         self._heartbeat_at = now + self._terms.heartbeat_s
         return out
@@ -188,7 +187,12 @@ class Relay:
             if now >= self._heartbeat_at:
                 return HEARTBEAT
             events = self._receive(min(self._deadline, self._total_at, self._heartbeat_at) - now)
-            if events and (out := self._take(events)):
+            if not events:
+                continue
+            out = self._filter.take(events)
+            if self._filter.error:
+                return out + self._fail(self._filter.error)
+            if out:
                 return out
 
     def _receive(self, timeout_s: float) -> list[bytes]:
@@ -231,72 +235,23 @@ class Relay:
             )
         return IdleTimeoutError(f"The upstream API sent nothing more for {terms.idle_timeout_s:g} s.")
 
-    def _take(self, events: list[bytes]) -> bytes:
-        """The events as the client gets them, in one piece. b"" when all of them are withheld."""
-        out = b"data: " + b"\n\ndata: ".join(events) + b"\n\n"
-        # Nothing is parsed that is only passed on: three searches in the bytes tell whether to look closer.
-        if b'"usage"' not in out and b'"error"' not in out and DONE not in out and not _any_named(events):
-            self._events += len(events)
-            return out
-        kept: list[bytes] = []
-        for event in events:
-            if event.strip() == DONE:
-                self._done = True
-                kept.append(DONE)
-                break
-            if self._is_error(event):
-                break
-            if self._is_wanted(event):
-                kept.append(event)
-                self._events += 1
-        out = b"".join(b"data: " + event + b"\n\n" for event in kept)
-        return out + self._render_error() if self._error else out
-
-    def _is_error(self, event: bytes) -> bool:
-        """Upstream reports a failure inside the stream: an error object, or an event of that name."""
-        named = isinstance(event, NamedEvent) and event.name == b"error"
-        if not named:
-            chunk = read_chunk(event) if b'"error"' in event else None
-            if chunk is None or not chunk.has_error:
-                return False
-        self._error = parse_error(event, secrets=self._terms.secrets, in_stream=True)
-        return True
-
-    def _is_wanted(self, event: bytes) -> bool:
-        """Notes the usage in `event`; False when usage is all it holds and the client did not ask for it."""
-        if b'"usage"' not in event:
-            return True
-        chunk = read_chunk(event)
-        if chunk is None or not chunk.has_usage:
-            return True
-        self._usage = chunk.read_usage() or self._usage  # upstream counts up: the last one is the sum
-        self._model_served = chunk.read_model() or self._model_served
-        return self._terms.wants_usage or chunk.has_choices
-
     def _drain(self) -> None:
         """The client has left: reads on for the usage where that is wanted, and gives nothing out."""
         left_at = self._departure.left_at
         if not self._departure.drains_call or left_at is None:
             return
-        events = self._events  # what is read from now on reaches nobody
         deadline = min(left_at + self._terms.drain_s, self._total_at)
         try:
-            while not self._done and not self._error and (left_s := deadline - self._clock()) > 0:
+            while not self._filter.done and not self._filter.error:
+                left_s = deadline - self._clock()
+                if left_s <= 0:
+                    return
                 received = self._receive(left_s)
                 if received:
-                    self._take(received)
+                    self._filter.take(received)
         except GrokflaskError:
             pass  # it ended in whatever way: nobody is left to be told
-        self._events = events
 
     def _fail(self, error: GrokflaskError) -> bytes:
         self._error = error
-        return self._render_error()
-
-    def _render_error(self) -> bytes:
-        assert self._error is not None
-        return render_event(self._error, as_json=self._terms.wants_json)
-
-
-def _any_named(events: list[bytes]) -> bool:
-    return any(type(event) is NamedEvent for event in events)
+        return render_event(error, as_json=self._terms.wants_json)

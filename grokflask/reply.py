@@ -19,8 +19,9 @@ from grokflask.errors import (
     UpstreamProtocolError,
 )
 from grokflask.terms import Terms
-from grokflask.upstream import MAX_REPLY_BYTES, UpstreamCall, UpstreamStream
+from grokflask.upstream import UpstreamCall
 from grokflask.upstream_errors import parse_error
+from grokflask.upstream_stream import MAX_REPLY_BYTES, UpstreamStream
 from grokflask.usage import Usage, read_chunk
 
 

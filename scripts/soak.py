@@ -24,7 +24,7 @@ MARK = "<!-- written by make soak; what stands below is replaced -->"
 def main() -> int:
     """Runs the soak; 0 when nothing was lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--total", type=int, default=10_000)
+    parser.add_argument("--total", type=int, default=50_000)
     parser.add_argument("--concurrency", type=int, default=60)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -105,3 +106,18 @@ def sandbox_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gatewa
     yield server
     server.stop()
     assert "Traceback" not in server.log, server.log
+
+
+@pytest.fixture
+def make_gateway(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callable[..., GatewayServer]]:
+    """Real gunicorn in front of `upstream`, with the settings that the test gives; stopped at its end."""
+    servers: list[GatewayServer] = []
+
+    def start(**env: str) -> GatewayServer:
+        servers.append(start_gateway(tmp_path, upstream, **env))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+        assert "Traceback" not in server.log, server.log

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "grokflask"
 
 LEVELS = {
     **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "usage"), 0),
-    **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types", "terms"), 0),
-    **dict.fromkeys(("clients", "transport", "upstream", "log"), 1),
+    **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types", "terms", "event_filter"), 0),
+    **dict.fromkeys(("clients", "transport", "upstream", "upstream_stream", "log"), 1),
     **dict.fromkeys(("keys", "ledger", "relay", "reply", "exchanges"), 2),
     "gateway": 3,
     **dict.fromkeys(
@@ -34,6 +34,7 @@ LIBRARIES = {
     **{module: {"msgspec"} for module in LEVELS if module},
     "config": {"msgspec", "dotenv"},
     "upstream": {"msgspec", "requests"},
+    "upstream_stream": {"requests"},
     "transport": {"requests", "urllib3", "certifi"},
     **{module: {"msgspec", *FLASK} for module in LEVELS if module.startswith("web")},
     "web.extensions": {"msgspec", *FLASK, "redis", "limits"},

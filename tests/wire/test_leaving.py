@@ -6,7 +6,6 @@ Upstream notes when its peer has closed; the time from the client's leaving is m
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import struct
 import threading
@@ -16,33 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support.processes import CLIENT_KEY, GatewayServer, start_gateway
+from support.processes import GatewayServer, start_gateway
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, chat_chunk
+from support.wire import build_request, connect, read_until
 
 LIMIT_S = 1.0
 """The contract's second. Measured here: about a quarter, the watcher's interval."""
-
-
-def build_request(request_id: str, *, stream: bool, extra: str = "") -> bytes:
-    body = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": stream})
-    lines = [
-        "POST /api/v1/chat/completions HTTP/1.1",
-        "Host: x",
-        f"Authorization: Bearer {CLIENT_KEY}",
-        "Content-Type: application/json",
-        f"X-Request-ID: {request_id}",
-        f"Content-Length: {len(body)}",
-    ]
-    return ("\r\n".join(lines) + "\r\n\r\n" + body + extra).encode()
-
-
-def read_until(sock: socket.socket, wanted: bytes) -> bytes:
-    got = b""
-    while wanted not in got:
-        data = sock.recv(65536)
-        assert data, f"closed before {wanted!r}; got {got!r}"
-        got += data
-    return got
 
 
 @dataclass
@@ -144,9 +122,9 @@ def _measure(
     journal = Journal()
     shared_upstream.handler = lambda exchange: script(exchange, journal)
     request_id = f"leave.{phase}.{way}.{attempt}".replace(" ", "-").replace(",", "").replace("'", "")
-    sock = socket.create_connection(("127.0.0.1", gateway.port), WAIT_S)
+    sock = connect(gateway)
     try:
-        sock.sendall(build_request(request_id, stream=stream))
+        sock.sendall(build_request(f"X-Request-ID: {request_id}", stream=stream))
         assert journal.reached.wait(WAIT_S)
         if script in (silent_between_events, send_burst):
             read_until(sock, b"data: ")
@@ -181,8 +159,8 @@ def test_client_gone_while_connecting(tmp_path: Path) -> None:
         base = f"https://127.0.0.1:{listener.getsockname()[1]}/v1"
         server = start_gateway(tmp_path, upstream, XAI_API_BASE=base, GROKFLASK_CONNECT_TIMEOUT_S="30")
         try:
-            with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
-                sock.sendall(build_request("leave.connecting", stream=True))
+            with connect(server) as sock:
+                sock.sendall(build_request("X-Request-ID: leave.connecting", stream=True))
                 assert reached.wait(WAIT_S)
             left_at = time.monotonic()
             assert left.wait(WAIT_S)
@@ -201,9 +179,9 @@ def test_early_data_neither_spins_nor_hides_the_leaving(
     """A client that sends its next request early goes on; when it leaves, the unread bytes hide nothing."""
     journal = Journal()
     shared_upstream.handler = lambda exchange: silent_between_events(exchange, journal)
-    with socket.create_connection(("127.0.0.1", gateway.port), WAIT_S) as sock:
+    with connect(gateway) as sock:
         early = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-        sock.sendall(build_request("leave.pipelined", stream=True, extra=early))
+        sock.sendall(build_request("X-Request-ID: leave.pipelined", stream=True, extra=early))
         read_until(sock, b"Once")
         used_s = cpu_seconds(gateway)
         assert not journal.left.wait(1.0), "a client that is still there was cut off"
@@ -255,7 +233,7 @@ def test_reader_that_takes_nothing_is_gone(impatient: GatewayServer, upstream: S
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.connect(("127.0.0.1", impatient.port))
-        sock.sendall(build_request("leave.stuck", stream=True))
+        sock.sendall(build_request("X-Request-ID: leave.stuck", stream=True))
         assert journal.reached.wait(WAIT_S)
         assert journal.left.wait(WAIT_S)
         impatient.wait_for_line("request_id=leave.stuck", "outcome=client_abort")
@@ -279,8 +257,8 @@ def test_slow_reader_slows_its_upstream(gateway: GatewayServer, shared_upstream:
         exchange.end()
 
     shared_upstream.handler = answer
-    with socket.create_connection(("127.0.0.1", gateway.port), WAIT_S) as sock:
-        sock.sendall(build_request("slow.reader", stream=True))
+    with connect(gateway) as sock:
+        sock.sendall(build_request("X-Request-ID: slow.reader", stream=True))
         read_until(sock, b"data: ")
         held = -1
         while held != sent[0]:  # until upstream has come to a halt
@@ -339,8 +317,8 @@ class TestDrain(Draining):
             exchange.end()
 
         upstream.handler = answer
-        with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
-            sock.sendall(build_request("drain.1", stream=stream))
+        with connect(server) as sock:
+            sock.sendall(build_request("X-Request-ID: drain.1", stream=stream))
             assert reached.wait(WAIT_S)
         gone.set()
         server.wait_for_line("request_id=drain.1", "outcome=client_abort", "total_tokens=5")
@@ -350,8 +328,8 @@ class TestDrain(Draining):
         server = make(GROKFLASK_DRAIN_S="0.5")
         journal = Journal()
         upstream.handler = lambda exchange: silent_between_events(exchange, journal)
-        with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
-            sock.sendall(build_request("drain.2", stream=True))
+        with connect(server) as sock:
+            sock.sendall(build_request("X-Request-ID: drain.2", stream=True))
             read_until(sock, b"Once")
         assert journal.left.wait(WAIT_S)
         server.wait_for_line("request_id=drain.2", "outcome=client_abort")
@@ -363,8 +341,8 @@ class TestDrain(Draining):
         server = make(GROKFLASK_DRAINS="0")
         journal = Journal()
         upstream.handler = lambda exchange: silent_between_events(exchange, journal)
-        with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
-            sock.sendall(build_request("drain.3", stream=True))
+        with connect(server) as sock:
+            sock.sendall(build_request("X-Request-ID: drain.3", stream=True))
             read_until(sock, b"Once")
         left_at = time.monotonic()
         assert journal.left.wait(WAIT_S)

@@ -5,36 +5,20 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 import requests
-from support.processes import CLIENT_KEY, GatewayServer, start_gateway
+from support.processes import CLIENT_KEY, GatewayServer
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.wire import AUTH, CHAT, connect, read_all
 
-AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
 BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
-CHAT = "/api/v1/chat/completions"
 HEARTBEAT = b": keep-alive\n"
 SHAPES = {"json": "application/json", "guide": "text/event-stream"}
-
-
-@pytest.fixture
-def make(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callable[..., GatewayServer]]:
-    servers: list[GatewayServer] = []
-
-    def start(**env: str) -> GatewayServer:
-        servers.append(start_gateway(tmp_path, upstream, **env))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.stop()
-        assert "Traceback" not in server.log
 
 
 def ask(server: GatewayServer, shape: str = "guide", **extra: Any) -> requests.Response:
@@ -48,9 +32,11 @@ def read_error(data: bytes, shape: str) -> tuple[str, str]:
     return (error["message"], error["code"]) if shape == "json" else (error, "")
 
 
-def test_heartbeats_fill_the_silence(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+def test_heartbeats_fill_the_silence(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
     """Upstream goes on only after the client has seen three heartbeats; no event is torn by one."""
-    server = make(GROKFLASK_HEARTBEAT_S="0.1")
+    server = make_gateway(GROKFLASK_HEARTBEAT_S="0.1")
     seen = threading.Event()
 
     def answer(exchange: Exchange) -> None:
@@ -72,9 +58,11 @@ def test_heartbeats_fill_the_silence(make: Callable[..., GatewayServer], upstrea
     assert got == HEARTBEAT * beats + b'data: {"choices":[{"delta":{"content":"Once"}}]}\n\ndata: [DONE]\n\n'
 
 
-def test_sdk_survives_heartbeats(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+def test_sdk_survives_heartbeats(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
     """OpenAI's SDK takes comments for what they are, before and between events."""
-    server = make(GROKFLASK_HEARTBEAT_S="0.1", GROKFLASK_COMMIT_S="0.1")
+    server = make_gateway(GROKFLASK_HEARTBEAT_S="0.1", GROKFLASK_COMMIT_S="0.1")
     pause = threading.Event()
 
     def answer(exchange: Exchange) -> None:
@@ -94,9 +82,11 @@ def test_sdk_survives_heartbeats(make: Callable[..., GatewayServer], upstream: S
         assert [chunk.choices[0].delta.content for chunk in stream] == ["Once", " upon"]
 
 
-def test_a_late_answer_is_committed(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+def test_a_late_answer_is_committed(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
     """Upstream answers only after the client has its status and first comment; then all goes on."""
-    server = make(GROKFLASK_COMMIT_S="0.2")
+    server = make_gateway(GROKFLASK_COMMIT_S="0.2")
     committed = threading.Event()
 
     def answer(exchange: Exchange) -> None:
@@ -125,10 +115,14 @@ def test_a_late_answer_is_committed(make: Callable[..., GatewayServer], upstream
     ],
 )
 def test_failure_after_the_commit_is_told_in_the_stream(
-    make: Callable[..., GatewayServer], upstream: ScriptedUpstream, kind: str, message: str, shape: str
+    make_gateway: Callable[..., GatewayServer],
+    upstream: ScriptedUpstream,
+    kind: str,
+    message: str,
+    shape: str,
 ) -> None:
     """Once the response has begun, whatever upstream answers becomes an error event in the client's shape."""
-    server = make(GROKFLASK_COMMIT_S="0.1")
+    server = make_gateway(GROKFLASK_COMMIT_S="0.1")
     pause = threading.Event()
 
     def answer(exchange: Exchange) -> None:
@@ -188,7 +182,7 @@ def dribble(exchange: Exchange) -> None:
     ],
 )
 def test_deadlines(
-    make: Callable[..., GatewayServer],
+    make_gateway: Callable[..., GatewayServer],
     upstream: ScriptedUpstream,
     setting: str,
     handler: Callable[[Exchange], None],
@@ -199,7 +193,7 @@ def test_deadlines(
     """Each deadline has its own code, interrupts a blocked read, and closes upstream's connection."""
     upstream.handler = handler
     commit = "0.1" if setting == "TOTAL" else "20"
-    server = make(**{f"GROKFLASK_{setting}_TIMEOUT_S": "0.5"}, GROKFLASK_COMMIT_S=commit)
+    server = make_gateway(**{f"GROKFLASK_{setting}_TIMEOUT_S": "0.5"}, GROKFLASK_COMMIT_S=commit)
     reply = ask(server, shape)
     assert reply.status_code == status
     if shape == "json":
@@ -211,34 +205,36 @@ def test_deadlines(
     server.wait_for_line("outcome=timeout", f"code={code}")
 
 
-def test_deadlines_of_a_whole_reply(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+def test_deadlines_of_a_whole_reply(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
     """A reply that never begins, one that stops, one that dribbles: 504 with the code of each."""
 
     def stop_inside(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
         hang(exchange)
 
-    server = make(GROKFLASK_FIRST_EVENT_TIMEOUT_S="0.4", GROKFLASK_IDLE_TIMEOUT_S="0.4")
+    server = make_gateway(GROKFLASK_FIRST_EVENT_TIMEOUT_S="0.4", GROKFLASK_IDLE_TIMEOUT_S="0.4")
     for handler, code in ((hang, "first_event_timeout"), (stop_inside, "idle_timeout")):
         upstream.handler = handler
         reply = ask(server, stream=False)
         assert (reply.status_code, reply.json()["error"]["code"]) == (504, code)
 
 
-def test_connect_timeout(make: Callable[..., GatewayServer]) -> None:
+def test_connect_timeout(make_gateway: Callable[..., GatewayServer]) -> None:
     """An upstream whose TLS handshake never ends is given up after the connect timeout."""
     with socket.create_server(("127.0.0.1", 0), backlog=5) as silent:
         base = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
-        server = make(XAI_API_BASE=base, GROKFLASK_CONNECT_TIMEOUT_S="0.3")
+        server = make_gateway(XAI_API_BASE=base, GROKFLASK_CONNECT_TIMEOUT_S="0.3")
         reply = ask(server, "json")
         assert (reply.status_code, reply.json()["error"]["code"]) == (504, "connect_timeout")
 
 
 def test_above_capacity_is_refused_at_once(
-    make: Callable[..., GatewayServer], upstream: ScriptedUpstream
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
 ) -> None:
     """With all places taken the next request gets 503 with Retry-After, is not counted, and costs nothing."""
-    server = make(GROKFLASK_CAPACITY="3", GROKFLASK_RATE_LIMIT="4/hour")
+    server = make_gateway(GROKFLASK_CAPACITY="3", GROKFLASK_RATE_LIMIT="4/hour")
     go_on = threading.Event()
     waiting = threading.Semaphore(0)
 
@@ -264,47 +260,45 @@ def test_above_capacity_is_refused_at_once(
     assert requests.get(f"{server.url}/ready", timeout=10).json()["open"] == 0
 
 
-def test_a_slow_upload_does_not_hold_its_place(make: Callable[..., GatewayServer]) -> None:
+def test_a_slow_upload_does_not_hold_its_place(make_gateway: Callable[..., GatewayServer]) -> None:
     """A body that dribbles in gets a 408 when its time is over, and its connection ends."""
-    server = make(GROKFLASK_BODY_TIMEOUT_S="0.5", GROKFLASK_KEEPALIVE_S="2")
+    server = make_gateway(GROKFLASK_BODY_TIMEOUT_S="0.5", GROKFLASK_KEEPALIVE_S="2")
     head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {CLIENT_KEY}\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
+    with connect(server) as sock:
         sock.sendall(head.encode() + b"{")
-        got = b""
-        while data := sock.recv(65536):
-            got += data
+        got = read_all(sock)
     assert got.startswith(b"HTTP/1.1 408 ")
     assert b"body_timeout" in got
     server.wait_for_line("msg=refused", "code=body_timeout")
 
 
-def test_a_slow_upload_without_a_key_does_not_hold_its_place(make: Callable[..., GatewayServer]) -> None:
+def test_a_slow_upload_without_a_key_does_not_hold_its_place(
+    make_gateway: Callable[..., GatewayServer],
+) -> None:
     """A refused request's body is looked at, for the shape of the error, but not waited for."""
-    server = make(GROKFLASK_BODY_TIMEOUT_S="0.5", GROKFLASK_KEEPALIVE_S="2")
+    server = make_gateway(GROKFLASK_BODY_TIMEOUT_S="0.5", GROKFLASK_KEEPALIVE_S="2")
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
+    with connect(server) as sock:
         sock.sendall(head.encode() + b"{")
-        got = b""
-        while data := sock.recv(65536):
-            got += data
+        got = read_all(sock)
     assert got.startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_slow_head_does_not_hold_its_place(make: Callable[..., GatewayServer]) -> None:
+def test_a_slow_head_does_not_hold_its_place(make_gateway: Callable[..., GatewayServer]) -> None:
     """A request whose head never ends is hung up on."""
-    server = make(GROKFLASK_KEEPALIVE_S="1")
-    with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
+    server = make_gateway(GROKFLASK_KEEPALIVE_S="1")
+    with connect(server) as sock:
         sock.sendall(b"POST /api/v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow: ")
         assert sock.recv(65536) == b""
 
 
-def test_idle_connections_do_not_fill_the_worker(make: Callable[..., GatewayServer]) -> None:
+def test_idle_connections_do_not_fill_the_worker(make_gateway: Callable[..., GatewayServer]) -> None:
     """When idle connections take nearly all places, the oldest make room for a new client."""
-    server = make(GROKFLASK_WORKER_CONNECTIONS="40")
-    socks = [socket.create_connection(("127.0.0.1", server.port), WAIT_S) for _ in range(60)]
+    server = make_gateway(GROKFLASK_WORKER_CONNECTIONS="40")
+    socks = [connect(server) for _ in range(60)]
     try:
         assert ask(server).status_code == 200
     finally:
@@ -312,9 +306,11 @@ def test_idle_connections_do_not_fill_the_worker(make: Callable[..., GatewayServ
             sock.close()
 
 
-def test_retry_is_counted_in_the_log(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+def test_retry_is_counted_in_the_log(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
     """The one retry on a kept connection that had died is in the exchange's line."""
-    server = make()
+    server = make_gateway()
     assert ask(server).status_code == 200
     good = upstream.handler
 

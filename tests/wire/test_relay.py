@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import socket
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import requests
-from support.processes import CLIENT_KEY, GatewayServer
+from support.processes import GatewayServer
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, chat_chunk
+from support.wire import AUTH, build_request, connect, read_all, read_until
 
-AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
 BODY = '{"messages":[{"role":"user","content":"hello"}],"stream":true}'
-
-
-def connect(gateway: GatewayServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", gateway.port), WAIT_S)
-
-
-def build_request(body: str = BODY, version: str = "1.1", *headers: str) -> bytes:
-    lines = [
-        f"POST /api/v1/chat/completions HTTP/{version}",
-        "Host: x",
-        f"Authorization: Bearer {CLIENT_KEY}",
-        "Content-Type: application/json",
-        f"Content-Length: {len(body)}",
-        *headers,
-    ]
-    return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
-
-
-def read_until(sock: socket.socket, wanted: bytes) -> bytes:
-    """What the gateway sends, up to and including `wanted`."""
-    got = b""
-    while wanted not in got:
-        data = sock.recv(65536)
-        assert data, f"closed before {wanted!r}; got {got!r}"
-        got += data
-    return got
 
 
 def test_an_event_arrives_before_upstream_sends_the_next(
@@ -120,9 +94,7 @@ def test_http_1_0(gateway: GatewayServer) -> None:
     """An HTTP/1.0 client (nginx's default) gets the same events, unchunked, to the connection's end."""
     with connect(gateway) as sock:
         sock.sendall(build_request(version="1.0"))
-        got = b""
-        while data := sock.recv(65536):
-            got += data
+        got = read_all(sock)
     head, _, body = got.partition(b"\r\n\r\n")
     assert b"transfer-encoding" not in head.lower()
     assert body.startswith(b"data: {")
@@ -156,7 +128,7 @@ def test_a_client_that_leaves_ends_the_upstream_call(
 
     shared_upstream.handler = send
     with connect(gateway) as sock:
-        sock.sendall(build_request(BODY, "1.1", "X-Request-ID: leaver-1"))
+        sock.sendall(build_request("X-Request-ID: leaver-1"))
         read_until(sock, b"Once")
     gone.set()
     assert left.wait(WAIT_S)
@@ -225,10 +197,7 @@ def test_a_large_event(gateway: GatewayServer, shared_upstream: ScriptedUpstream
 def test_a_body_over_the_limit_is_refused_unread(gateway: GatewayServer, size: int) -> None:
     """A stated length over the limit is answered at once, without taking the body in."""
     with connect(gateway) as sock:
-        head = build_request().replace(
-            f"Content-Length: {len(BODY)}".encode(), f"Content-Length: {size}".encode()
-        )
-        sock.sendall(head)
+        sock.sendall(re.sub(rb"Content-Length: \d+", f"Content-Length: {size}".encode(), build_request()))
         got = read_until(sock, b"body_too_large")
     assert got.startswith(b"HTTP/1.1 413 ")
 

@@ -5,36 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 import requests
-from support.processes import CLIENT_KEY, ROOT, GatewayServer, start_gateway, wait_for
+from support.processes import CLIENT_KEY, ROOT, GatewayServer, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.wire import CHAT, connect
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}", "Accept": "application/json"}
 BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
-CHAT = "/api/v1/chat/completions"
 STREAMS = 50
-
-
-@pytest.fixture
-def make(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callable[..., GatewayServer]]:
-    servers: list[GatewayServer] = []
-
-    def start(**env: str) -> GatewayServer:
-        servers.append(start_gateway(tmp_path, upstream, **env))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.kill()
 
 
 class Streams:
@@ -81,9 +66,9 @@ class Streams:
             return [each.result() for each in self.results]
 
 
-def test_streams_may_finish(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+def test_streams_may_finish(make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
     """50 open streams at SIGTERM: all end with [DONE], then the process ends with 0."""
-    server = make(GROKFLASK_GRACE_S="30")
+    server = make_gateway(GROKFLASK_GRACE_S="30")
     streams = Streams(server, upstream, STREAMS)
     server.process.terminate()
     streams.release.set()
@@ -92,9 +77,11 @@ def test_streams_may_finish(make: Callable[..., GatewayServer], upstream: Script
     assert len(server.find_lines("msg=exchange", "outcome=complete")) == STREAMS
 
 
-def test_streams_that_stay_are_told(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+def test_streams_that_stay_are_told(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
     """50 streams that do not end: each gets an error event and no [DONE]; all are settled; exit in time."""
-    server = make(GROKFLASK_GRACE_S="8")
+    server = make_gateway(GROKFLASK_GRACE_S="8")
     streams = Streams(server, upstream, STREAMS)
     started_at = time.monotonic()
     server.process.terminate()
@@ -110,12 +97,12 @@ def test_streams_that_stay_are_told(make: Callable[..., GatewayServer], upstream
     assert "Traceback" not in server.log
 
 
-def test_idle_connections_do_not_hold_it_up(make: Callable[..., GatewayServer]) -> None:
+def test_idle_connections_do_not_hold_it_up(make_gateway: Callable[..., GatewayServer]) -> None:
     """20 idle connections at SIGTERM: the process is gone in a few seconds, not after the grace."""
-    server = make(GROKFLASK_GRACE_S="25")
+    server = make_gateway(GROKFLASK_GRACE_S="25")
     socks = []
     for _ in range(20):
-        sock = socket.create_connection(("127.0.0.1", server.port), WAIT_S)
+        sock = connect(server)
         sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
         socks.append(sock)
@@ -128,9 +115,11 @@ def test_idle_connections_do_not_hold_it_up(make: Callable[..., GatewayServer]) 
         sock.close()
 
 
-def test_reload_keeps_open_streams(make: Callable[..., GatewayServer], upstream: ScriptedUpstream) -> None:
+def test_reload_keeps_open_streams(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
     """SIGHUP brings a new worker; streams of the old one end as they would have."""
-    server = make(GROKFLASK_GRACE_S="30")
+    server = make_gateway(GROKFLASK_GRACE_S="30")
     streams = Streams(server, upstream, 5)
     server.process.send_signal(signal.SIGHUP)
     wait_for(lambda: len(server.find_lines("msg=ready")) == 2, "the new worker")
@@ -166,9 +155,9 @@ def test_max_requests_cuts_no_stream(tmp_path: Path, upstream: ScriptedUpstream)
         server.stop()
 
 
-def test_a_killed_worker_is_replaced(make: Callable[..., GatewayServer]) -> None:
+def test_a_killed_worker_is_replaced(make_gateway: Callable[..., GatewayServer]) -> None:
     """SIGKILL on the worker: the master starts another, and requests are served again."""
-    server = make()
+    server = make_gateway()
     (line,) = server.find_lines("Booting worker with pid")
     os.kill(int(line.rpartition(" ")[2]), signal.SIGKILL)
     wait_for(lambda: len(server.find_lines("msg=ready")) == 2, "the new worker")
