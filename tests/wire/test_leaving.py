@@ -66,6 +66,16 @@ def send_burst(exchange: Exchange, journal: Journal) -> None:
     exchange.close()
 
 
+def flood_until_stuck(exchange: Exchange, journal: Journal) -> None:
+    """Sends until nobody takes anything any more: then the gateway's own send is blocked as well."""
+    exchange.start()
+    exchange.sock.settimeout(0.5)
+    with contextlib.suppress(TimeoutError):
+        while True:
+            exchange.event(chat_chunk("x" * 100_000))
+    journal.wait_until_left(exchange)
+
+
 def half_a_reply(exchange: Exchange, journal: Journal) -> None:
     exchange.send(b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
     journal.wait_until_left(exchange)
@@ -89,6 +99,7 @@ PHASES = {
     "before the first event": (True, silent_before_the_first_event),
     "in silence between events": (True, silent_between_events),
     "in a burst": (True, send_burst),
+    "while our send is blocked": (True, flood_until_stuck),
     "before upstream's headers, whole": (False, silent_before_headers),
     "inside a whole reply": (False, half_a_reply),
 }
@@ -122,8 +133,12 @@ def _measure(
     journal = Journal()
     shared_upstream.handler = lambda exchange: script(exchange, journal)
     request_id = f"leave.{phase}.{way}.{attempt}".replace(" ", "-").replace(",", "").replace("'", "")
-    sock = connect(gateway)
+    sock = socket.socket()
+    if script is flood_until_stuck:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.settimeout(WAIT_S)
     try:
+        sock.connect(("127.0.0.1", gateway.port))
         sock.sendall(build_request(f"X-Request-ID: {request_id}", stream=stream))
         assert journal.reached.wait(WAIT_S)
         if script in (silent_between_events, send_burst):
