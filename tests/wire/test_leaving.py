@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import trustme
 from support.processes import GatewayServer, start_gateway
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, chat_chunk
 from support.wire import build_request, connect, read_until
@@ -186,6 +188,33 @@ def test_client_gone_while_connecting(tmp_path: Path) -> None:
         finally:
             server.stop()
             upstream.close()
+
+
+@pytest.mark.parametrize("phase", ["before upstream's headers, streaming", "in silence between events"])
+def test_client_gone_over_tls(tmp_path: Path, phase: str) -> None:
+    """The same where upstream speaks TLS, as xAI does: nothing but the connection's end wakes the reader."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    _, script = PHASES[phase]
+    journal = Journal()
+    upstream = ScriptedUpstream(lambda exchange: script(exchange, journal), tls=context)
+    server = start_gateway(tmp_path, upstream, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
+    try:
+        with connect(server) as sock:
+            sock.sendall(build_request("X-Request-ID: leave.tls"))
+            assert journal.reached.wait(WAIT_S)
+            if script is silent_between_events:
+                read_until(sock, b"Once")
+        left_at = time.monotonic()
+        assert journal.left.wait(WAIT_S)
+        print(f"{phase + ', TLS':40} {'close':12} {(journal.left_at - left_at) * 1000:6.0f} ms")
+        server.wait_for_line("request_id=leave.tls", "outcome=client_abort")
+        assert "Traceback" not in server.log
+    finally:
+        server.stop()
+        upstream.close()
 
 
 def test_early_data_neither_spins_nor_hides_the_leaving(
