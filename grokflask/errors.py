@@ -64,6 +64,7 @@ class GrokflaskError(Exception):
         code: stable machine-readable name of the case.
         param: the request's field that is at fault, or None.
         headers: response headers that belong to this error.
+        detail: what the log says beyond the code (the system's own error, say); never sent to a client.
         in_stream: whether the request was to be answered as a stream; None while nobody has read it.
         outcome: what the exchange's log line says.
     """
@@ -83,6 +84,7 @@ class GrokflaskError(Exception):
         self.message = message or self.default_message
         self.param = param
         self.headers = dict(headers or {})
+        self.detail: str | None = None
         self.in_stream: bool | None = None
         super().__init__(self.message)
 

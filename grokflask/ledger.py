@@ -24,7 +24,7 @@ class LedgerEntry:
     Attributes:
         started_at: monotonic seconds, when the request came.
         status: of the response that the client got, 0 while it is open.
-        code: the error's, when it ended in one.
+        code: the error's, when it ended in one; `detail` is what the log says beyond it.
         usage: of a whole reply, as soon as it is known: an error behind it does not undo what was paid.
     """
 
@@ -36,6 +36,7 @@ class LedgerEntry:
     stream: bool = False
     status: int = 0
     code: str | None = None
+    detail: str | None = None
     settlement: Settlement | None = None
     duration_s: float = 0.0
     upstream_request_id: str | None = None
@@ -71,14 +72,15 @@ class LedgerEntry:
             return
         self.settlement = settlement
         self.status = status
-        self.code = settlement.error.code if settlement.error else self.code
+        if settlement.error:
+            self.code, self.detail = settlement.error.code, settlement.error.detail
         self.duration_s = self.clock() - self.started_at
         _log.info("exchange", extra={"fields": self._list_fields()})
 
     def refuse(self, error: GrokflaskError) -> None:
         """Settles an exchange that ended in `error` before a byte of its answer."""
         if self.settlement is None:
-            self.code = error.code
+            self.code, self.detail = error.code, error.detail
         settled = Settlement(outcome=error.outcome, usage=self.usage, model_served=self.model_served)
         self.settle(settled, error.status)
 
@@ -96,6 +98,7 @@ class LedgerEntry:
             "status": self.status,
             "outcome": settled.outcome.value,
             "code": self.code,
+            "detail": self.detail,
             "events": settled.events if self.stream else None,
             "bytes_out": settled.bytes_out,
             "ttft_ms": None if settled.ttft_s is None else round(settled.ttft_s * 1000),

@@ -21,6 +21,7 @@ from urllib3.util.ssl_ import create_urllib3_context
 from grokflask.clients import shut_down
 from grokflask.errors import (
     ConnectTimeoutError,
+    GrokflaskError,
     NoAnswerError,
     UpstreamConnectError,
     UpstreamProtocolError,
@@ -161,12 +162,19 @@ class Adapter(HTTPAdapter):
 
 
 def classify(error: Exception, phase: str) -> Exception:
-    """What a failed attempt means to the client.
+    """What a failed attempt means to the client, with the system's own error as its detail.
 
     requests calls a slow TLS handshake a read timeout and a reset a connection error, so the phase and
     urllib3's cause say more than the class.
     """
     causes = _list_causes(error)
+    failure = _choose_failure(causes, phase)
+    if isinstance(failure, GrokflaskError) and causes:
+        failure.detail = repr(causes[-1])[:200]
+    return failure
+
+
+def _choose_failure(causes: list[BaseException], phase: str) -> Exception:
     timed_out = any(isinstance(cause, TimeoutError) for cause in causes)
     if phase == "connecting":
         return ConnectTimeoutError() if timed_out else UpstreamConnectError()

@@ -147,7 +147,9 @@ class UpstreamStream:
         except (TimeoutError, ssl.SSLWantReadError):
             return None
         except (OSError, ValueError) as error:  # ValueError: a TLS socket that was closed meanwhile
-            raise StreamBrokenError from error
+            broken = StreamBrokenError()
+            broken.detail = repr(error)[:200]
+            raise broken from error
         return data
 
 

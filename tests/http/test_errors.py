@@ -349,11 +349,15 @@ def test_silence_between_events(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_upstream_unreachable(make_client: Callable[..., FlaskClient], shape: str) -> None:
-    """Nobody listens: 502."""
+def test_upstream_unreachable(
+    make_client: Callable[..., FlaskClient], logged: io.StringIO, shape: str
+) -> None:
+    """Nobody listens: 502; the log tells the system's own error, the client is not told."""
     reply = stream(make_client(XAI_API_BASE="http://127.0.0.1:9/v1"), shape)
     assert reply.status_code == 502
     assert "cannot be reached" in read_error(reply, shape)
+    assert "ConnectionRefusedError" in logged.getvalue()
+    assert "Refused" not in reply.text
 
 
 def test_closed_without_an_answer(client: FlaskClient, upstream: ScriptedUpstream) -> None:

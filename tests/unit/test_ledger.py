@@ -67,6 +67,7 @@ def test_line_of_a_complete_exchange(lines: list[logging.LogRecord]) -> None:
         "cost_ticks": 1466250,
         "upstream_request_id": "u1",
         "retries": None,
+        "detail": None,
     }
 
 
