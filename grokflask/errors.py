@@ -275,7 +275,11 @@ class UpstreamProtocolError(UpstreamError):
 
 
 class UpstreamStatusError(UpstreamError):
-    """Upstream said no, with a status or with an error object in a stream. Both are kept as they came."""
+    """Upstream said no, with a status or with an error object in a stream. Both are kept as they came.
+
+    Attributes:
+        told: the message is upstream's; False when it sent none and one had to be made up.
+    """
 
     def __init__(
         self,
@@ -286,8 +290,10 @@ class UpstreamStatusError(UpstreamError):
         kind: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        told: bool = True,
     ) -> None:
         super().__init__(message, param=param, headers=headers)
+        self.told = told
         self.status = status
         self.code = code or "upstream_error"
         self._kind = kind

@@ -78,7 +78,10 @@ class UpstreamClient:
             raise UpstreamProtocolError
         # Also a 200 with JSON where events were asked for: xAI reports some failures that way.
         status = stream.status if stream.status >= 400 else 502
-        raise parse_error(body, status=status, headers=stream.headers, secrets=(key,) if key else ())
+        error = parse_error(body, status=status, headers=stream.headers, secrets=(key,) if key else ())
+        if stream.status < 300 and not error.told:
+            raise UpstreamProtocolError("The upstream API answered with a whole reply instead of a stream.")
+        raise error
 
     def _retry(self, prepared: requests.PreparedRequest, attempt: Attempt) -> requests.Response:
         """Once more, and only once: upstream has not seen a byte of the request that it could answer."""

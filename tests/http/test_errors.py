@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
-from support.scripted import Exchange, Handler, ScriptedUpstream, chat_chunk
+from support.scripted import Exchange, Handler, ScriptedUpstream, chat_chunk, reply_story
 
 CHAT = "/api/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
@@ -176,6 +176,16 @@ def test_json_instead_of_a_stream_is_an_error(
     reply = stream(client, shape)
     assert reply.status_code == 502
     assert read_error(reply, shape) == "later"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whole_reply_instead_of_a_stream(client: FlaskClient, upstream: ScriptedUpstream, shape: str) -> None:
+    """An upstream that ignores `stream: true` and answers whole is an error that says what happened."""
+    upstream.handler = reply_story
+    reply = stream(client, shape)
+    assert reply.status_code == 502
+    assert "a whole reply instead of a stream" in read_error(reply, shape)
+    assert "Once upon" not in reply.text
 
 
 def test_json_error_with_status_200_on_a_plain_request(
