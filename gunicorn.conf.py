@@ -80,7 +80,9 @@ class Worker(GeventWorker):
         # Also after max_requests, where no signal comes: `alive` is what gunicorn itself goes by.
         while self.alive:
             gevent.sleep(0.2)
-        self.wsgi.extensions["gateway"].exchanges.drain(self.cfg.graceful_timeout)
+        gateway = getattr(self.wsgi, "extensions", {}).get("gateway")  # none if somebody has wrapped the app
+        if gateway is not None:
+            gateway.exchanges.drain(self.cfg.graceful_timeout)
         while True:
             for sock in list(self._idle):
                 self._hang_up(sock)
