@@ -25,6 +25,10 @@ class Framing(Protocol):
         """The body is complete; the connection may be used again."""
 
     @property
+    def surplus(self) -> bool:
+        """Bytes have come behind the end of the body: the connection is not fit for another request."""
+
+    @property
     def error(self) -> UpstreamProtocolError | None:
         """What broke the framing behind the bytes that `feed` has given out."""
 
@@ -43,6 +47,7 @@ class UntilCloseFraming:
     """All bytes until the connection closes: a cut cannot be told from an end."""
 
     error = None
+    surplus = False
 
     def __init__(self) -> None:
         self.ended = False
@@ -64,10 +69,12 @@ class LengthFraming:
     def __init__(self, length: int) -> None:
         self._left = length
         self.ended = length == 0
+        self.surplus = False
 
     def feed(self, data: bytes) -> bytes:
         """`data` up to the stated length; what comes after it is not ours."""
         body = data[: self._left]
+        self.surplus = len(data) > self._left
         self._left -= len(body)
         self.ended = self._left == 0
         return body
@@ -84,6 +91,7 @@ class ChunkedFraming:
     def __init__(self) -> None:
         self.ended = False
         self.error: UpstreamProtocolError | None = None
+        self.surplus = False
         self._rest = b""  # an unfinished size line, chunk end or trailer
         self._left = 0  # bytes still to come of the chunk that is open
         self._in_trailer = False
@@ -119,6 +127,7 @@ class ChunkedFraming:
                 break
             self._take_line(data[at:end])
             at = end + 1
+        self.surplus = self.ended and at < len(data)
 
     def _keep(self, rest: bytes) -> None:
         if len(rest) > MAX_LINE_BYTES:
@@ -165,6 +174,11 @@ class InflateFraming:
     def ended(self) -> bool:
         """As the framing below, once the packed data are complete as well."""
         return self._inner.ended and self._inflate.eof
+
+    @property
+    def surplus(self) -> bool:
+        """As the framing below."""
+        return self._inner.surplus
 
     @property
     def error(self) -> UpstreamProtocolError | None:

@@ -42,7 +42,7 @@ class UpstreamStream:
 
     def __init__(self, response: requests.Response, attempt: Attempt, *, retried: bool = False) -> None:
         # requests has no public way to the socket. `_fp` is http.client's response, whose `fp` is a
-        # buffered reader over the socket; a test holds these names against the pinned versions.
+        # buffered reader over the socket; every test over sockets holds these names.
         raw: Any = response.raw
         http_response: Any = raw._fp
         self._raw = raw
@@ -127,7 +127,8 @@ class UpstreamStream:
             return
         self._closed = True
         kept = self._attempt.release()
-        if kept and self._framing.ended and not self._raw._fp.will_close:
+        whole = self._framing.ended and not self._framing.surplus
+        if kept and whole and not self._raw._fp.will_close:
             self._raw._fp.close()  # the reader, not the socket: http.client then takes the next request
             self._raw.release_conn()
         else:

@@ -394,6 +394,30 @@ def test_one_retry_on_a_connection_that_had_died(client: FlaskClient, upstream: 
     assert upstream.connections == 2
 
 
+@pytest.mark.parametrize("kind", ["chunked", "length"])
+def test_a_connection_with_bytes_left_over_is_not_kept(
+    client: FlaskClient, upstream: ScriptedUpstream, kind: str
+) -> None:
+    """What an upstream sends behind its answer must not become the next client's answer."""
+
+    def answer(exchange: Exchange) -> None:
+        forged = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 15\r\n\r\n"
+        if kind == "chunked":
+            exchange.start(media_type="application/json")
+            exchange.send(b'e\r\n{"choices":[0]\r\n1\r\n}\r\n0\r\n\r\n' + forged + b'{"forged":true}')
+        else:
+            body = b'{"choices":[0]}'
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            exchange.send(head.encode() + body + forged + b'{"forged":true}')
+
+    upstream.handler = answer
+    for number in range(3):
+        reply = client.post(CHAT, json=BODY, headers=AUTH)
+        assert reply.json == {"choices": [0]}
+        reply.close()
+        assert upstream.connections == number + 1
+
+
 def test_connections_are_kept(client: FlaskClient, upstream: ScriptedUpstream) -> None:
     """Streams, replies and errors all leave their connection fit for the next request."""
     good = upstream.handler

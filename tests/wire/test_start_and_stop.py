@@ -179,6 +179,12 @@ def test_tls_upstream(tmp_path: Path) -> None:
     upstream = ScriptedUpstream(answer_chat, tls=context)
     trusting = start_gateway(tmp_path, upstream, SSL_CERT_FILE=str(tmp_path / "ca.pem"))
     wary = start_gateway(tmp_path, upstream)
+    elsewhere = start_gateway(
+        tmp_path,
+        upstream,
+        SSL_CERT_FILE=str(tmp_path / "ca.pem"),
+        XAI_API_BASE=f"https://127.0.0.1:{upstream.port}/v1",
+    )
     try:
         for stream in (True, False, True):
             reply = requests.post(
@@ -187,11 +193,14 @@ def test_tls_upstream(tmp_path: Path) -> None:
             assert reply.status_code == 200, reply.text
             assert reply.text.endswith("[DONE]\n\n") is stream
         assert upstream.connections == 1
-        reply = requests.post(f"{wary.url}{CHAT}", json=BODY, headers=AUTH, timeout=30)
-        assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_unreachable")
+        for server in (wary, elsewhere):  # an authority nobody knows; a certificate for another name
+            reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_unreachable")
+            server.wait_for_line("code=upstream_unreachable", "CERTIFICATE_VERIFY_FAILED")
     finally:
         trusting.stop()
         wary.stop()
+        elsewhere.stop()
         upstream.close()
 
 
