@@ -8,6 +8,7 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import errno
 import os
 import resource
 import socket
@@ -36,6 +37,9 @@ def _raise_descriptor_limit():
 
 
 _raise_descriptor_limit()
+
+
+_LOST = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class Worker(GeventWorker):
@@ -73,6 +77,12 @@ class Worker(GeventWorker):
         self._idle.pop(sock, None)
         try:
             return super().handle_request(listener_name, req, sock, addr)
+        except OSError as error:
+            if error.errno in _LOST:
+                # A client that has vanished or stands still is no fault of ours: gunicorn passes a broken
+                # pipe over in silence, and logs a traceback for these.
+                raise BrokenPipeError(errno.EPIPE, "the client is gone") from None
+            raise
         finally:
             self._idle[sock] = None
 

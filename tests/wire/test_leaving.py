@@ -254,6 +254,7 @@ def impatient(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[GatewaySer
     server = start_gateway(tmp_path, upstream, GROKFLASK_SEND_TIMEOUT_S="1")
     yield server
     server.stop()
+    assert "Traceback" not in server.log, server.log
 
 
 def test_reader_that_takes_nothing_is_gone(impatient: GatewayServer, upstream: ScriptedUpstream) -> None:
