@@ -9,9 +9,11 @@ from gevent import monkey
 monkey.patch_all()
 
 import errno
+import itertools
 import os
 import resource
 import socket
+import time
 
 import gevent
 from dotenv import load_dotenv
@@ -47,12 +49,15 @@ class Worker(GeventWorker):
 
     gunicorn counts a connection that is kept alive as busy: it would wait for it to the end of the grace
     period, and count it against `worker_connections`, where a full count means that new connections queue
-    unseen. So idle ones are closed, all of them when the worker ends and the oldest when it is nearly full.
+    unseen. So idle ones are closed: all of them when the worker ends, the oldest when it is nearly full. One
+    that has just been opened is given a moment, for its first request is on the way.
     """
+
+    FRESH_S = 2.0
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._idle = {}  # sockets between two requests, the longest idle first
+        self._idle = {}  # socket between two requests -> (since when, has had one), the longest idle first
         self._open = 0
 
     def run(self):
@@ -63,9 +68,8 @@ class Worker(GeventWorker):
     def handle(self, listener, client, addr):
         """One connection, from its first request to its last."""
         self._open += 1
-        self._idle[client] = None
-        if self._open > self.worker_connections * 0.95:
-            self._hang_up(next(iter(self._idle)))
+        self._idle[client] = (time.monotonic(), False)
+        self._make_room()
         try:
             super().handle(listener, client, addr)
         finally:
@@ -84,12 +88,24 @@ class Worker(GeventWorker):
                 raise BrokenPipeError(errno.EPIPE, "the client is gone") from None
             raise
         finally:
-            self._idle[sock] = None
+            self._idle[sock] = (time.monotonic(), True)
+            self._make_room()
+
+    def _make_room(self):
+        """When the worker is nearly full, hangs up on those that have been idle longest."""
+        surplus = self._open - int(self.worker_connections * 0.95) + 1
+        if surplus <= 0:
+            return
+        now = time.monotonic()
+        idle = (sock for sock, (since, served) in self._idle.items() if served or now - since > self.FRESH_S)
+        for sock in list(itertools.islice(idle, surplus)):
+            self._hang_up(sock)
 
     def _drain(self):
         # Also after max_requests, where no signal comes: `alive` is what gunicorn itself goes by.
         while self.alive:
             gevent.sleep(0.2)
+            self._make_room()  # of connections that never sent anything, when all others are streams
         gateway = getattr(self.wsgi, "extensions", {}).get("gateway")  # none if somebody has wrapped the app
         if gateway is not None:
             gateway.exchanges.drain(self.cfg.graceful_timeout)

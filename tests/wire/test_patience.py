@@ -14,7 +14,7 @@ import pytest
 import requests
 from support.processes import CLIENT_KEY, GatewayServer
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
-from support.wire import AUTH, CHAT, connect, read_all
+from support.wire import AUTH, CHAT, build_request, connect, read_all
 
 BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
 HEARTBEAT = b": keep-alive\n"
@@ -304,6 +304,37 @@ def test_idle_connections_do_not_fill_the_worker(make_gateway: Callable[..., Gat
     finally:
         for sock in socks:
             sock.close()
+
+
+def test_a_full_worker_answers_everybody(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
+    """With every place taken by streams, 60 clients that stay connected each get their 503 at once."""
+    server = make_gateway(GROKFLASK_WORKER_CONNECTIONS="20")
+    go_on = threading.Event()
+    waiting = threading.Semaphore(0)
+
+    def answer(exchange: Exchange) -> None:
+        waiting.release()
+        assert go_on.wait(WAIT_S)
+        answer_chat(exchange)
+
+    upstream.handler = answer
+    with ThreadPoolExecutor(18) as pool:
+        held = [pool.submit(ask, server) for _ in range(18)]
+        for _ in held:
+            assert waiting.acquire(timeout=WAIT_S)
+        socks = [connect(server) for _ in range(60)]
+        try:
+            for sock in socks:
+                sock.sendall(build_request())
+            for sock in socks:
+                assert sock.recv(65536).startswith(b"HTTP/1.1 503 ")
+        finally:
+            for sock in socks:
+                sock.close()
+        go_on.set()
+        assert [each.result().status_code for each in held] == [200] * 18
 
 
 def test_retry_is_counted_in_the_log(
