@@ -16,7 +16,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 from flask_cors import CORS
 from flask_limiter import Limiter, RequestLimit
-from redis import BlockingConnectionPool
+from redis import BlockingConnectionPool, Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -47,9 +47,8 @@ class RequestLimiter:
         self._in_redis = settings.redis_url is not None
         self._was_away = False
         self.outages = 0
-        options: dict[str, Any] = {}
-        if settings.redis_url:
-            options["connection_pool"] = _open_pool(settings.redis_url)
+        self._pool = _open_pool(settings.redis_url) if settings.redis_url else None
+        options: dict[str, Any] = {"connection_pool": self._pool} if self._pool else {}
         self._limiter = Limiter(
             key_func=lambda: g.limit_id,
             app=app,
@@ -85,12 +84,20 @@ class RequestLimiter:
             self.outages += 1
             _log.error(
                 "Redis is away: each worker counts requests by itself",
-                extra={"fields": {"store": "local", "outages": self.outages}},
+                extra={"fields": {"store": "local", "outages": self.outages, "detail": self._ask_why()}},
             )
         else:
             _log.warning(
                 "Redis is back: requests are counted there again", extra={"fields": {"store": "redis"}}
             )
+
+    def _ask_why(self) -> str | None:
+        """What Redis, or the way there, says now; flask-limiter does not tell. Once for each outage."""
+        try:
+            Redis(connection_pool=self._pool).ping()
+        except RedisError as error:
+            return repr(error)[:200]
+        return None
 
     def explain(self) -> RateLimitError:
         """The error for a request that has just been turned away."""
