@@ -96,7 +96,7 @@ class RequestLimiter:
         try:
             Redis(connection_pool=self._pool).ping()
         except RedisError as error:
-            return repr(error)[:200]
+            return f"{type(error).__name__}: {error}"[:200]
         return None
 
     def explain(self) -> RateLimitError:
