@@ -5,7 +5,7 @@ COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-u
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run sandbox test check soak format docs lock clean
+.PHONY: help demo run sandbox test check soak growth format docs lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ check: .venv/dev ## before a commit: format, lint, types, and the tests that nee
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/unit tests/http
+
+growth: .venv/dev ## what a thousand and a million ledger rows cost; minutes
+	@$(BIN)/python benchmarks/growth.py
 
 format: .venv/dev ## let ruff format and mend
 	$(BIN)/ruff check --quiet --fix .

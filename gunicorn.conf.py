@@ -16,15 +16,17 @@ import socket
 import time
 
 import gevent
-from dotenv import load_dotenv
+from dotenv import dotenv_values
+from gevent.threadpool import ThreadPool
 from gunicorn.workers.ggevent import GeventWorker
 
-load_dotenv(".env", interpolate=False)
+# Not put into the environment, which would outlast a reload: the app reads the file by itself.
+_environ = {**dotenv_values(".env", interpolate=False), **os.environ}
 
 
 def _number(name: str, default: int) -> int:
     """A number from the environment; a malformed one is left for the app to report with all the others."""
-    text = os.environ.get(name, "").strip()
+    text = (_environ.get(name) or "").strip()
     return int(text) if text.isdecimal() and int(text) else default
 
 
@@ -39,6 +41,25 @@ def _raise_descriptor_limit():
 
 
 _raise_descriptor_limit()
+
+
+def _make_offload():
+    """Runs functions in threads of the operating system, apart from those where gevent looks names up."""
+    threads = ThreadPool(8)
+
+    def offload(function, arguments):
+        def run():
+            try:
+                return function(*arguments), None
+            except BaseException as error:  # raised there, gevent would print it as well
+                return None, error
+
+        result, error = threads.apply(run)
+        if error is not None:
+            raise error
+        return result
+
+    return offload
 
 
 _LOST = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
@@ -61,9 +82,18 @@ class Worker(GeventWorker):
         self._open = 0
 
     def run(self):
-        """As gunicorn's, with a look at how it ends."""
+        """As gunicorn's, with what the app runs beside its requests, and a look at how it ends."""
+        services = getattr(self.wsgi, "extensions", {})  # none if somebody has wrapped the app
+        if "database" in services:
+            # SQLite's calls would block every stream of the worker: they get threads that gevent leaves be.
+            services["database"].offload = _make_offload()
+            services["background"].start()
         gevent.spawn(self._drain)
-        super().run()
+        try:
+            super().run()
+        finally:
+            if "background" in services:
+                services["background"].close()
 
     def handle(self, listener, client, addr):
         """One connection, from its first request to its last."""

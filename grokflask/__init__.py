@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import os
 
+from click import ClickException
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from grokflask.clients import ClientWatcher
+from grokflask.cli import GROUPS
 from grokflask.config import Settings, find_unknown, load_settings
-from grokflask.gateway import Gateway
-from grokflask.keys import KeyRing
+from grokflask.errors import ConfigError, StoreUnavailableError
+from grokflask.key_store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
-from grokflask.upstream import UpstreamClient
-from grokflask.web import api, health, hooks, replies
+from grokflask.services import build_services
+from grokflask.web import admin, api, health, hooks, replies
 from grokflask.web.extensions import RequestLimiter, allow_origins
 
 __all__ = ["create_app"]
+
+_RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
 
 _log = logging.getLogger("grokflask")
 
@@ -32,7 +35,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises:
         ConfigError: the settings cannot work; it lists every problem.
     """
-    settings = settings or load_settings()
+    settings = settings or _load_settings()
     configure_logging(settings.log_level, settings.secrets)
 
     app = Flask(__name__, static_folder=None)
@@ -51,33 +54,37 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.before_request(sandbox.ensure_running)  # not now: a server may fork after it has made the app
         app.extensions["sandbox"] = sandbox
         base_url = sandbox.base_url
-
-    upstream = UpstreamClient(
-        base_url,
-        connect_timeout_s=settings.connect_timeout_s,
-        header_timeout_s=settings.first_event_timeout_s,
-        pool_size=settings.worker_connections,
-    )
     app.extensions["upstream_name"] = "sandbox" if settings.uses_sandbox else base_url
-    app.extensions["keys"] = KeyRing(settings)
-    app.extensions["clients"] = clients = ClientWatcher()
-    app.extensions["gateway"] = Gateway(upstream, clients, settings)
+    services = build_services(settings, base_url)
+    app.extensions |= vars(services)
 
     # The order of hooks: request id, who calls, is there room, how often (flask-limiter), view, headers.
     hooks.register_before(app)
-    app.extensions["limits"] = RequestLimiter(app, settings, api.BLUEPRINTS)
+    app.extensions["request_limits"] = RequestLimiter(app, settings, services.redis_pool, api.is_counted)
     hooks.register_after(app)
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
     replies.register_errors(app)
-    for blueprint in (*api.make_blueprints(), health.blueprint):
+    for blueprint in (*api.make_blueprints(), health.blueprint, admin.blueprint):
         app.register_blueprint(blueprint)
+    for group in GROUPS:
+        app.cli.add_command(group)
 
-    _announce(settings, base_url)
+    if not _RUNS_COMMAND:  # a command's output is for its reader alone
+        _announce(settings, base_url, services.key_store)
     return app
 
 
-def _announce(settings: Settings, base_url: str) -> None:
+def _load_settings() -> Settings:
+    try:
+        return load_settings()
+    except ConfigError as error:
+        if _RUNS_COMMAND:
+            raise ClickException(str(error)) from None  # a list of problems, without a traceback
+        raise
+
+
+def _announce(settings: Settings, base_url: str, store: KeyStore) -> None:
     """Says at start what this process will do, and what its operator may still have to do."""
     for warning in find_unknown(os.environ):
         _log.warning(warning)
@@ -86,7 +93,18 @@ def _announce(settings: Settings, base_url: str) -> None:
     _log.info("ready", extra={"fields": fields})
     if settings.uses_sandbox:
         _log.warning("no XAI_API_KEY: answers come from the sandbox, they are made up and cost nothing")
-    if settings.auth_mode == "keys" and not settings.keys:
-        _log.warning("no keys yet, every call gets a 401: set GROKFLASK_KEYS=NAME:SECRET to make the first")
+    if settings.auth_mode == "keys" and not settings.keys and not _has_stored_keys(store):
+        _log.warning(
+            "no keys yet, every call gets a 401: make the first with `flask --app wsgi keys create NAME`, "
+            "or set GROKFLASK_KEYS=NAME:SECRET"
+        )
     if settings.auth_mode == "open" and not settings.uses_sandbox:
         _log.warning("GROKFLASK_AUTH=open: anybody who reaches this address spends the xAI key's money")
+
+
+def _has_stored_keys(store: KeyStore) -> bool:
+    """There are keys in the database; taken for granted when it is away, which says so itself."""
+    try:
+        return bool(store.list())
+    except StoreUnavailableError:
+        return True

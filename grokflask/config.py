@@ -21,12 +21,14 @@ from grokflask.setting_types import (
     MIN_SECRET_CHARS,
     choice,
     integer,
+    read_admin_token,
     read_base_url,
     read_flag,
     read_keys,
     read_name,
     read_origins,
     read_rate,
+    read_share,
     read_token,
     seconds,
     url,
@@ -74,6 +76,14 @@ class Settings:
         "Where rate limits are counted; in the worker's memory when it is not set.",
         secret=True,
     )
+    database_url: str = _setting(
+        "DATABASE_URL",
+        url("sqlite", "postgres", "postgresql", "postgresql+psycopg"),
+        "sqlite:///var/grokflask.db",
+        "Keys and the ledger: a SQLite file (three slashes, then its path) or `postgresql://…`. On Heroku "
+        "files vanish with each restart: use its PostgreSQL there.",
+        secret=True,
+    )
     auth: Literal["keys", "passthrough", "open"] | None = _setting(
         "GROKFLASK_AUTH",
         choice("keys", "passthrough", "open"),
@@ -85,15 +95,95 @@ class Settings:
         "GROKFLASK_KEYS",
         read_keys,
         (),
-        f"The gateway's keys, `name:secret,name:secret`; a secret has {MIN_SECRET_CHARS} characters or more.",
+        f"Keys beside those in the database, `name:secret,name:secret`; a secret has {MIN_SECRET_CHARS} "
+        "characters or more.",
         secret=True,
+    )
+    admin_token: str | None = _setting(
+        "GROKFLASK_ADMIN_TOKEN",
+        read_admin_token,
+        None,
+        "The bearer token of the admin API, 16 characters or more; without it there is no admin API.",
+        secret=True,
+    )
+    key_cache_s: float = _setting(
+        "GROKFLASK_KEY_CACHE_S",
+        seconds(0, 300),
+        5.0,
+        "How long a key that was looked up in the database is known without asking again: a change or a "
+        "revocation takes effect within it.",
     )
     rate_limit: str = _setting(
         "GROKFLASK_RATE_LIMIT",
         read_rate,
         "100/hour",
         "Requests that each key (each address, when there are no keys) may make, such as `100/hour` or "
-        "`5/second;1000/day`. A streamed response counts once.",
+        "`5/second;1000/day`, unless the key has a limit of its own. A streamed response counts once.",
+    )
+    max_streams: int | None = _setting(
+        "GROKFLASK_MAX_STREAMS",
+        integer(1, 10**6),
+        None,
+        "Streams that each key may have open at once, unless it has a limit of its own.",
+    )
+    output_estimate_tokens: int = _setting(
+        "GROKFLASK_OUTPUT_ESTIMATE_TOKENS",
+        integer(0, 10**6),
+        4096,
+        "What an answer is taken to need while it runs, where the request sets no `max_tokens`: reserved "
+        "against token limits and budgets, and given back when the true usage is known.",
+    )
+    fair_share: float = _setting(
+        "GROKFLASK_FAIR_SHARE",
+        read_share,
+        0.8,
+        "From this share of the gateway's slots on, a key gets no more than its fair part of them; 1 turns "
+        "that off until the gateway is full.",
+    )
+    retention_days: int = _setting(
+        "GROKFLASK_RETENTION_DAYS",
+        integer(0, 36500),
+        90,
+        "How long the ledger keeps single rows; their daily sums stay. 0 keeps all.",
+    )
+    keys_outage: Literal["local", "closed"] = _setting(
+        "GROKFLASK_KEYS_OUTAGE",
+        choice("local", "closed"),
+        "local",
+        "While the database is away: `local` lets in keys that this worker has seen before, `closed` nobody "
+        "(503) but those of `GROKFLASK_KEYS`.",
+    )
+    requests_outage: Literal["open", "local", "closed"] = _setting(
+        "GROKFLASK_REQUESTS_OUTAGE",
+        choice("open", "local", "closed"),
+        "local",
+        "While Redis is away, requests per window: `open` does not limit, `local` counts in each worker by "
+        "itself, `closed` refuses (503).",
+    )
+    streams_outage: Literal["open", "local", "closed"] = _setting(
+        "GROKFLASK_STREAMS_OUTAGE",
+        choice("open", "local", "closed"),
+        "local",
+        "Likewise, open streams.",
+    )
+    tokens_outage: Literal["open", "local", "closed"] = _setting(
+        "GROKFLASK_TOKENS_OUTAGE",
+        choice("open", "local", "closed"),
+        "local",
+        "Likewise, tokens per minute.",
+    )
+    budgets_outage: Literal["open", "local", "closed"] = _setting(
+        "GROKFLASK_BUDGETS_OUTAGE",
+        choice("open", "local", "closed"),
+        "local",
+        "Likewise, budgets; also while the database is away and what a key has spent is not known.",
+    )
+    ledger_outage: Literal["open", "closed"] = _setting(
+        "GROKFLASK_LEDGER_OUTAGE",
+        choice("open", "closed"),
+        "open",
+        "When the database has been away for so long that no more rows can wait for it: `open` goes on (rows "
+        "are then only in the log), `closed` refuses new work (503).",
     )
     connect_timeout_s: float = _setting(
         "GROKFLASK_CONNECT_TIMEOUT_S", seconds(0.1, 120), 5.0, "To connect to upstream."
@@ -266,9 +356,9 @@ class Settings:
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every text that must never be seen outside, the longest first: one may begin with another."""
-        texts = {secret for _, secret in self.keys} | _list_passwords(self.redis_url)
-        if self.xai_api_key:
-            texts.add(self.xai_api_key)
+        texts = {secret for _, secret in self.keys}
+        texts |= _list_passwords(self.redis_url) | _list_passwords(self.database_url)
+        texts |= {text for text in (self.xai_api_key, self.admin_token) if text}
         return tuple(sorted(texts, key=len, reverse=True))
 
     def find_contradictions(self) -> list[str]:
@@ -279,6 +369,8 @@ class Settings:
                 f"WEB_CONCURRENCY is {self.workers}, but counters in memory would grant every limit once per "
                 "worker: set REDIS_URL, or WEB_CONCURRENCY=1"
             )
+        if ":memory:" in self.database_url:
+            problems.append("DATABASE_URL names SQLite's :memory:, which would keep nothing: name a file")
         if self.auth == "passthrough" and self.xai_api_key:
             problems.append(
                 "GROKFLASK_AUTH is passthrough, where each client brings its own xAI key, but XAI_API_KEY is "
@@ -288,11 +380,13 @@ class Settings:
             problems.append(f"GROKFLASK_AUTH is {self.auth}, so GROKFLASK_KEYS would be ignored: remove one")
         if self.xai_api_key and any(secret == self.xai_api_key for _, secret in self.keys):
             problems.append("GROKFLASK_KEYS hands out XAI_API_KEY itself: choose another secret")
+        if self.admin_token and self.admin_token in {self.xai_api_key, *(secret for _, secret in self.keys)}:
+            problems.append("GROKFLASK_ADMIN_TOKEN is also a key: choose another token")
         return problems
 
 
 def _list_passwords(url: str | None) -> set[str]:
-    """The password in a Redis URL, as it is written and as it is meant."""
+    """The password in a URL, as it is written and as it is meant."""
     if url is None:
         return set()
     parts = urlsplit(url)
@@ -305,8 +399,7 @@ def load_settings(environ: Mapping[str, str] | None = None, *, dotenv: str | Non
 
     An empty value counts as not set, and hides the one in the file. Raises ConfigError with all problems.
     """
-    from_file = dotenv_values(dotenv, interpolate=False) if dotenv and os.path.isfile(dotenv) else {}
-    texts = {**from_file, **(os.environ if environ is None else environ)}
+    texts = _read_texts(os.environ if environ is None else environ, dotenv)
     values: dict[str, Any] = {}
     problems: list[str] = []
     for item in dataclasses.fields(Settings):
@@ -329,11 +422,16 @@ def load_settings(environ: Mapping[str, str] | None = None, *, dotenv: str | Non
     return settings
 
 
-def find_unknown(environ: Mapping[str, str]) -> list[str]:
+def _read_texts(environ: Mapping[str, str], dotenv: str | None) -> dict[str, str | None]:
+    from_file = dotenv_values(dotenv, interpolate=False) if dotenv and os.path.isfile(dotenv) else {}
+    return {**from_file, **environ}
+
+
+def find_unknown(environ: Mapping[str, str], *, dotenv: str | None = ".env") -> list[str]:
     """A warning for each GROKFLASK_ variable that is no setting, with the one that may be meant."""
     known = [item.metadata["env"] for item in dataclasses.fields(Settings)]
     warnings = []
-    for name in sorted(environ):
+    for name in sorted(_read_texts(environ, dotenv)):
         if name.startswith("GROKFLASK_") and name not in known:
             close = get_close_matches(name, known, n=1)
             hint = f"; is {close[0]} meant?" if close else ""

@@ -5,15 +5,25 @@
     ├── ClientError                 the request cannot be served as it stands
     │   ├── InvalidRequestError     400 invalid_request (names the parameter)
     │   ├── AuthenticationError     401 invalid_api_key
+    │   ├── KeyRevokedError         403 key_revoked
+    │   ├── KeyExpiredError         403 key_expired
+    │   ├── ModelNotAllowedError    403 model_not_allowed
     │   ├── RouteNotFoundError      404 not_found
+    │   ├── KeyNotFoundError        404 key_not_found
     │   ├── MethodNotAllowedError   405 method_not_allowed
     │   ├── BodyTimeoutError        408 body_timeout
+    │   ├── KeyExistsError          409 key_exists
     │   ├── BodyTooLargeError       413 body_too_large
     │   ├── MediaTypeError          415 unsupported_media_type
     │   ├── RateLimitError          429 rate_limit_exceeded
+    │   │   ├── TokenLimitError         429 token_limit_exceeded
+    │   │   ├── TooManyStreamsError     429 too_many_streams
+    │   │   └── FairShareError          429 fair_share_exceeded
+    │   ├── BudgetSpentError        429 insufficient_quota
     │   └── ClientGoneError         499 client_gone: nobody is left to read this
     ├── GatewayFullError            503 gateway_full
     ├── ShuttingDownError           503 shutting_down
+    ├── StoreUnavailableError       503 store_unavailable: the database or Redis is away
     └── UpstreamError               xAI's side failed
         ├── UpstreamConnectError    502 upstream_unreachable: no connection, so nothing was paid
         │   └── ConnectTimeoutError     504 connect_timeout
@@ -52,6 +62,8 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
+    LOST = "lost"
+    """The process that carried it was killed; what it used is not known."""
     REFUSED = "refused"
     """Turned away by the gateway itself: nothing reached upstream."""
 
@@ -128,12 +140,52 @@ class AuthenticationError(ClientError):
         super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
 
 
+class KeyRevokedError(ClientError):
+    """The key was good once and has been revoked."""
+
+    status = 403
+    code = "key_revoked"
+    default_message = "This API key has been revoked."
+
+
+class KeyExpiredError(ClientError):
+    """The key, or this secret of it, was valid until a time that has passed."""
+
+    status = 403
+    code = "key_expired"
+    default_message = "This API key has expired."
+
+
+class ModelNotAllowedError(ClientError):
+    """The key may not ask for this model."""
+
+    status = 403
+    code = "model_not_allowed"
+    default_message = "This API key may not use that model."
+
+
 class RouteNotFoundError(ClientError):
     """No such path."""
 
     status = 404
     code = "not_found"
     default_message = "There is nothing at this path."
+
+
+class KeyNotFoundError(ClientError):
+    """No key has this name."""
+
+    status = 404
+    code = "key_not_found"
+    default_message = "There is no key of this name."
+
+
+class KeyExistsError(ClientError):
+    """The name is taken; a revoked key keeps its name, for the ledger's sake."""
+
+    status = 409
+    code = "key_exists"
+    default_message = "There is a key of this name already."
 
 
 class MethodNotAllowedError(ClientError):
@@ -176,6 +228,44 @@ class RateLimitError(ClientError):
     default_message = "Too many requests."
 
 
+class TokenLimitError(RateLimitError):
+    """The key's tokens per minute are used up, or this request alone may need more."""
+
+    code = "token_limit_exceeded"
+    default_message = "Too many tokens."
+
+
+class TooManyStreamsError(RateLimitError):
+    """The key has as many streams open as it may."""
+
+    code = "too_many_streams"
+    default_message = "Too many open streams."
+
+
+class FairShareError(RateLimitError):
+    """The gateway is nearly full, and this key has its fair part of it."""
+
+    code = "fair_share_exceeded"
+    default_message = "The gateway is nearly full and this key has its fair share of it."
+
+
+class BudgetSpentError(ClientError):
+    """The key's budget of the day or month is spent, or what is left does not cover this request."""
+
+    status = 429
+    code = "insufficient_quota"
+    default_message = "The budget of this key is spent."
+
+    def __init__(self, message: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
+        # OpenAI's SDKs try a 429 again at once unless this header says no.
+        super().__init__(message, headers={"x-should-retry": "false", **(headers or {})})
+
+    @property
+    def type(self) -> str:
+        """OpenAI's name for it, which is its code as well."""
+        return "insufficient_quota"
+
+
 class ClientGoneError(ClientError):
     """The client has closed its connection. 499 is nginx's word for it; only the log ever sees it."""
 
@@ -203,6 +293,17 @@ class ShuttingDownError(GrokflaskError):
     code = "shutting_down"
     outcome = Outcome.SHUTDOWN
     default_message = "The gateway is shutting down. Send the request again."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, headers={"Retry-After": "1"})
+
+
+class StoreUnavailableError(GrokflaskError):
+    """The database or Redis is away, and what was asked cannot be told without it."""
+
+    status = 503
+    code = "store_unavailable"
+    default_message = "The gateway cannot look that up right now. Try again in a moment."
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message, headers={"Retry-After": "1"})

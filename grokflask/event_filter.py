@@ -25,6 +25,7 @@ class EventFilter:
         done: `[DONE]` has been seen; what comes after it is nobody's.
         error: what upstream reported inside the stream; it ends there.
         usage: the last that upstream told.
+        usage_final: it is of the whole answer: it came in an event of its own, or the stream has ended.
         model_served: the model that answered, as the event with the usage names it.
         events: passed on so far, `[DONE]` not counted.
     """
@@ -33,6 +34,7 @@ class EventFilter:
         self.done = False
         self.error: UpstreamStatusError | None = None
         self.usage: Usage | None = None
+        self.usage_final = False
         self.model_served: str | None = None
         self.events = 0
         self._wants_usage = wants_usage
@@ -51,7 +53,7 @@ class EventFilter:
         kept: list[bytes] = []
         for event in events:
             if event.strip() == DONE:
-                self.done = True
+                self.done = self.usage_final = True
                 kept.append(DONE)
                 break
             if self._is_error(event):
@@ -79,6 +81,7 @@ class EventFilter:
         if chunk is None or not chunk.has_usage:
             return True
         self.usage = chunk.read_usage() or self.usage  # upstream counts up: the last one is the sum
+        self.usage_final = not chunk.has_choices
         self.model_served = chunk.read_model() or self.model_served
         return self._wants_usage or chunk.has_choices
 

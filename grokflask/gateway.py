@@ -9,15 +9,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from grokflask import vision
+from grokflask.billing import Bill, make_bill
 from grokflask.clients import ClientWatcher, Departure, limit_sending
 from grokflask.config import Settings
-from grokflask.errors import ClientGoneError, GrokflaskError
+from grokflask.errors import (
+    ClientGoneError,
+    GrokflaskError,
+    ModelNotAllowedError,
+    Outcome,
+    StoreUnavailableError,
+)
 from grokflask.exchanges import OpenExchanges
 from grokflask.keys import ApiKey
 from grokflask.ledger import LedgerEntry
+from grokflask.ledger_row import LedgerRow, clean, make_id
+from grokflask.limits import Hold, Limits
 from grokflask.relay import Relay
 from grokflask.reply import ReplyReader
 from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
@@ -43,6 +53,24 @@ class StreamReply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class Rows(Protocol):
+    """Where the ledger's rows go; neither method blocks or raises."""
+
+    @property
+    def worker(self) -> str:
+        """The process's name in them."""
+
+    @property
+    def is_full(self) -> bool:
+        """There is no room for further ones."""
+
+    def open(self, row: LedgerRow) -> None:
+        """An exchange has begun."""
+
+    def settle(self, row: LedgerRow) -> None:
+        """It is over."""
+
+
 class Gateway:
     """Takes requests to upstream and answers back. One for each process.
 
@@ -54,78 +82,123 @@ class Gateway:
         self,
         upstream: UpstreamClient,
         clients: ClientWatcher,
+        limits: Limits,
+        rows: Rows,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.exchanges = OpenExchanges(settings.max_exchanges)
         self._upstream = upstream
         self._clients = clients
+        self._limits = limits
+        self._rows = rows
         self._settings = settings
         self._drains = threading.Semaphore(settings.drains)
         self._clock = clock
 
+    def check(self) -> None:
+        """Raises GatewayFullError, ShuttingDownError or StoreUnavailableError when there is no room."""
+        self.exchanges.check()
+        if self._settings.ledger_outage == "closed" and self._rows.is_full:
+            raise StoreUnavailableError
+
     def open(self, key: ApiKey, request: ClientRequest) -> Reply | StreamReply:
         """The answer to `request`. Raises GrokflaskError while no byte of it has gone out."""
-        entry = LedgerEntry(
-            request.request_id, key.name, request.route.name, started_at=self._clock(), clock=self._clock
-        )
+        entry = self._enter(key, request)
         changes: dict[str, str] = {}
+        asked: UpstreamRequest | None = None
         try:
             asked = shape_request(request, self._settings)
-            entry.model, entry.stream = asked.model, asked.stream
+            entry.row.model, entry.row.stream = clean(asked.model), asked.stream
             changes = _tell_changes(asked)
+            if asked.estimate.billing != "free" and not key.limits.allows(asked.model):
+                raise ModelNotAllowedError(
+                    f"This API key may not use the model {asked.model}.", param="model"
+                )
             terms = self._set_terms(asked, request, key)
-            call = self.exchanges.start(lambda: self._upstream.call(asked, key.upstream_key))
+            hold = self._admit(key, asked, entry.row)
+            changes |= hold.headers
+            exchange = self._start(key, asked, entry, hold)
             try:
-                answer = (self._stream if asked.stream else self._read_whole)(call, terms, request, entry)
+                answer = (self._stream if asked.stream else self._read_whole)(exchange, terms, request)
             except BaseException as error:
-                call.cancel(error if isinstance(error, GrokflaskError) else GrokflaskError())
-                self.exchanges.end(call)
+                exchange.fail(error if isinstance(error, GrokflaskError) else GrokflaskError())
                 raise
             answer.headers.update(changes)
             return answer
         except GrokflaskError as error:
-            error.in_stream = entry.stream if entry.model else None
+            error.in_stream = asked.stream if asked else None
             error.headers |= changes
             entry.refuse(error)
             raise
 
-    def _stream(
-        self, call: UpstreamCall, terms: Terms, request: ClientRequest, entry: LedgerEntry
-    ) -> StreamReply:
+    def _enter(self, key: ApiKey, request: ClientRequest) -> LedgerEntry:
+        now = time.time()
+        row = LedgerRow(
+            make_id(now), request.request_id, key.name, request.route.name, "", now, self._rows.worker
+        )
+        return LedgerEntry(row, started_at=self._clock(), clock=self._clock)
+
+    def _admit(self, key: ApiKey, asked: UpstreamRequest, row: LedgerRow) -> Hold:
+        """Reserves what the request may use. Raises the error of the limit that stands against it."""
+        return self._limits.admit(
+            key.limit_id,
+            key.limits,
+            asked.estimate,
+            id=row.id,
+            request_id=row.request_id,
+            day=row.day,
+            stream=asked.stream,
+        )
+
+    def _start(self, key: ApiKey, asked: UpstreamRequest, entry: LedgerEntry, hold: Hold) -> _Exchange:
+        """Sends the request upstream and opens its row."""
+        try:
+            call = self.exchanges.start(lambda: self._upstream.call(asked, key.upstream_key))
+        except BaseException:
+            hold.settle()
+            raise
+        self._rows.open(entry.expect(asked.estimate))
+        return _Exchange(call, asked, entry, hold, self.exchanges, self._rows)
+
+    def _stream(self, exchange: _Exchange, terms: Terms, request: ClientRequest) -> StreamReply:
         """Events. Upstream's own headers come with them if it answers before the response must begin."""
+        begun = False
 
         def settle(settlement: Settlement) -> None:
-            self.exchanges.end(call)
-            entry.note_head(relay.headers, retried=relay.retried)
-            entry.settle(settlement, status=200)
+            exchange.entry.note_head(relay.headers, retried=relay.retried)
+            failed = settlement.error if not begun else None
+            exchange.settle(settlement, failed.status if failed else 200)
 
-        departure = self._watch(call, terms, request)
-        relay = Relay(call, terms, departure, settle, started_at=entry.started_at, clock=self._clock)
+        relay = Relay(
+            exchange.call,
+            terms,
+            self._watch(exchange.call, terms, request),
+            exchange.finish,
+            settle,
+            started_at=exchange.entry.started_at,
+            clock=self._clock,
+        )
         try:
             relay.wait_for_answer(self._settings.commit_s)
-        except BaseException as error:
-            if isinstance(error, GrokflaskError):
-                entry.refuse(error)
+        except BaseException:
             relay.close()
             raise
+        begun = True
         return StreamReply(relay, dict(relay.headers))
 
-    def _read_whole(
-        self, call: UpstreamCall, terms: Terms, request: ClientRequest, entry: LedgerEntry
-    ) -> Reply:
+    def _read_whole(self, exchange: _Exchange, terms: Terms, request: ClientRequest) -> Reply:
         """The whole answer, or nothing."""
-        departure = self._watch(call, terms, request)
-        reader = ReplyReader(call, terms, departure, started_at=entry.started_at, clock=self._clock)
-        try:
-            reply = reader.read()
-        finally:
-            self.exchanges.end(call)
-        entry.note_reply(reply.headers, reply.usage, reply.model_served, retried=reply.retried)
+        entry = exchange.entry
+        departure = self._watch(exchange.call, terms, request)
+        reader = ReplyReader(exchange.call, terms, departure, started_at=entry.started_at, clock=self._clock)
+        reply = reader.read()
+        entry.note_head(reply.headers, retried=reply.retried)
+        entry.note_reply(reply.usage, reply.model_served)
         body = vision.read_analysis(reply.body) if request.route.name == "vision" else reply.body
         if departure.left_at is not None:
             raise ClientGoneError
-        entry.settle_reply(len(body), reply.status)
+        exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(body)), reply.status)
         return Reply(reply.status, body, dict(reply.headers))
 
     def _watch(self, call: UpstreamCall, terms: Terms, request: ClientRequest) -> Departure:
@@ -151,6 +224,48 @@ class Gateway:
             drain_s=settings.drain_s if settings.on_abort == "drain" else 0.0,
             secrets=key.secrets,
         )
+
+
+class _Exchange:
+    """What a request holds while upstream works on it: a place, its limits, an open row. Given back once."""
+
+    def __init__(
+        self,
+        call: UpstreamCall,
+        asked: UpstreamRequest,
+        entry: LedgerEntry,
+        hold: Hold,
+        exchanges: OpenExchanges,
+        rows: Rows,
+    ) -> None:
+        self.call = call
+        self.entry = entry
+        self._estimate = asked.estimate  # not the request: its body may be large, and a stream long
+        self._hold = hold
+        self._exchanges = exchanges
+        self._rows = rows
+        self._bill: Bill | None = None
+
+    def finish(self, settlement: Settlement) -> Bill:
+        """Upstream is done, though its last bytes are not out yet: the limits are free for a next request."""
+        if self._bill is None:
+            self._bill = make_bill(self._estimate, settlement, reached=self.call.reached)
+            self._hold.settle(self._bill)
+        return self._bill
+
+    def settle(self, settlement: Settlement, status: int) -> None:
+        """All is over. Idempotent. What a fault of our own has ended was not refused, but cut short."""
+        if settlement.outcome is Outcome.REFUSED:
+            settlement = replace(settlement, outcome=Outcome.TRUNCATED)
+        self._exchanges.end(self.call)
+        bill = self.finish(settlement)
+        if not self.entry.settled:
+            self._rows.settle(self.entry.settle(settlement, status, bill))
+
+    def fail(self, error: GrokflaskError) -> None:
+        """Ends the call and settles, before a byte of the answer."""
+        self.call.cancel(error)
+        self.settle(self.entry.sum_up(error.outcome, error=error), error.status)
 
 
 def _tell_changes(asked: UpstreamRequest) -> dict[str, str]:

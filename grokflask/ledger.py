@@ -1,7 +1,7 @@
-"""What was used: each exchange becomes one entry, and each entry one line in the log.
+"""What was used: each exchange becomes one entry, one row of the ledger and one line in the log.
 
-An entry is opened when a request has been shaped and settled once, with all that is known by then.
-Prompts, answers and secrets have no field here.
+An entry is made when a request comes, its row opened when upstream is asked, and both are settled once, with
+all that is known by then. Prompts, answers and secrets have no field here.
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from grokflask.billing import Bill, Estimate
 from grokflask.errors import GrokflaskError, Outcome
+from grokflask.ledger_row import LedgerRow, clean
 from grokflask.usage import Settlement, Usage
 
 _log = logging.getLogger("grokflask.exchange")
+
+_TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens")
+_BEFORE = ("request_id", "key", "route", "model", "model_served", "stream", "status", "outcome", "code")
+_AFTER = ("bytes_out", "ttft_ms", "duration_ms", *_TOKENS, "cost_ticks")
 
 
 @dataclass(slots=True)
@@ -22,93 +28,97 @@ class LedgerEntry:
     """One exchange.
 
     Attributes:
+        row: what the ledger keeps; its `outcome` is None until `settle`.
         started_at: monotonic seconds, when the request came.
-        status: of the response that the client got, 0 while it is open.
-        code: the error's, when it ended in one; `detail` is what the log says beyond it.
+        detail: what the log says beyond the error's code.
         usage: of a whole reply, as soon as it is known: an error behind it does not undo what was paid.
     """
 
-    request_id: str
-    key: str
-    route: str
+    row: LedgerRow
     started_at: float
-    model: str = ""
-    stream: bool = False
-    status: int = 0
-    code: str | None = None
     detail: str | None = None
-    settlement: Settlement | None = None
-    duration_s: float = 0.0
-    upstream_request_id: str | None = None
+    events: int = 0
     retried: bool = False
     usage: Usage | None = None
     model_served: str | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
+    @property
+    def settled(self) -> bool:
+        """It is over, and has its line."""
+        return self.row.outcome is not None
+
+    def expect(self, estimate: Estimate) -> LedgerRow:
+        """The row while the exchange is open: it is known to cost its prompt at least."""
+        self.row = replace(
+            self.row,
+            prompt_tokens=estimate.prompt_tokens,
+            cost_ticks=estimate.prompt_ticks,
+            estimated=estimate.billing != "free",
+        )
+        return self.row
+
     def note_head(self, headers: Mapping[str, str], *, retried: bool) -> None:
         """Upstream's answer has begun."""
-        self.upstream_request_id = headers.get("x-upstream-request-id")
+        upstream_id = headers.get("x-upstream-request-id")
+        self.row = replace(self.row, upstream_request_id=upstream_id and clean(upstream_id))
         self.retried = retried
 
-    def note_reply(
-        self, headers: Mapping[str, str], usage: Usage | None, model_served: str | None, *, retried: bool
-    ) -> None:
-        """A whole reply has come: what it used is known, whatever becomes of it."""
-        self.note_head(headers, retried=retried)
-        self.usage, self.model_served = usage, model_served
-
-    def settle_reply(self, bytes_out: int, status: int) -> None:
-        """A whole reply goes to the client."""
-        self.settle(
-            Settlement(
-                Outcome.COMPLETE, usage=self.usage, model_served=self.model_served, bytes_out=bytes_out
-            ),
-            status,
+    def sum_up(
+        self, outcome: Outcome, *, error: GrokflaskError | None = None, bytes_out: int = 0
+    ) -> Settlement:
+        """How an exchange with a whole reply has ended."""
+        return Settlement(
+            outcome,
+            error,
+            usage=self.usage,
+            usage_final=True,
+            model_served=self.model_served,
+            bytes_out=bytes_out,
         )
 
-    def settle(self, settlement: Settlement, status: int) -> None:
-        """Closes the entry and writes its line. Later calls change nothing."""
-        if self.settlement is not None:
-            return
-        self.settlement = settlement
-        self.status = status
-        if settlement.error:
-            self.code, self.detail = settlement.error.code, settlement.error.detail
-        self.duration_s = self.clock() - self.started_at
+    def note_reply(self, usage: Usage | None, model_served: str | None) -> None:
+        """A whole reply has come: what it used is known, whatever becomes of it."""
+        self.usage, self.model_served = usage, model_served
+
+    def settle(self, settlement: Settlement, status: int, bill: Bill | None = None) -> LedgerRow:
+        """Closes the entry, writes its line and gives its row. Later calls change nothing."""
+        if self.settled:
+            return self.row
+        usage = bill.usage if bill else settlement.usage or Usage()
+        self.row = replace(
+            self.row,
+            outcome=settlement.outcome.value,
+            status=status,
+            code=settlement.error.code if settlement.error else None,
+            model_served=None if settlement.model_served is None else clean(settlement.model_served),
+            ttft_ms=None if settlement.ttft_s is None else round(settlement.ttft_s * 1000),
+            duration_ms=round((self.clock() - self.started_at) * 1000),
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            total_tokens=usage.total_tokens,
+            cost_ticks=usage.cost_ticks,
+            estimated=bill.estimated if bill else False,
+            bytes_out=settlement.bytes_out,
+        )
+        self.events = settlement.events
+        self.detail = settlement.error.detail if settlement.error else None
         _log.info("exchange", extra={"fields": self._list_fields()})
+        return self.row
 
     def refuse(self, error: GrokflaskError) -> None:
-        """Settles an exchange that ended in `error` before a byte of its answer."""
-        if self.settlement is None:
-            self.code, self.detail = error.code, error.detail
-        settled = Settlement(outcome=error.outcome, usage=self.usage, model_served=self.model_served)
-        self.settle(settled, error.status)
+        """Settles a request that the gateway turned away: upstream has not seen it."""
+        self.settle(Settlement(outcome=error.outcome, error=error), error.status)
 
     def _list_fields(self) -> dict[str, object]:
-        assert self.settlement is not None
-        settled = self.settlement
-        usage = settled.usage
-        return {
-            "request_id": self.request_id,
-            "key": self.key,
-            "route": self.route,
-            "model": self.model,
-            "model_served": settled.model_served,
-            "stream": self.stream,
-            "status": self.status,
-            "outcome": settled.outcome.value,
-            "code": self.code,
-            "detail": self.detail,
-            "events": settled.events if self.stream else None,
-            "bytes_out": settled.bytes_out,
-            "ttft_ms": None if settled.ttft_s is None else round(settled.ttft_s * 1000),
-            "duration_ms": round(self.duration_s * 1000),
-            "prompt_tokens": usage.prompt_tokens if usage else None,
-            "cached_tokens": usage.cached_tokens if usage else None,
-            "completion_tokens": usage.completion_tokens if usage else None,
-            "reasoning_tokens": usage.reasoning_tokens if usage else None,
-            "total_tokens": usage.total_tokens if usage else None,
-            "cost_ticks": usage.cost_ticks if usage else None,
-            "upstream_request_id": self.upstream_request_id,
-            "retries": 1 if self.retried else None,
-        }
+        row = self.row
+        fields: dict[str, object] = {name: getattr(row, name) for name in _BEFORE}
+        fields["detail"] = self.detail
+        fields["events"] = self.events if row.stream else None
+        fields |= {name: getattr(row, name) for name in _AFTER}
+        fields["estimated"] = True if row.estimated else None
+        fields["upstream_request_id"] = row.upstream_request_id
+        fields["retries"] = 1 if self.retried else None
+        return fields

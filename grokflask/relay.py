@@ -44,6 +44,7 @@ class Relay:
     Args:
         call: the request to upstream; the relay ends it.
         departure: knows whether the client is still there, and what is to be done when it is not.
+        on_finish: called when upstream is done, before the last bytes are given out; not after an abort.
         on_settle: called once by `close`.
         started_at: when the client's request came, by `clock`.
         clock: monotonic seconds.
@@ -58,6 +59,7 @@ class Relay:
         call: UpstreamCall,
         terms: Terms,
         departure: Departure,
+        on_finish: Callable[[Settlement], object],
         on_settle: Callable[[Settlement], None],
         *,
         started_at: float,
@@ -68,6 +70,7 @@ class Relay:
         self._call = call
         self._stream: UpstreamStream | None = None
         self._terms = terms
+        self._on_finish = on_finish
         self._on_settle = on_settle
         self._departure = departure
         self._clock = clock
@@ -133,25 +136,25 @@ class Relay:
                 self._stream.close()
         finally:
             self._departure.end()
-            self._on_settle(self._sum_up())
+            self._on_settle(self._sum_up(reached_client=self._exhausted))
 
-    def _sum_up(self) -> Settlement:
+    def _sum_up(self, *, reached_client: bool) -> Settlement:
         ttft_s = None
         if self._events_out and self._first_event_at is not None:
             ttft_s = self._first_event_at - self._started_at
         return Settlement(
-            outcome=self._tell_outcome(),
-            error=self._error if self._exhausted else None,
+            outcome=self._tell_outcome() if reached_client else Outcome.CLIENT_ABORT,
+            error=self._error if reached_client else None,
             usage=self._filter.usage,
+            usage_final=self._filter.usage_final,
             model_served=self._filter.model_served,
             events=self._events_out,
+            events_seen=self._filter.events,
             bytes_out=self._bytes_out,
             ttft_s=ttft_s,
         )
 
     def _tell_outcome(self) -> Outcome:
-        if not self._exhausted:
-            return Outcome.CLIENT_ABORT
         return self._error.outcome if self._error else Outcome.COMPLETE
 
     def _advance(self) -> bytes:
@@ -174,6 +177,8 @@ class Relay:
             out = self._fail(StreamBrokenError("The gateway failed inside the answer; it is incomplete."))
         self._bytes_out += len(out)
         self._events_out = self._filter.events
+        if self._filter.done or self._error:
+            self._on_finish(self._sum_up(reached_client=True))
         now = self._given_at = self._clock()
         self._heartbeat_at = now + self._terms.heartbeat_s
         return out
@@ -187,9 +192,9 @@ class Relay:
             if now >= self._heartbeat_at:
                 return HEARTBEAT
             events = self._receive(min(self._deadline, self._total_at, self._heartbeat_at) - now)
-            if not events:
-                continue
-            out = self._filter.take(events)
+            out = self._filter.take(events) if events else b""
+            # Only now: what was read counts, and may hold the usage, though the client has left meanwhile.
+            self._check_cancelled()
             if self._filter.error:
                 return out + self._fail(self._filter.error)
             if out:
@@ -205,7 +210,8 @@ class Relay:
         except GrokflaskError:
             self._check_cancelled()
             raise
-        self._check_cancelled()
+        if not data:
+            self._check_cancelled()
         if data is None:
             return []
         events = self._decoder.feed(data) if data else self._decoder.finish()

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 PREFIXES = ("/api/v1", "/v1")
+
+Billing = Literal["tokens", "images", "free"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,10 @@ class Route:
         name: what the log line says, and the key under which `shaping` knows the body's rules.
         method: the one HTTP method that it takes.
         path: below the prefix, in Flask's notation.
-        upstream_path: below upstream's base URL; `{model_id}` is filled in from the path.
+        upstream_path: below upstream's base URL; `{model_id}` is filled in from the path. "" where the
+            gateway answers by itself: that is neither counted nor an exchange.
         streams: `stream: true` may be answered with events.
+        billing: what upstream charges for.
     """
 
     name: str
@@ -29,15 +34,17 @@ class Route:
     path: str
     upstream_path: str
     streams: bool = False
+    billing: Billing = "free"
 
 
 ROUTES = (
-    Route("chat", "POST", "/chat/completions", "/chat/completions", streams=True),
-    Route("images", "POST", "/images/generate", "/images/generations"),
-    Route("images", "POST", "/images/generations", "/images/generations"),
-    Route("vision", "POST", "/vision/analyze", "/chat/completions"),
+    Route("chat", "POST", "/chat/completions", "/chat/completions", streams=True, billing="tokens"),
+    Route("images", "POST", "/images/generate", "/images/generations", billing="images"),
+    Route("images", "POST", "/images/generations", "/images/generations", billing="images"),
+    Route("vision", "POST", "/vision/analyze", "/chat/completions", billing="tokens"),
     Route("models", "GET", "/models", "/models"),
     Route("model", "GET", "/models/<model_id>", "/models/{model_id}"),
+    Route("usage", "GET", "/usage", ""),
 )
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,199}")

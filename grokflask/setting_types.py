@@ -67,13 +67,28 @@ def read_token(text: str) -> str:
     return text
 
 
+def read_admin_token(text: str) -> str:
+    """A token that nobody guesses."""
+    if len(text) < 16:
+        raise ValueError("needs 16 or more visible ASCII characters")
+    return read_token(text)
+
+
+def read_share(text: str) -> float:
+    """A part of a whole, 0 to 1."""
+    if not re.fullmatch(r"\d?(\.\d+)?", text) or not text or not 0 <= float(text) <= 1:
+        raise ValueError("expects a share from 0 to 1, such as 0.8")
+    return float(text)
+
+
 def url(*schemes: str) -> Callable[[str], str]:
     """A URL with one of `schemes`."""
 
     def parse(text: str) -> str:
         try:
             parts = urlsplit(text)
-            usable = parts.scheme in schemes and bool(parts.hostname or parts.scheme == "unix")
+            on_disk = parts.scheme in ("unix", "sqlite") and bool(parts.path.strip("/"))
+            usable = parts.scheme in schemes and bool(parts.hostname or on_disk)
             usable = usable and not re.search(r"\s", text)
             _ = parts.port
         except ValueError:
@@ -94,12 +109,13 @@ def read_base_url(text: str) -> str:
 
 
 _RATE = re.compile(
-    r"\d{1,12}\s*(/|\s+per\s+)\s*(\d+\s*)?(second|minute|hour|day|month|year)s?", re.IGNORECASE | re.ASCII
+    r"\d{1,12}\s*(/|\s+per\s+)\s*((1000|[1-9]\d{0,2})\s*)?(second|minute|hour|day|month|year)s?",
+    re.IGNORECASE | re.ASCII,
 )
 
 
 def read_rate(text: str) -> str:
-    """One or more limits in flask-limiter's notation."""
+    """One or more limits in flask-limiter's notation, with windows of 1 to 1000 units."""
     if not all(_RATE.fullmatch(part.strip()) for part in text.split(";")):
         raise ValueError("expects a number per window, such as 100/hour or 5/second;1000/day")
     return text

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from grokflask import vision
+from grokflask.billing import FREE, Estimate, estimate_chat, estimate_images
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
 from grokflask.routes import Route, is_plain_segment
@@ -24,6 +25,10 @@ Fields = dict[str, msgspec.Raw]
 FORWARDED_HEADERS = ("x-grok-conv-id",)
 """Request headers that go upstream; all others stay here. This one pins a conversation to the server
 that has its prompt cached."""
+
+MAX_OUTPUT_TOKENS = 2_000_000
+MAX_ANSWERS = 128
+"""No estimate is for more: what asks for it is refused upstream anyway."""
 
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
@@ -62,6 +67,7 @@ class UpstreamRequest:
         wants_usage: the client asked for the usage-only event, so it is not withheld.
         fallback: why a request to stream is answered whole, or None.
         dropped: parameters that were left out.
+        estimate: what it may cost.
     """
 
     method: str
@@ -73,6 +79,7 @@ class UpstreamRequest:
     wants_usage: bool = False
     fallback: str | None = None
     dropped: tuple[str, ...] = ()
+    estimate: Estimate = FREE
 
 
 class _Shaped(NamedTuple):
@@ -102,16 +109,19 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
         return UpstreamRequest(request.route.method, path, None, headers, model=request.model_id or "")
     fields = read_fields(request.body)
     shaped = rule(fields, settings)
+    body = msgspec.json.encode(fields)
+    model = msgspec.json.decode(fields["model"], type=str)
     return UpstreamRequest(
         method=request.route.method,
         path=path,
-        body=msgspec.json.encode(fields),
+        body=body,
         headers=headers,
-        model=msgspec.json.decode(fields["model"], type=str),
+        model=model,
         stream=shaped.stream,
         wants_usage=shaped.wants_usage,
         fallback=shaped.fallback,
         dropped=shaped.dropped,
+        estimate=_estimate(request.route, model, body, fields, settings),
     )
 
 
@@ -209,6 +219,36 @@ def _read_text(fields: Fields, name: str) -> str | None:
         raise InvalidRequestError(f"{name!r} must be a string.", param=name) from None
 
 
+def _read_count(fields: Fields, *names: str) -> int | None:
+    """The first of these that is a number, 0 or more. What is wrong with others is for upstream to say."""
+    for name in names:
+        try:
+            count = msgspec.json.decode(fields.get(name, b"null"), type=int | None)
+        except MALFORMED:
+            continue
+        if count is not None and count >= 0:
+            return count
+    return None
+
+
+def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: Settings) -> Estimate:
+    """What the request may cost. xAI's caps hold for what is seen of an answer, not for its reasoning."""
+    answers = _read_count(fields, "n") or 1
+    if route.billing == "images":
+        return estimate_images(model, answers)
+    output_tokens = settings.output_estimate_tokens
+    cap = _read_count(fields, "max_completion_tokens", "max_tokens")
+    if cap is not None:
+        output_tokens = cap + (output_tokens if _is_reasoning(model) else 0)
+    return estimate_chat(model, body, min(output_tokens, MAX_OUTPUT_TOKENS) * min(answers, MAX_ANSWERS))
+
+
+def _is_reasoning(model: str) -> bool:
+    if "non-reasoning" in model or model.startswith("grok-2"):
+        return False
+    return not model.startswith("grok-3") or "mini" in model
+
+
 def _read_flag(fields: Fields, name: str) -> bool:
     try:
         return bool(msgspec.json.decode(fields.get(name, b"null"), type=bool | None))
@@ -240,7 +280,7 @@ def _drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
         refused += ["tools", "tool_choice", "parallel_tool_calls"]
     if model.startswith("grok-") and not model.startswith(("grok-1", "grok-2", "grok-beta", "grok-vision")):
         refused += ["presence_penalty", "frequency_penalty", "logit_bias"]
-        if "non-reasoning" not in model and not (model.startswith("grok-3") and "mini" not in model):
+        if _is_reasoning(model):
             refused.append("stop")
     dropped = tuple(name for name in refused if name in fields)
     for name in dropped:

@@ -131,6 +131,11 @@ class UpstreamCall:
         # `send` is not kept: it holds the request's body, and the call may live for an hour.
         threading.Thread(target=self._run, args=(send,), name="upstream-call", daemon=True).start()
 
+    @property
+    def reached(self) -> bool:
+        """Upstream may have had the request: there was a connection to send it on."""
+        return self._attempt.phase != "connecting"
+
     def wait(self, timeout_s: float) -> UpstreamStream | None:
         """The answer, or None when it has not come within `timeout_s`. The caller closes it.
 

@@ -12,6 +12,9 @@ import msgspec
 
 from grokflask.errors import MALFORMED, GrokflaskError, Outcome
 
+MOST = 10**15
+"""No exchange has so many tokens, or costs so many ticks (100,000 USD)."""
+
 _NULL = msgspec.Raw(b"null")
 
 
@@ -52,6 +55,8 @@ class Settlement:
         events: relayed to the client, `[DONE]` and error events not counted.
         bytes_out: of the response's body.
         ttft_s: from the client's request to the first event, None when there was none.
+        usage_final: `usage` is of the whole answer, not of what had come of it by then.
+        events_seen: as `events`, with those that came after the client had left.
     """
 
     outcome: Outcome
@@ -61,6 +66,8 @@ class Settlement:
     events: int = 0
     bytes_out: int = 0
     ttft_s: float | None = None
+    usage_final: bool = False
+    events_seen: int = 0
 
 
 class Chunk(msgspec.Struct):
@@ -103,13 +110,18 @@ class Chunk(msgspec.Struct):
             return None
         prompt, completion = wire.prompt_tokens_details, wire.completion_tokens_details
         return Usage(
-            prompt_tokens=wire.prompt_tokens,
-            cached_tokens=prompt.cached_tokens if prompt else None,
-            completion_tokens=wire.completion_tokens,
-            reasoning_tokens=completion.reasoning_tokens if completion else None,
-            total_tokens=wire.total_tokens,
-            cost_ticks=wire.cost_in_usd_ticks,
+            prompt_tokens=_check(wire.prompt_tokens),
+            cached_tokens=_check(prompt.cached_tokens if prompt else None),
+            completion_tokens=_check(wire.completion_tokens),
+            reasoning_tokens=_check(completion.reasoning_tokens if completion else None),
+            total_tokens=_check(wire.total_tokens),
+            cost_ticks=_check(wire.cost_in_usd_ticks),
         )
+
+
+def _check(figure: int | None) -> int | None:
+    """A figure that can be one; others count as missing."""
+    return figure if figure is not None and 0 <= figure <= MOST else None
 
 
 _DECODER = msgspec.json.Decoder(Chunk)

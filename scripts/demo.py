@@ -1,23 +1,30 @@
 """`make demo`: what the gateway does, in half a minute, on its built-in sandbox.
 
 Starts real gunicorn on a free port, streams a story to the terminal as it arrives, shows what a vision
-request with `stream: true` gets, saves a picture to a file, and stops the server again.
+request with `stream: true` gets, saves a picture to a file, stops the server again, and prints what its
+ledger noted. Settings and database are the demo's own; nothing of the user's is read or written.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import requests
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from grokflask.config import Settings  # noqa: E402 - the path comes first
+
 PICTURE = Path("demo.png")
 START_DEADLINE_S = 30.0
 
@@ -27,15 +34,18 @@ def main() -> int:
     port = find_free_port()
     url = f"http://127.0.0.1:{port}"
     print(f"Starting the gateway on {url}, with its built-in sandbox as upstream ...")
-    server = start_gateway(port)
-    try:
-        wait_until_ready(server, url)
-        stream_story(url)
-        picture = make_picture(url)
-        ask_about(url, picture)
-    finally:
-        server.terminate()
-        code = server.wait(60)
+    with tempfile.TemporaryDirectory(prefix="grokflask-demo-") as folder:
+        environ = make_environ(port, Path(folder))
+        server = start_gateway(environ)
+        try:
+            wait_until_ready(server, url)
+            stream_story(url)
+            picture = make_picture(url)
+            ask_about(url, picture)
+        finally:
+            server.terminate()
+            code = server.wait(60)
+        show_ledger(environ)
     print(f"\nThe gateway has stopped (exit code {code}). Serve it yourself with: make run")
     return code
 
@@ -47,22 +57,22 @@ def find_free_port() -> int:
     return port
 
 
-def start_gateway(port: int) -> subprocess.Popen[bytes]:
-    """Real gunicorn, as the Procfile starts it, without any key or setting of the user's."""
-    environ = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("XAI_", "GROKFLASK_")) and name not in ("REDIS_URL", "WEB_CONCURRENCY")
+def make_environ(port: int, folder: Path) -> dict[str, str]:
+    """The demo's settings, with a database in `folder`: none of the user's, whatever there is in `.env`."""
+    # Empty counts as not set, and overrides a file .env.
+    settings = dict.fromkeys((item.metadata["env"] for item in dataclasses.fields(Settings)), "")
+    return {
+        **os.environ,
+        **settings,
+        "PORT": str(port),
+        "WEB_CONCURRENCY": "1",
+        "DATABASE_URL": f"sqlite:///{folder}/demo.db",
+        "GROKFLASK_LOG_LEVEL": "error",  # only warnings of the server's are worth a line here
     }
-    # Empty overrides a file .env; only warnings of the server's are worth a line here.
-    environ |= {
-        "XAI_API_KEY": "",
-        "XAI_API_BASE": "",
-        "GROKFLASK_KEYS": "",
-        "GROKFLASK_AUTH": "",
-        "REDIS_URL": "",
-    }
-    environ |= {"PORT": str(port), "WEB_CONCURRENCY": "1", "GROKFLASK_LOG_LEVEL": "error"}
+
+
+def start_gateway(environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Real gunicorn, as the Procfile starts it."""
     command = [
         sys.executable,
         "-m",
@@ -103,7 +113,13 @@ def stream_story(url: str) -> None:
     first_s = None
     tokens = 0
     done = False
-    with requests.post(f"{url}/api/v1/chat/completions", json=body, stream=True, timeout=60) as reply:
+    with requests.post(
+        f"{url}/api/v1/chat/completions",
+        json=body,
+        headers={"X-Request-ID": "demo-story"},
+        stream=True,
+        timeout=60,
+    ) as reply:
         reply.raise_for_status()
         for line in reply.iter_lines(chunk_size=1):
             if line == b"data: [DONE]":
@@ -124,7 +140,9 @@ def make_picture(url: str) -> bytes:
     """Generates an image and saves it to a file."""
     print("\n--- A picture: POST /api/v1/images/generate\n")
     body = {"prompt": "a lighthouse at dusk", "response_format": "b64_json"}
-    reply = requests.post(f"{url}/api/v1/images/generate", json=body, timeout=60)
+    reply = requests.post(
+        f"{url}/api/v1/images/generate", json=body, headers={"X-Request-ID": "demo-picture"}, timeout=60
+    )
     reply.raise_for_status()
     picture = base64.b64decode(reply.json()["data"][0]["b64_json"])
     PICTURE.write_bytes(picture)
@@ -140,10 +158,19 @@ def ask_about(url: str, picture: bytes) -> None:
         "prompt": "What is in this picture?",
         "stream": True,
     }
-    reply = requests.post(f"{url}/api/v1/vision/analyze", json=body, timeout=60)
+    reply = requests.post(
+        f"{url}/api/v1/vision/analyze", json=body, headers={"X-Request-ID": "demo-look"}, timeout=60
+    )
     reply.raise_for_status()
     print(f"X-Stream-Fallback: {reply.headers['X-Stream-Fallback']} (vision comes whole)")
     print(reply.json()["content"])
+
+
+def show_ledger(environ: dict[str, str]) -> None:
+    """The rows of the three requests, by the command that an operator has."""
+    print("\n--- What the ledger noted, newest first: flask --app wsgi usage rows\n", flush=True)
+    command = [sys.executable, "-m", "flask", "--app", "wsgi", "usage", "rows"]
+    subprocess.run(command, cwd=ROOT, env=environ, check=True)
 
 
 if __name__ == "__main__":

@@ -30,14 +30,18 @@ def main() -> None:
     lines = [f"curl -N http://127.0.0.1:{settings.port}/api/v1/chat/completions"]
     lines += [f'-H "Authorization: Bearer {key}"'] if key else []
     lines += ['-H "Content-Type: application/json"', f"-d '{BODY}'"]
-    print(" \\\n  ".join(lines) + "\n", flush=True)
+    print(" \\\n  ".join(lines) + "\n")
+    if settings.auth_mode == "keys":
+        print("That key ends with this run. Make others with: .venv/bin/flask --app wsgi keys create NAME\n")
+    sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "wsgi:app"])
 
 
 def choose_key(settings: Settings) -> str | None:
     """What the curl line sends.
 
-    In keys mode that is a key made for this run alone, so that no stored secret is ever shown.
+    In keys mode that is a key made for this run alone, beside those of the settings and the database, so that
+    no stored secret is ever shown.
     """
     if settings.auth_mode == "passthrough":
         return "$XAI_API_KEY"

@@ -45,8 +45,8 @@ def render(report: Report, concurrency: int) -> str:
         f"`make soak`: {report.total} exchanges, {concurrency} at once, in {report.seconds:.0f} s, after a "
         "warm-up of 400 of the same mix.",
         "",
-        f"**Wrong: {len(report.wrong)}** (an exchange without its one log line, with another outcome than "
-        "expected, or with bytes that differ from upstream's).",
+        f"**Wrong: {len(report.wrong)}** (an exchange without its one log line or row of the ledger, with "
+        "another outcome than expected, or with bytes that differ from upstream's).",
         "",
         "| what was thrown at it | times | outcome in the log |",
         "| --- | --- | --- |",

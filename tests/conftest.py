@@ -9,13 +9,19 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
+from support.databases import database, database_kind, database_url, postgres_server
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, start_gateway
 from support.scripted import ScriptedUpstream, answer_chat
+from support.stores import keyed, make_keyed, redis_server, stores
 
 from grokflask import create_app
 from grokflask.config import load_settings
 from grokflask.log import LineFormatter
+
+__all__ = ["database", "database_kind", "database_url", "postgres_server"]
+__all__ += ["keyed", "make_keyed", "redis_server", "stores"]  # pytest finds them here
 
 # No test may fail because the machine is slow.
 hypothesis.settings.register_profile(
@@ -33,19 +39,24 @@ def upstream() -> Iterator[ScriptedUpstream]:
 
 
 @pytest.fixture
-def make_client(upstream: ScriptedUpstream) -> Callable[..., FlaskClient]:
-    """The app in this process, in front of `upstream`, with one key for alice."""
+def make_client(upstream: ScriptedUpstream, tmp_path: Path) -> Iterator[Callable[..., FlaskClient]]:
+    """The app in this process, in front of `upstream`, with one key for alice and an empty ledger."""
+    apps: list[Flask] = []
 
     def make(**environ: str) -> FlaskClient:
         defaults = {
             "XAI_API_KEY": UPSTREAM_KEY,
             "XAI_API_BASE": upstream.base_url,
             "GROKFLASK_KEYS": f"alice:{CLIENT_KEY}",
+            "DATABASE_URL": f"sqlite:///{tmp_path}/ledger.db",
         }
-        app = create_app(load_settings({**defaults, **environ}, dotenv=None))
-        return app.test_client()
+        apps.append(create_app(load_settings({**defaults, **environ}, dotenv=None)))
+        return apps[-1].test_client()
 
-    return make
+    yield make
+    for app in apps:
+        app.extensions["background"].close()
+        app.extensions["database"].close()
 
 
 @pytest.fixture

@@ -31,11 +31,19 @@ class Call(NamedTuple):
     origin: str
 
 
+class Charge(NamedTuple):
+    """What xAI would charge: tokens, and their cost (1 USD = 10^10 ticks)."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cost_ticks: int = 0
+
+
 class Plan(NamedTuple):
     """An answer ready to be told.
 
-    `cost_ticks` gives its cost for so many tokens of output sent; `usage` is what a reply that is not
-    streamed tells.
+    `charge` gives what is charged once so many tokens of output were sent; `usage` is what a reply that is
+    not streamed tells.
     """
 
     headers: Mapping[str, str]
@@ -43,19 +51,23 @@ class Plan(NamedTuple):
     stream: bool
     fault: Fault
     seconds: float
-    cost_ticks: Callable[[int], int]
+    charge: Callable[[int], Charge]
     usage: dict[str, Any] | None = None
 
 
 @dataclass
 class ServedPost:
-    """One POST being answered; `pause_s` lies between events, `may_chunk` is False for an HTTP/1.0 client."""
+    """One POST being answered.
+
+    `pause_s` lies between events, `may_chunk` is False for an HTTP/1.0 client, `request_id` is the answer's.
+    """
 
     call: Call
     wire: Wire
     clock: Clock
     pause_s: float
     may_chunk: bool
+    request_id: str
     plan: Plan | None = None
     progress: Progress = field(default_factory=Progress)
     outcome: Outcome = "complete"
@@ -80,12 +92,13 @@ class ServedPost:
 
     def _tell(self, plan: Plan) -> None:
         """Send what was planned."""
-        if plan.fault.before_headers == "pause":
-            self.wire.pause(plan.seconds)
-        elif plan.fault.before_headers == "cut":
+        delay = plan.fault.before_headers
+        if delay == "cut":
             self.outcome = "fault"
             self.wire.cut(reset=False)
             return
+        for pause in delay(plan.seconds) if delay else ():
+            self.wire.pause(pause.seconds)
         self.wire.chunked = plan.stream and self.may_chunk
         headers = {**plan.headers, "Transfer-Encoding": "chunked"} if self.wire.chunked else plan.headers
         self.wire.send_head(200, headers)
@@ -97,19 +110,24 @@ class ServedPost:
             self.progress.usage = plan.usage
 
     def _note(self, client_left: bool) -> Exchange:
-        plan, progress = self.plan, self.progress
-        model, stream, fields = _outline(self.call.body)
+        progress, outline = self.progress, _outline(self.call.body)
+        # A plan means that the prompt was read, so it is charged, whether or not the client waited for more.
+        charge = self.plan.charge(progress.tokens) if self.plan else Charge()
         return Exchange(
-            model=model,
+            model=outline.model,
             path=self.call.path,
             outcome=self.outcome,
             status=self.status,
-            stream=stream,
+            stream=outline.stream,
             events_sent=progress.events,
             usage=progress.usage,
-            cost_ticks=plan.cost_ticks(progress.tokens) if plan and self.status else 0,
+            prompt_tokens=charge.prompt_tokens,
+            output_tokens=charge.output_tokens,
+            cost_ticks=charge.cost_ticks,
             client_left=client_left,
-            fields=fields,
+            fields=outline.fields,
+            user=outline.user,
+            request_id=self.request_id,
         )
 
 
@@ -134,8 +152,8 @@ def send_whole(wire: Wire, status: int, headers: Mapping[str, str], body: bytes)
 
 def _plan_chat(call: Call, clock: Clock) -> Plan:
     asked = _decode(call.body, ChatRequest)
-    fault, seconds = _choose_fault(asked.model, call, bool(asked.stream))
-    model = CHAT_MODELS.get("grok-4.3" if fault is not NO_FAULT else asked.model)
+    fault, seconds, named = _choose_fault(asked, call, bool(asked.stream))
+    model = CHAT_MODELS.get("grok-4.3" if named else asked.model)
     if model is None:
         raise refuse_model(asked.model)
     check_request(asked, model)
@@ -143,50 +161,57 @@ def _plan_chat(call: Call, clock: Clock) -> Plan:
         raise refuse(400, "Each message must have at least one content element.")
     answer = make_answer(asked, model, fault.style)
     if not asked.stream:
-        return _plan_reply(answer, fault, seconds, clock)
+        charge = _charge(answer, answer.completion_tokens() + answer.reasoning_tokens())
+        return _plan_json(make_reply(answer, clock), charge, answer.usage(), fault, seconds)
     events = frame_chunks(make_chunks(answer, fault.style, asked.wants_usage(), clock), fault.frame)
     steps = fault.alter(events, seconds) if fault.alter else events
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **fault.headers}
     return Plan(
-        headers, steps, True, fault, seconds, lambda sent: answer.cost_ticks(answer.silent_tokens + sent)
+        headers, steps, True, fault, seconds, lambda sent: _charge(answer, answer.silent_tokens + sent)
     )
 
 
-def _plan_reply(answer: Answer, fault: Fault, seconds: float, clock: Clock) -> Plan:
-    usage = answer.usage()
-    return _plan_json(make_reply(answer, clock), usage, fault, seconds)
+def _charge(answer: Answer, output_tokens: int) -> Charge:
+    return Charge(answer.prompt_tokens, output_tokens, answer.cost_ticks(output_tokens))
 
 
 def _plan_images(call: Call) -> Plan:
     asked = _decode(call.body, ImageRequest)
-    fault, seconds = _choose_fault(asked.model, call, stream=False)
-    ticks = IMAGE_TICKS.get("grok-imagine-image" if fault is not NO_FAULT else asked.model)
+    fault, seconds, named = _choose_fault(asked, call, stream=False)
+    ticks = IMAGE_TICKS.get("grok-imagine-image" if named else asked.model)
     if ticks is None:
         raise refuse_model(asked.model)
     check_image_request(asked)
     reply = make_images(asked, call.origin, ticks)
-    return _plan_json(reply, reply["usage"], fault, seconds)
+    usage = reply["usage"]
+    return _plan_json(reply, Charge(cost_ticks=usage["cost_in_usd_ticks"]), usage, fault, seconds)
 
 
-def _plan_json(reply: dict[str, Any], usage: dict[str, Any], fault: Fault, seconds: float) -> Plan:
-    """Plan an answer that is made whole before it is sent, and so is billed whole."""
+def _plan_json(
+    reply: dict[str, Any], charge: Charge, usage: dict[str, Any], fault: Fault, seconds: float
+) -> Plan:
+    """Plan an answer that is made whole before it is sent, and so is charged whole."""
     body = msgspec.json.encode(reply)
     steps = fault.spoil(body, seconds) if fault.spoil else [Data(body)]
     headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-    return Plan(headers, steps, False, fault, seconds, lambda _: int(usage["cost_in_usd_ticks"]), usage)
+    return Plan(headers, steps, False, fault, seconds, lambda _: charge, usage)
 
 
-def _choose_fault(model: str, call: Call, stream: bool) -> tuple[Fault, float]:
-    """Return the fault that the model's name selects, or NO_FAULT; raises its refusal where it has one."""
-    found = find_fault(model)
+def _choose_fault(asked: ChatRequest | ImageRequest, call: Call, stream: bool) -> tuple[Fault, float, bool]:
+    """Return the fault that is asked for, or NO_FAULT, its seconds, and whether the model's name asks for it.
+
+    Else the first word of `user` may name it, for any model. Raises the fault's refusal where it has one.
+    """
+    by_model = find_fault(asked.model)
+    found = by_model or find_fault((asked.user or "").partition(" ")[0])
     if not found:
-        return NO_FAULT, 0.0
-    fault = found[0]
+        return NO_FAULT, 0.0, False
+    fault, seconds = found
     if fault.refuse and fault.refuse_on in ("all", "stream" if stream else "plain"):
         refusal = fault.refuse(call.bearer)
         refusal.deliberate = True
         raise refusal
-    return found
+    return fault, seconds, by_model is not None
 
 
 def _decode(body: bytes, kind: type[T]) -> T:
@@ -198,14 +223,23 @@ def _decode(body: bytes, kind: type[T]) -> T:
         raise refuse(400, f"Failed to parse the request body as JSON: {error}") from None
 
 
-def _outline(body: bytes) -> tuple[str, bool, tuple[str, ...]]:
-    """Return what the journal wants of any body: the model, whether it asks for a stream, its fields."""
+class _Outline(NamedTuple):
+    """What the journal wants of any body."""
+
+    model: str = ""
+    stream: bool = False
+    fields: tuple[str, ...] = ()
+    user: str | None = None
+
+
+def _outline(body: bytes) -> _Outline:
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         model = msgspec.json.decode(fields.get("model", b'""'), type=str)
+        user = msgspec.json.decode(fields.get("user", b"null"), type=str | None)
     except (msgspec.DecodeError, RecursionError):
-        return "", False, ()
-    return model, bytes(fields.get("stream", b"")) == b"true", tuple(fields)
+        return _Outline()
+    return _Outline(model, bytes(fields.get("stream", b"")) == b"true", tuple(fields), user)
 
 
 def _send_refusal(wire: Wire, refusal: RefusalError) -> bool:

@@ -12,6 +12,7 @@ from grokflask.sandbox.framing import frame_as_error, frame_plainly
 from grokflask.sandbox.refusals import flat_error, nested_error
 from grokflask.sandbox.steps import Cut, Data, Event, Pause, Step
 
+Delay = Callable[[float], Iterable[Pause]]
 Alter = Callable[[Iterator[Event], float], Iterable[Step]]
 Spoil = Callable[[bytes, float], Iterable[Step]]
 
@@ -24,6 +25,11 @@ FORGED_TEXT = 'The model failed.\n\ndata: {"choices":[]}\r\n\r\ndata: [DONE]\n\n
 
 def _first(events: Iterator[Event]) -> Iterator[Event]:
     return itertools.islice(events, BROKEN_AFTER_EVENTS)
+
+
+def wait(seconds: float) -> Iterator[Pause]:
+    """Silence."""
+    yield Pause(seconds)
 
 
 def break_off(reset: bool) -> Alter:

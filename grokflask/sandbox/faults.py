@@ -34,8 +34,9 @@ Refuse = Callable[[str | None], RefusalError]
 class Fault:
     """What one fault model does. All but what is named here is as with grok-4.3.
 
-    `refuse` answers instead of the model, on all requests or on one kind; `alter` spoils a stream, `spoil` a
-    reply that is not streamed; `timed` faults take their seconds from the end of the model's name.
+    `refuse` answers instead of the model, on all requests or on one kind; `before_headers` makes the answer
+    wait, or "cut" leaves it out; `alter` spoils a stream, `spoil` a reply that is not streamed; `timed` ones
+    take their seconds from the end of the model's name.
     """
 
     summary: str
@@ -45,7 +46,7 @@ class Fault:
     frame: framing.Frame = framing.frame_plainly
     alter: steps.Alter | None = None
     spoil: steps.Spoil | None = None
-    before_headers: Literal["pause", "cut"] | None = None
+    before_headers: steps.Delay | Literal["cut"] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     strict_content: bool = False
     timed: bool = False
@@ -140,7 +141,7 @@ FAULTS: dict[str, Fault] = {
         "400 for an assistant message without content, as xAI does at times", strict_content=True
     ),
     "drop-before-headers": Fault("the request is read, the connection closed", before_headers="cut"),
-    "slow-headers": Fault("N seconds before the headers", before_headers="pause", timed=True),
+    "slow-headers": Fault("N seconds before the headers", before_headers=steps.wait, timed=True),
     "slow-first-event": Fault(
         "headers at once, N seconds before the body",
         alter=steps.be_slow_to_start,

@@ -83,7 +83,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         """Answer one request of any method."""
         close = {"Connection": "close"} if self.close_connection else {}
-        self.wire.extra_headers = {"x-request-id": str(uuid.uuid4()), **_CLOUD_HEADERS, **close}
+        self.request_id = str(uuid.uuid4())
+        self.wire.extra_headers = {"x-request-id": self.request_id, **_CLOUD_HEADERS, **close}
         try:
             self._route(self.path.partition("?")[0], self._read_body())
         except RefusalError as refusal:
@@ -146,7 +147,8 @@ class Handler(BaseHTTPRequestHandler):
         if not may_chunk:
             self.close_connection = True
         pace = self.sandbox.events_per_s
-        served = ServedPost(call, self.wire, self.sandbox.clock, 1 / pace if pace > 0 else 0.0, may_chunk)
+        pause_s = 1 / pace if pace > 0 else 0.0
+        served = ServedPost(call, self.wire, self.sandbox.clock, pause_s, may_chunk, self.request_id)
         served.serve(self.sandbox.journal)
 
     def get_models(self, _path: str, _body: bytes) -> None:

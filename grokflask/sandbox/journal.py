@@ -21,8 +21,9 @@ class Exchange(msgspec.Struct, frozen=True):
     `outcome`: "complete", the client got everything that this model sends; "fault", a fault model cut or
     refused it on purpose; "refused", the request was at fault; "client_left", the client went first.
     `events_sent` counts whole SSE events, [DONE] included. `usage` is the last usage object the client was
-    sent, None if it was sent none; `cost_ticks` is what the tokens written so far cost, told or not. `fields`
-    are the names in the request's body.
+    sent, None if it was sent none. `prompt_tokens` and `output_tokens` (visible and reasoning) are charged,
+    and `cost_ticks` is what they cost, told or not. `fields` are the names in the request's body, `user` is
+    what it has under that name; `request_id` is the answer's `x-request-id`, sent or not.
     """
 
     model: str
@@ -32,9 +33,13 @@ class Exchange(msgspec.Struct, frozen=True):
     stream: bool = False
     events_sent: int = 0
     usage: dict[str, Any] | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
     cost_ticks: int = 0
     client_left: bool = False
     fields: tuple[str, ...] = ()
+    user: str | None = None
+    request_id: str | None = None
 
 
 class Journal:

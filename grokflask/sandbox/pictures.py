@@ -47,6 +47,7 @@ class ImageRequest(msgspec.Struct):
     aspect_ratio: Ratio | None = None
     resolution: Literal["1k", "2k"] | None = None
     quality: str | None = None
+    user: str | None = None
 
 
 def check_image_request(asked: ImageRequest) -> None:

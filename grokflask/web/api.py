@@ -1,4 +1,7 @@
-"""The API: one view for every row of the table of routes, under both prefixes."""
+"""The API: one view for every row of the table of routes, under both prefixes.
+
+A row without an upstream path is answered here.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,7 @@ from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import ClientRequest
 from grokflask.web.body import drop_body, read_body
 from grokflask.web.replies import reply_json, reply_stream, wants_json
-
-BLUEPRINTS = frozenset(f"api{number}" for number in range(len(PREFIXES)))
+from grokflask.web.usage import show_usage
 
 
 def make_blueprints() -> list[Blueprint]:
@@ -37,6 +39,12 @@ def find_route() -> Route | None:
     return getattr(view, "route", None)
 
 
+def is_counted() -> bool:
+    """The current request counts against its key's requests: those that go upstream do."""
+    route = find_route()
+    return route is not None and bool(route.upstream_path) and request.method != "OPTIONS"
+
+
 def _make_view(route: Route) -> Callable[..., Response]:
     def view(model_id: str | None = None) -> Response:
         gateway: Gateway = current_app.extensions["gateway"]
@@ -56,5 +64,13 @@ def _make_view(route: Route) -> Callable[..., Response]:
             return reply_json(answer.body, answer.status, answer.headers)
         return reply_stream(answer)
 
-    view.route = route  # type: ignore[attr-defined]
-    return view
+    def answer() -> Response:
+        return _ANSWERS[route.name]()
+
+    found: Callable[..., Response] = view if route.upstream_path else answer
+    found.route = route  # type: ignore[attr-defined]
+    return found
+
+
+_ANSWERS: dict[str, Callable[[], Response]] = {"usage": show_usage}
+"""What the gateway answers by itself."""

@@ -11,57 +11,86 @@ import logging
 import math
 import re
 import time
+from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g
 from flask_cors import CORS
 from flask_limiter import Limiter, RequestLimit
-from redis import BlockingConnectionPool, Redis, RedisError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from limits import parse_many
+from redis import ConnectionPool, Redis, RedisError
 
 from grokflask.config import Settings
-from grokflask.errors import RateLimitError
+from grokflask.errors import GrokflaskError, RateLimitError, StoreUnavailableError
+from grokflask.key_limits import KeyLimits
+from grokflask.keys import ApiKey
 
-STORE_TIMEOUT_S = 0.2
-STORE_CONNECTIONS = 32
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Upstream-Request-ID", "Retry-After", "X-Stream-Fallback", "X-Params-Dropped"),
     *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Grokflask-Upstream"),
+    *("X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens"),
 ]
 """What a page's script may read of a response."""
 
+PREFIX = "grokflask"
 HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 
 _log = logging.getLogger("grokflask.limits")
 
 
+class _Limiter(Limiter):
+    """flask-limiter's, with a gap closed.
+
+    Of several requests that find Redis gone at the same moment the first has all switched to memory, and the
+    others would raise.
+    """
+
+    def _check_request_limit(self, callable_name: str | None = None, in_middleware: bool = True) -> None:
+        try:
+            super()._check_request_limit(callable_name, in_middleware)
+        except RedisError:
+            self.context.seen_limits.clear()  # as it does itself: nothing has been counted yet
+            super()._check_request_limit(callable_name, in_middleware)
+
+
 class RequestLimiter:
-    """Counts requests for one app. `blueprints` are the names of those it counts.
+    """Counts requests for one app.
+
+    Args:
+        pool: the connections to Redis, None to count in memory.
+        is_counted: whether the current request counts.
 
     Attributes:
         outages: how often Redis has gone away since the start.
     """
 
-    def __init__(self, app: Flask, settings: Settings, blueprints: frozenset[str]) -> None:
-        self._in_redis = settings.redis_url is not None
+    def __init__(
+        self,
+        app: Flask,
+        settings: Settings,
+        pool: ConnectionPool | None,
+        is_counted: Callable[[], bool],
+    ) -> None:
+        self._in_redis = pool is not None
+        self._policy = settings.requests_outage
+        self._default = settings.rate_limit
         self._was_away = False
         self.outages = 0
-        self._pool = _open_pool(settings.redis_url) if settings.redis_url else None
-        options: dict[str, Any] = {"connection_pool": self._pool} if self._pool else {}
-        self._limiter = Limiter(
-            key_func=lambda: g.limit_id,
+        self._pool = pool
+        options: dict[str, Any] = {"connection_pool": pool} if pool else {}
+        self._limiter = _Limiter(
+            key_func=lambda: g.api_key.limit_id,  # never empty, which would skip the limit
             app=app,
-            application_limits=[settings.rate_limit],
+            application_limits=[self._find_current_limit],
             application_limits_exempt_when=lambda: (
-                request.blueprint not in blueprints or request.method == "OPTIONS"
+                not is_counted() or (self._policy == "open" and self.store == "local")
             ),
             storage_uri=settings.redis_url or "memory://",
             storage_options=options,
             # Constant memory for any limit, and no double allowance where two windows meet.
             strategy="sliding-window-counter",
             in_memory_fallback_enabled=self._in_redis,
-            key_prefix="grokflask",
+            key_prefix=PREFIX,
             # Its own headers would cost a second look-up and put Retry-After on every answer.
             headers_enabled=False,
         )
@@ -74,6 +103,28 @@ class RequestLimiter:
             return "memory"
         return "local" if self._limiter.limiter.storage is not self._limiter.storage else "redis"
 
+    def _find_current_limit(self) -> str:
+        # flask-limiter asks for requests that are not counted, too; nobody may have called there.
+        key: ApiKey | None = g.get("api_key")
+        return self.find_limit(key.limits) if key else self._default
+
+    def find_limit(self, limits: KeyLimits) -> str:
+        """A key's requests per window: its own limit, or the default."""
+        return limits.requests or self._default
+
+    def count_left(self, key: ApiKey) -> int | None:
+        """How many requests `key` may make now; None when the store has just gone."""
+        limiter = self._limiter.limiter
+        try:
+            # Under the names that flask-limiter counts them by, for limits of a whole application.
+            stats = [
+                limiter.get_window_stats(limit, PREFIX, key.limit_id, "global")
+                for limit in parse_many(self.find_limit(key.limits))
+            ]
+        except Exception:  # any store's error
+            return None
+        return min(each.remaining for each in stats)
+
     def watch(self) -> None:
         """Logs and counts a change between Redis and the worker's memory."""
         away = self.store == "local"
@@ -82,10 +133,8 @@ class RequestLimiter:
         self._was_away = away
         if away:
             self.outages += 1
-            _log.error(
-                "Redis is away: each worker counts requests by itself",
-                extra={"fields": {"store": "local", "outages": self.outages, "detail": self._ask_why()}},
-            )
+            fields = {"requests": self._policy, "outages": self.outages, "detail": self._ask_why()}
+            _log.error("Redis is away: requests are limited as the settings say", extra={"fields": fields})
         else:
             _log.warning(
                 "Redis is back: requests are counted there again", extra={"fields": {"store": "redis"}}
@@ -99,8 +148,18 @@ class RequestLimiter:
             return f"{type(error).__name__}: {error}"[:200]
         return None
 
-    def explain(self) -> RateLimitError:
+    def check_outage(self) -> None:
+        """Raises StoreUnavailableError when requests may not pass uncounted by all workers together."""
+        if self._must_refuse() and self._limiter.current_limit is not None:
+            raise StoreUnavailableError
+
+    def _must_refuse(self) -> bool:
+        return self._policy == "closed" and self.store == "local"
+
+    def explain(self) -> GrokflaskError:
         """The error for a request that has just been turned away."""
+        if self._must_refuse():
+            return StoreUnavailableError()
         limit = self._limiter.current_limit
         if limit is None:
             return RateLimitError()
@@ -142,16 +201,4 @@ def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:
         resources={r"/(api/)?v1/.*": {"origins": "*" if origins == ("*",) else patterns}},
         expose_headers=EXPOSED_HEADERS,
         max_age=600,
-    )
-
-
-def _open_pool(url: str) -> BlockingConnectionPool:
-    """Connections that give up soon and never retry: a limit must not make a request hang."""
-    return BlockingConnectionPool.from_url(
-        url,
-        max_connections=STORE_CONNECTIONS,
-        timeout=1,
-        socket_connect_timeout=STORE_TIMEOUT_S,
-        socket_timeout=STORE_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
     )

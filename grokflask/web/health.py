@@ -6,6 +6,9 @@ from typing import Any
 
 from flask import Blueprint, current_app
 
+from grokflask.db import Database
+from grokflask.ledger_writer import LedgerWriter
+
 blueprint = Blueprint("health", __name__)
 
 
@@ -21,12 +24,18 @@ def ready() -> tuple[dict[str, Any], int]:
 
     The states of what it leans on are told, but do not make it unready.
     """
-    limits = current_app.extensions["limits"]
+    requests = current_app.extensions["request_limits"]
+    limits = current_app.extensions["limits"].state
+    database: Database = current_app.extensions["database"]
+    ledger: LedgerWriter = current_app.extensions["ledger_writer"]
     exchanges = current_app.extensions["gateway"].exchanges
     state = {
         "status": "draining" if exchanges.draining else "ready",
         "open": len(exchanges),
         "upstream": current_app.extensions["upstream_name"],
-        "rate_limits": {"store": limits.store, "outages": limits.outages},
+        "rate_limits": {"store": requests.store, "outages": requests.outages},
+        "limits": {"store": limits.store, "outages": limits.outages, "waiting": limits.waiting},
+        "database": {"state": database.state, "outages": database.outages},
+        "ledger": {"waiting": ledger.queued, "dropped": ledger.dropped, "lost": ledger.lost},
     }
     return state, 503 if exchanges.draining else 200

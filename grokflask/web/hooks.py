@@ -12,6 +12,7 @@ import uuid
 
 from flask import Flask, Response, current_app, g, request
 
+from grokflask.background import Background
 from grokflask.gateway import Gateway
 from grokflask.keys import ApiKey, KeyRing
 from grokflask.web.api import find_route
@@ -24,14 +25,21 @@ _log = logging.getLogger("grokflask.web")
 
 def register_before(app: Flask) -> None:
     """The hooks that come before flask-limiter's, which needs to know who calls."""
+    app.before_request(_start_background)
     app.before_request(_name_request)
     app.before_request(_authenticate)
     app.before_request(_check_room)
 
 
 def register_after(app: Flask) -> None:
-    """The hook on every response."""
+    """The hook behind flask-limiter's, and the one on every response."""
+    app.before_request(_check_outage)
     app.after_request(_finish_response)
+
+
+def _start_background() -> None:
+    background: Background = current_app.extensions["background"]
+    background.start()
 
 
 def _name_request() -> None:
@@ -40,23 +48,30 @@ def _name_request() -> None:
 
 
 def _authenticate() -> None:
-    """Who calls an API route. Raises AuthenticationError."""
+    """Who calls an API route. Raises AuthenticationError and its kin."""
     route = find_route()
     if route is None or request.method == "OPTIONS":  # a browser asks what it may send, without a key
         return
     g.route_streams = route.streams
     keys: KeyRing = current_app.extensions["keys"]
-    key: ApiKey = keys.authenticate(request.headers.get("Authorization"))
-    g.api_key = key
-    # Never empty: flask-limiter skips a limit without a key.
-    g.limit_id = key.limit_id or f"address:{request.remote_addr}"
+    g.api_key = keys.authenticate(request.headers.get("Authorization"), request.remote_addr or "unknown")
 
 
 def _check_room() -> None:
-    """Refuses before anything is counted or read. Raises GatewayFullError and ShuttingDownError."""
+    """Refuses before anything is counted or read.
+
+    Raises GatewayFullError, ShuttingDownError, and StoreUnavailableError when the ledger takes no more rows.
+    """
     if find_route() is not None and request.method != "OPTIONS":
         gateway: Gateway = current_app.extensions["gateway"]
-        gateway.exchanges.check()
+        gateway.check()
+
+
+def _check_outage() -> None:
+    """Refuses while Redis is away, where the settings want that. Raises StoreUnavailableError."""
+    if find_route() is not None and request.method != "OPTIONS":
+        limits: RequestLimiter = current_app.extensions["request_limits"]
+        limits.check_outage()
 
 
 def _finish_response(response: Response) -> Response:
@@ -64,7 +79,7 @@ def _finish_response(response: Response) -> Response:
         response.headers["X-Request-ID"] = g.request_id
         route = find_route()
         if route is not None and request.method != "OPTIONS":
-            limits: RequestLimiter = current_app.extensions["limits"]
+            limits: RequestLimiter = current_app.extensions["request_limits"]
             limits.watch()
             limits.add_headers(response)
             if current_app.extensions["upstream_name"] == "sandbox":

@@ -83,7 +83,7 @@ def register_errors(app: Flask) -> None:
     """Every way out of a request that is no answer: JSON, in one of the two shapes."""
     app.register_error_handler(GrokflaskError, reply_error)
     app.register_error_handler(
-        RateLimitExceeded, lambda _: reply_error(current_app.extensions["limits"].explain())
+        RateLimitExceeded, lambda _: reply_error(current_app.extensions["request_limits"].explain())
     )
     app.register_error_handler(HTTPException, lambda error: reply_error(_translate(error)))
     app.register_error_handler(Exception, _reply_failure)

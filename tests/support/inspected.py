@@ -19,6 +19,9 @@ OURS = (
     "Departure",
     "Watch",
     "LedgerEntry",
+    "LedgerRow",
+    "Hold",
+    "_Exchange",
 )
 
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import requests
 
+from grokflask.db import Database
+from grokflask.reports import RowFilter, check_daily, iterate_rows
 from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, wait_for
 from support.scripted import Exchange, ScriptedUpstream, answer_chat, chat_chunk
 
@@ -164,6 +166,7 @@ def run_soak(total: int, concurrency: int, directory: Path, seed: int = 1) -> Re
         "XAI_API_KEY": UPSTREAM_KEY,
         "XAI_API_BASE": upstream.base_url,
         "GROKFLASK_KEYS": f"alice:{CLIENT_KEY}",
+        "DATABASE_URL": f"sqlite:///{directory}/soak.db",
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "GROKFLASK_HEARTBEAT_S": "0.3",
         "GROKFLASK_COMMIT_S": "0.5",
@@ -184,7 +187,7 @@ def run_soak(total: int, concurrency: int, directory: Path, seed: int = 1) -> Re
         _throw(server, min(total, 400), concurrency, seed, "warm", Report(0))
         report.before = _settle(server)
         started_at = time.monotonic()
-        _throw(server, total, concurrency, seed, "soak", report)
+        plan = _throw(server, total, concurrency, seed, "soak", report)
         report.seconds = time.monotonic() - started_at
         report.after = _settle(server)
     finally:
@@ -192,13 +195,14 @@ def run_soak(total: int, concurrency: int, directory: Path, seed: int = 1) -> Re
         upstream.close()
     if code != 0 or "Traceback" in server.log:
         report.wrong.append(f"the gateway ended with {code}, see {server.log_path}")
+    _check_ledger(env["DATABASE_URL"], plan, "soak", report)
     return report
 
 
 def _throw(
     server: GatewayServer, total: int, concurrency: int, seed: int, label: str, report: Report
-) -> None:
-    """Runs the exchanges, then looks each one up in the log."""
+) -> list[Case]:
+    """Runs the exchanges, then looks each one up in the log; gives what was run, by number."""
     dice = random.Random(seed)
     plan = dice.choices(CASES, weights=[case.weight for case in CASES], k=total)
     lock = threading.Lock()
@@ -221,6 +225,21 @@ def _throw(
         told = outcomes.get(f"{label}-{number}", [])
         if told != [case.outcome]:
             report.wrong.append(f"{label}-{number} ({case.name}): the log tells {told}, not {case.outcome}")
+    return plan
+
+
+def _check_ledger(url: str, plan: list[Case], label: str, report: Report) -> None:
+    """Every exchange has one row, with its outcome, and the daily sums are those of the rows."""
+    database = Database(url)
+    outcomes: dict[str, list[str | None]] = collections.defaultdict(list)
+    for row in iterate_rows(database, RowFilter()):
+        outcomes[row.request_id].append(row.outcome)
+    for number, case in enumerate(plan):
+        told = outcomes.get(f"{label}-{number}", [])
+        if told != [case.outcome]:
+            report.wrong.append(f"{label}-{number} ({case.name}): the ledger has {told}, not {case.outcome}")
+    report.wrong += [f"the sums have drifted: {drift}" for drift in check_daily(database)]
+    database.close()
 
 
 def _run_case(server: GatewayServer, case: Case, request_id: str) -> str | None:

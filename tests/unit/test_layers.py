@@ -14,18 +14,53 @@ PACKAGE = ROOT / "grokflask"
 LEVELS = {
     **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "usage"), 0),
     **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types", "terms", "event_filter"), 0),
+    **dict.fromkeys(("money", "key_limits", "stored_key", "ledger_row", "prices", "billing"), 0),
     **dict.fromkeys(("clients", "transport", "upstream", "upstream_stream", "log"), 1),
+    **dict.fromkeys(
+        (
+            "migrations",
+            "tables",
+            "db",
+            "counters",
+            "memory_counters",
+            "redis_pool",
+            "redis_counters",
+            "background",
+        ),
+        1,
+    ),
     **dict.fromkeys(("keys", "ledger", "relay", "reply", "exchanges"), 2),
+    **dict.fromkeys(
+        (
+            "key_store",
+            "limits",
+            "refusals",
+            "stand_in",
+            "settlements",
+            "ledger_store",
+            "ledger_writer",
+            "ledger_query",
+            "reports",
+        ),
+        2,
+    ),
     "gateway": 3,
+    "reconciliation": 3,
     **dict.fromkeys(
         ("web", "web.api", "web.body", "web.extensions", "web.health", "web.hooks", "web.replies"), 4
     ),
-    **dict.fromkeys(("", "wsgi"), 5),
+    **dict.fromkeys(("web.admin", "web.usage"), 4),
+    **dict.fromkeys(("cli", "cli.db", "cli.group", "cli.keys", "cli.tables", "cli.usage"), 4),
+    **dict.fromkeys(("", "services", "wsgi"), 5),
 }
 """Every module of the package, "" being the package itself and `wsgi` the file beside it. A lower one never
 imports a higher one. A new module takes its place here."""
 
-APART = [{"keys", "limits", "ledger", "relay", "reply", "exchanges"}, {"web.api", "web.health"}]
+APART = [
+    {"keys", "limits", "ledger", "relay", "reply", "exchanges"},
+    {"ledger", "ledger_writer", "reports", "key_store", "limits"},
+    {"web.api", "web.health", "web.admin"},
+]
 """Modules that never import each other."""
 
 FLASK = {"flask", "werkzeug", "flask_limiter", "flask_cors"}
@@ -35,10 +70,19 @@ LIBRARIES = {
     "config": {"msgspec", "dotenv"},
     "upstream": {"msgspec", "requests"},
     "upstream_stream": {"requests"},
+    **{module: {"sqlalchemy"} for module in ("db", "migrations", "tables")},
+    **{
+        module: {"msgspec", "sqlalchemy"}
+        for module in ("key_store", "ledger_store", "ledger_query", "reports")
+    },
+    "redis_pool": {"redis"},
+    "redis_counters": {"redis"},
+    "services": {"redis"},
     "transport": {"requests", "urllib3", "certifi"},
     **{module: {"msgspec", *FLASK} for module in LEVELS if module.startswith("web")},
     "web.extensions": {"msgspec", *FLASK, "redis", "limits"},
-    "": FLASK,
+    **{module: {"click", "flask", "msgspec", "sqlalchemy"} for module in LEVELS if module.startswith("cli")},
+    "": {*FLASK, "click"},
     "wsgi": set(),
 }
 """Which libraries a module may use, besides the standard one."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from grokflask.errors import InvalidRequestError, Outcome, UpstreamStatusError, UpstreamTimeoutError
 from grokflask.ledger import LedgerEntry
+from grokflask.ledger_row import LedgerRow
 from grokflask.usage import Settlement, Usage
 
 
@@ -29,8 +31,8 @@ def lines() -> Iterator[list[logging.LogRecord]]:
 
 
 def make_entry(**changes: Any) -> LedgerEntry:
-    fields: dict[str, Any] = {"model": "grok-4.3", "stream": True, "clock": lambda: 12.5, **changes}
-    return LedgerEntry("r1", "alice", "chat", 10.0, **fields)
+    row = LedgerRow("0", "r1", "alice", "chat", "grok-4.3", 1_790_000_000.0, stream=True)
+    return LedgerEntry(replace(row, **changes), 10.0, clock=lambda: 12.5)
 
 
 def read_fields(record: logging.LogRecord) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def read_fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def test_line_of_a_complete_exchange(lines: list[logging.LogRecord]) -> None:
     """Everything that is known about an exchange stands in its line, in milliseconds, tokens and ticks."""
-    entry = make_entry(upstream_request_id="u1")
+    entry = make_entry()
+    entry.note_head({"x-upstream-request-id": "u1"}, retried=False)
     usage = Usage(12, 11, 1, 290, 303, 1466250)
     entry.settle(Settlement(Outcome.COMPLETE, None, usage, "grok-4.3-x", 7, 900, 0.1234), 200)
     (line,) = lines
@@ -68,6 +71,7 @@ def test_line_of_a_complete_exchange(lines: list[logging.LogRecord]) -> None:
         "upstream_request_id": "u1",
         "retries": None,
         "detail": None,
+        "estimated": None,
     }
 
 
@@ -109,8 +113,8 @@ def test_settled_once(lines: list[logging.LogRecord]) -> None:
     entry.settle(Settlement(Outcome.COMPLETE, bytes_out=5), 200)
     entry.settle(Settlement(Outcome.TIMEOUT, UpstreamTimeoutError()), 504)
     assert len(lines) == 1
-    assert entry.settlement == Settlement(Outcome.COMPLETE, bytes_out=5)
-    assert (entry.status, entry.code) == (200, None)
+    assert (entry.row.outcome, entry.row.bytes_out) == ("complete", 5)
+    assert (entry.row.status, entry.row.code) == (200, None)
 
 
 def test_refusal_after_settlement_changes_nothing(lines: list[logging.LogRecord]) -> None:
@@ -119,4 +123,4 @@ def test_refusal_after_settlement_changes_nothing(lines: list[logging.LogRecord]
     entry.settle(Settlement(Outcome.COMPLETE), 200)
     entry.refuse(InvalidRequestError())
     assert len(lines) == 1
-    assert (entry.status, entry.code) == (200, None)
+    assert (entry.row.status, entry.row.code) == (200, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -114,11 +115,19 @@ class Exchange:
         wants_json: bool = False,
         heartbeat_s: float = 1e6,
         total_timeout_s: float = 1e6,
+        drain_s: float = 0.0,
     ) -> None:
         self.clock = Clock()
         self.stream = FakeStream(self.clock, steps)
         self.call = FakeCall(self.stream)
-        self.departure = Departure(ClientWatcher(), None, lambda: self.call.cancel(ClientGoneError()))
+        self.departure = Departure(
+            ClientWatcher(),
+            None,
+            lambda: self.call.cancel(ClientGoneError()),
+            drain_s=drain_s,
+            drains=threading.Semaphore(1),
+        )
+        self.finished: list[Settlement] = []
         self.settlements: list[Settlement] = []
         terms = Terms(
             wants_usage=wants_usage,
@@ -133,6 +142,7 @@ class Exchange:
             self.call,  # type: ignore[arg-type]
             terms,
             self.departure,
+            self.finished.append,
             self.settlements.append,
             started_at=self.clock.now,
             clock=self.clock,
@@ -703,6 +713,27 @@ def test_client_that_leaves_is_given_nothing_more() -> None:
     exchange.relay.close()
     assert (exchange.settled.outcome, exchange.settled.events) == (Outcome.CLIENT_ABORT, 1)
     assert exchange.stream.calls == ["close"]
+
+
+@pytest.mark.parametrize("drain_s", [0.0, 1e9])
+def test_what_comes_just_as_the_client_leaves_is_not_lost(drain_s: float) -> None:
+    """A piece that was read while the client left counts, and above all the usage in it."""
+    exchange = Exchange(frame(chunk("a")), frame(chunk("b"), usage_only(7), b"[DONE]"), drain_s=drain_s)
+    items = iter(exchange.relay)
+    next(items)
+    read = exchange.stream.read
+
+    def leave_meanwhile(timeout_s: float) -> bytes | None:
+        exchange.departure.leave()
+        return read(timeout_s)
+
+    exchange.stream.read = leave_meanwhile  # type: ignore[method-assign]
+    assert list(items) == []
+    exchange.relay.close()
+    settled = exchange.settled
+    assert (settled.outcome, settled.events, settled.events_seen) == (Outcome.CLIENT_ABORT, 1, 2)
+    assert settled.usage == Usage(completion_tokens=7)
+    assert settled.usage_final
 
 
 def test_shutdown_is_told_in_the_stream() -> None:

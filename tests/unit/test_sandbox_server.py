@@ -1,5 +1,6 @@
 """The sandbox as a server: routes, keys, connections, the journal, processes, and the command."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -18,10 +19,12 @@ import pytest
 import requests
 
 from grokflask.sandbox import Exchange, Journal, Sandbox
+from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
 from grokflask.sandbox.journal import MAX_EXCHANGES
 
 ROOT = Path(__file__).parents[2]
 HELLO = {"model": "grok-4.3", "messages": [{"role": "user", "content": "Hello there"}]}
+PROMPT_TOKENS = 6
 
 
 @pytest.fixture
@@ -275,15 +278,78 @@ def test_the_journal_notes_refusals(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize("rude", [True, False])
 def test_the_journal_notes_a_client_that_left(sandbox: Sandbox, fault: str, rude: bool) -> None:
     """A client that closes or resets while nothing is being sent is noticed at once."""
+    begun = not fault.startswith("slow-headers")
+    output_tokens = BROKEN_AFTER_EVENTS if fault.startswith("stall") else 0
     with connect(sandbox) as client:
         client.sendall(post_bytes({**HELLO, "model": f"sandbox-{fault}", "stream": True}))
-        if not fault.startswith("slow-headers"):
-            assert client.recv(100)
+        received = b"" if begun else b"\r\n\r\n"
+        while b"\r\n\r\n" not in received or received.count(b"data: ") < output_tokens:
+            received += client.recv(65536)
         if rude:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
     noted = sandbox.journal.wait_for(lambda exchange: exchange.client_left, timeout_s=3)
     assert (noted.outcome, noted.usage) == ("client_left", None)
-    assert (noted.cost_ticks > 0) == (not fault.startswith("slow-headers"))
+    assert noted.status == (200 if begun else 0)
+    # The prompt was read, so it is charged, and what was sent of the answer.
+    assert (noted.prompt_tokens, noted.output_tokens) == (PROMPT_TOKENS, output_tokens)
+    assert noted.cost_ticks == PROMPT_TOKENS * 12_500 + output_tokens * 25_000
+
+
+@pytest.mark.parametrize(
+    ("fault", "stream", "part"),
+    [
+        ("drop-before-headers", True, "prompt"),
+        ("drop-before-headers", False, "all"),
+        ("drop-rst", False, "all"),
+        ("slow-headers-60", False, "all"),
+        ("wrong-key", True, "nothing"),
+        ("json-on-200", False, "nothing"),
+        ("usage-zero", True, "all"),
+    ],
+)
+def test_what_is_charged(sandbox: Sandbox, fault: str, stream: bool, part: str) -> None:
+    """A prompt that was read and an answer that was made are charged, whoever gets it; a refusal is not."""
+    whole = post(sandbox).json()["usage"]
+    sandbox.journal.clear()
+    with connect(sandbox) as client:
+        client.sendall(post_bytes({**HELLO, "model": f"sandbox-{fault}", "stream": stream}))
+        client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            while client.recv(65536):
+                pass
+    noted = sandbox.journal.wait_for(lambda exchange: True)
+    output_tokens = whole["total_tokens"] - PROMPT_TOKENS
+    tokens = {"nothing": (0, 0), "prompt": (PROMPT_TOKENS, 0), "all": (PROMPT_TOKENS, output_tokens)}[part]
+    assert (noted.prompt_tokens, noted.output_tokens) == tokens
+    assert noted.cost_ticks == tokens[0] * 12_500 + tokens[1] * 25_000
+
+
+def test_exchanges_can_be_told_apart(sandbox: Sandbox) -> None:
+    """The journal has the request's `user` and the answer's id, for chats, pictures and refusals alike."""
+    pictures = {"model": "grok-imagine-image", "prompt": "a whale", "user": "ann 2"}
+    replies = [
+        post(sandbox, user="ann 1"),
+        requests.post(sandbox.base_url + "/images/generations", json=pictures, timeout=10),
+        post(sandbox, user="ann 3", model="nothing"),
+    ]
+    sandbox.journal.wait_for(lambda exchange: exchange.user == "ann 3")
+    noted = {exchange.user: exchange.request_id for exchange in sandbox.journal}
+    assert noted == {f"ann {n}": reply.headers["x-request-id"] for n, reply in enumerate(replies, 1)}
+
+
+def test_user_names_a_fault_for_any_model(sandbox: Sandbox) -> None:
+    """A fault in the first word of `user` happens to the model that is asked for, at its price."""
+    for user in ("sandbox-usage-none", "sandbox-usage-none and a mark"):
+        reply = post(
+            sandbox, model="grok-4.7", user=user, stream=True, stream_options={"include_usage": True}
+        )
+        assert '"grok-4.7"' in reply.text
+        assert '"usage"' not in reply.text
+    assert post(sandbox, model="grok-4.7", user="sandbox-no-credits").status_code == 403
+    for user in ("sandbox-nothing", "a sandbox-no-credits", ""):
+        assert post(sandbox, user=user).status_code == 200
+    image = {"model": "grok-imagine-image-quality", "prompt": "a whale", "user": "sandbox-error-500"}
+    assert requests.post(sandbox.base_url + "/images/generations", json=image, timeout=10).status_code == 500
 
 
 def test_a_client_that_left_pays_for_what_it_got() -> None:

@@ -46,7 +46,7 @@ def test_all_figures() -> None:
         pytest.param({"prompt_tokens": 0, "total_tokens": None}, Usage(prompt_tokens=0), id="null-is-none"),
         pytest.param({"prompt_tokens_details": None}, Usage(), id="null-details"),
         pytest.param({"prompt_tokens_details": {}}, Usage(), id="empty-details"),
-        pytest.param({"cost_in_usd_ticks": 2**53 + 1}, Usage(cost_ticks=2**53 + 1), id="above-a-double"),
+        pytest.param({"cost_in_usd_ticks": 10**15}, Usage(cost_ticks=10**15), id="large"),
         pytest.param({"prompt_tokens": 1, "new_tokens": "x"}, Usage(prompt_tokens=1), id="unknown-fields"),
         pytest.param(None, None, id="null"),
         pytest.param("many", None, id="text"),
@@ -120,3 +120,13 @@ def test_model_that_answered(data: bytes, model: str | None) -> None:
 def test_data_that_are_no_chunk(data: bytes) -> None:
     """What is no JSON object is no chunk, and no crash."""
     assert read_chunk(data) is None
+
+
+@pytest.mark.parametrize("figure", ["-1", "1000000000000001", "1e300", "100000000000000000000000"])
+def test_figures_that_cannot_be(figure: str) -> None:
+    """A negative or monstrous figure counts as missing, and does not spoil the others."""
+    data = f'{{"usage":{{"prompt_tokens":7,"completion_tokens":{figure},"cost_in_usd_ticks":{figure}}}}}'
+    chunk = read_chunk(data.encode())
+    assert chunk is not None
+    usage = chunk.read_usage()
+    assert usage is None or usage == Usage(prompt_tokens=7)

@@ -25,12 +25,22 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_demo(checkout: Path) -> None:
-    """The demo streams a story, saves a picture that is one, shows the fallback, stops cleanly and exits 0.
+    """The demo streams a story, saves a picture that is one, shows the fallback and what the ledger noted.
 
-    Whatever the newcomer has set up, it runs on the sandbox.
+    It stops cleanly and exits 0. Whatever the newcomer has set up, it runs on the sandbox and on a database
+    of its own, and leaves nothing but the picture behind.
     """
-    (checkout / ".env").write_text("XAI_API_KEY=xai-of-the-newcomer\nGROKFLASK_KEYS=bob:bobs-long-secret\n")
+    settings = [
+        *("XAI_API_KEY=xai-of-the-newcomer", "GROKFLASK_KEYS=bob:bobs-long-secret"),
+        *("GROKFLASK_ADMIN_TOKEN=short", "GROKFLASK_RATE_LIMIT=1/hour"),
+    ]
+    (checkout / ".env").write_text("\n".join(settings))
+    temporary = checkout / "temporary"
+    temporary.mkdir()
+    before = set(os.listdir(checkout))
     env = {"PATH": os.environ["PATH"], "GROKFLASK_AUTH": "passthrough", "WEB_CONCURRENCY": "4", "PORT": "1"}
+    env |= {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "TMPDIR": str(temporary)}
+    env["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(
         [sys.executable, "scripts/demo.py"],
         cwd=checkout,
@@ -44,6 +54,14 @@ def test_demo(checkout: Path) -> None:
     assert "X-Stream-Fallback: vision" in done.stdout
     assert re.search(r"PNG, 256 . 256 pixels", done.stdout)
     assert "exit code 0" in done.stdout
+    rows = re.findall(
+        r"^20\S+ +(demo-\w+) +open +(\S+) +complete +200 .* (\d\S*)$", done.stdout, re.MULTILINE
+    )
+    models = [("demo-look", "grok-4.3"), ("demo-picture", "grok-imagine-image"), ("demo-story", "grok-4.3")]
+    assert [row[:2] for row in rows] == models
+    assert all(float(row[2]) > 0 for row in rows)  # no ~ behind it: upstream's own figures
+    assert set(os.listdir(checkout)) - before == {"demo.png"}
+    assert os.listdir(temporary) == []
     assert (checkout / "demo.png").read_bytes().startswith(b"\x89PNG")
     assert "Traceback" not in done.stderr
 
@@ -63,6 +81,7 @@ def test_run_prints_a_line_that_works(checkout: Path, upstream: ScriptedUpstream
         assert found, server.log
         done = subprocess.run(["bash", "-c", found.group()], capture_output=True, text=True, timeout=60)
         assert done.stdout.endswith("data: [DONE]\n\n"), done.stdout + done.stderr
+        assert ("flask --app wsgi keys create NAME" in server.log) == (mode != "sandbox")
         assert UPSTREAM_KEY not in server.log
         assert "bobs-long-secret" not in server.log
     finally:

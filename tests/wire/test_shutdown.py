@@ -130,6 +130,27 @@ def test_reload_keeps_open_streams(
     assert server.stop() == 0
 
 
+def test_reload_reads_the_settings_again(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """A changed `.env` counts from the reload on; the environment still goes before it."""
+    (tmp_path / ".env").write_text("GROKFLASK_KEYS=alice:first-secret\nGROKFLASK_RATE_LIMIT=1/hour\n")
+    env = {"XAI_API_KEY": "xai-upstream-secret", "XAI_API_BASE": upstream.base_url}
+    server = GatewayServer(tmp_path, env)
+
+    def ask(secret: str) -> int:
+        headers = {"Authorization": f"Bearer {secret}"}
+        return requests.post(f"{server.url}{CHAT}", json=BODY, headers=headers, timeout=30).status_code
+
+    try:
+        upstream.handler = answer_chat
+        assert [ask("first-secret"), ask("second-secret")] == [200, 401]
+        (tmp_path / ".env").write_text("GROKFLASK_KEYS=alice:second-secret\n")
+        server.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: ask("second-secret") == 200, "the new settings")
+        wait_for(lambda: ask("first-secret") == 401, "the old ones to be gone")
+    finally:
+        assert server.stop() == 0
+
+
 def test_max_requests_cuts_no_stream(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """A worker that has served its number drains like one that was told to: its stream ends with [DONE]."""
     env = {

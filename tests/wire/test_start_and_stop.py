@@ -79,7 +79,7 @@ def test_it_says_how_to_make_the_first_key(tmp_path: Path, upstream: ScriptedUps
     server = start_gateway(tmp_path, upstream, GROKFLASK_KEYS="")
     try:
         assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=10).status_code == 401
-        assert server.find_lines("no keys yet", "GROKFLASK_KEYS=NAME:SECRET")
+        assert server.find_lines("no keys yet", "keys create NAME", "GROKFLASK_KEYS=NAME:SECRET")
     finally:
         server.stop()
 

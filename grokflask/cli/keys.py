@@ -1,0 +1,223 @@
+"""`flask --app wsgi keys …`: the keys in the database. A secret is printed once, when it is made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+from flask import current_app
+
+from grokflask.cli.group import CommandGroup, WrongUsageError, as_csv, as_json, check_formats
+from grokflask.cli.tables import print_fields, print_json, print_table, stream_csv
+from grokflask.errors import InvalidRequestError
+from grokflask.key_limits import read_changes, read_duration
+from grokflask.key_store import KeyStore
+from grokflask.money import format_usd, parse_usd
+from grokflask.stored_key import StoredKey
+
+NONE = "none"
+"""The word that takes a limit away."""
+
+MODELS = "--models"
+COLUMNS = (
+    *("name", "status", "hint", "requests", "tokens_per_minute", "streams", "budget_day", "budget_month"),
+    *("models", "expires_at"),
+)
+CSV_COLUMNS = (*COLUMNS, "created_at", "revoked_at")
+
+keys = CommandGroup("keys", help="The keys of this gateway, beside those of GROKFLASK_KEYS.")
+
+_OPTIONS = (
+    click.option("--requests", metavar="RATE", help="Requests per window, such as 100/hour."),
+    click.option("--tokens-per-minute", metavar="N", help="Prompt and answer together."),
+    click.option("--streams", metavar="N", help="Open at once."),
+    click.option("--budget-day", metavar="USD", help="Per UTC day, such as 2.50."),
+    click.option("--budget-month", metavar="USD", help="Per UTC month."),
+    click.option(
+        MODELS,
+        metavar="PATTERN ...",
+        multiple=True,
+        help="Models that it may use, such as 'grok-4*': several after one another, or with commas.",
+    ),
+    click.option("--expires", "expires_at", metavar="TIME", help="In 30d, say, or at 2027-01-31T12:00Z."),
+)
+
+
+class KeyCommand(click.Command):
+    """A command whose `--models` takes all words up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does, with `--models` repeated before each of its words."""
+        options = [param for param in self.params if isinstance(param, click.Option) and not param.is_flag]
+        return super().parse_args(ctx, spread_models(args, {name for each in options for name in each.opts}))
+
+
+def spread_models(words: list[str], valued: set[str]) -> list[str]:
+    """`--models A B` as `--models A --models B`; `valued` are the options that take a value.
+
+    The last word is given back when NAME is missing otherwise, as in `--models A B NAME`.
+    """
+    spread: list[str] = []
+    has_name, end, rest = False, 0, list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == MODELS:
+            taken = 0
+            while rest and not rest[0].startswith("-"):
+                spread += [MODELS, rest.pop(0)]
+                taken += 1
+            if not taken:
+                spread.append(MODELS)  # click says that its value is missing
+            end = len(spread) if taken > 1 else end
+        elif word in valued:
+            spread += [word, *rest[:1]]
+            del rest[:1]
+        else:
+            has_name = has_name or not word.startswith("-")
+            spread.append(word)
+    if end and not has_name:
+        del spread[end - 2]
+    return spread
+
+
+def _limits(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of `create` and `set`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@keys.command("create", cls=KeyCommand)
+@click.argument("name")
+@_limits
+@as_json
+def create(name: str, as_json: bool, **options: Any) -> None:
+    """Make a key and print its secret, which is shown only now."""
+    key, secret = _store().create(name, read_options(options))
+    _print_secret(key, secret, as_json, f"The key {name} has been made.")
+    mode = current_app.extensions["settings"].auth_mode
+    if mode != "keys" and not as_json:
+        click.echo(f"Note: GROKFLASK_AUTH is {mode}, so nobody is asked for it.", err=True)
+
+
+@keys.command("list")
+@as_json
+@as_csv
+def list_keys(as_json: bool, as_csv: bool) -> None:
+    """List the keys."""
+    check_formats(as_json, as_csv)
+    now = time.time()
+    fields = [key.to_fields(now) for key in _store().list()]
+    if as_json:
+        print_json(fields)
+    elif as_csv:
+        stream_csv(CSV_COLUMNS, fields)
+    elif fields:
+        print_table(
+            [name.removesuffix("_at").replace("_", " ") for name in COLUMNS],
+            ([each[name] for name in COLUMNS] for each in map(_format_budgets, fields)),
+        )
+    else:
+        click.echo("There are no keys yet: flask --app wsgi keys create NAME makes one.", err=True)
+
+
+@keys.command("show")
+@click.argument("name")
+@as_json
+def show(name: str, as_json: bool) -> None:
+    """Show a key: its limits, its state and its secrets' hints."""
+    _print_key(_store().show(name), as_json)
+
+
+@keys.command("set", cls=KeyCommand)
+@click.argument("name")
+@_limits
+@as_json
+def set_key(name: str, as_json: bool, **options: Any) -> None:
+    """Change a key's limits or expiry; the word none takes one away."""
+    _print_key(_store().set(name, read_options(options)), as_json)
+
+
+@keys.command("rotate")
+@click.argument("name")
+@click.option(
+    "--overlap",
+    default="1h",
+    show_default=True,
+    metavar="DURATION",
+    help="How long the old secret goes on; 0s ends it at once.",
+)
+@as_json
+def rotate(name: str, overlap: str, as_json: bool) -> None:
+    """Give a key a new secret and print it."""
+    try:
+        overlap_s = read_duration(overlap)
+    except ValueError as error:
+        raise WrongUsageError(f"--overlap {error}.") from None
+    key, secret = _store().rotate(name, overlap_s)
+    end = f"ends after {overlap}" if overlap_s else "has ended"
+    _print_secret(key, secret, as_json, f"The key {name} has a new secret; the old one {end}.")
+
+
+@keys.command("revoke")
+@click.argument("name")
+@as_json
+def revoke(name: str, as_json: bool) -> None:
+    """Shut a key for good. Its name stays taken."""
+    _print_key(_store().revoke(name), as_json)
+
+
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the given options ask to store. Raises InvalidRequestError."""
+    fields: dict[str, object] = {}
+    for name, value in options.items():
+        if value is None or value == ():
+            continue
+        if name == "models":
+            patterns = [pattern.strip() for words in value for pattern in words.split(",")]
+            if NONE in patterns and len(patterns) > 1:
+                raise InvalidRequestError("'models' expects either patterns or the word none.", param=name)
+            fields[name] = None if patterns == [NONE] else patterns
+        else:
+            fields[name] = None if value == NONE else value
+    return read_changes(fields, time.time())
+
+
+def _store() -> KeyStore:
+    store: KeyStore = current_app.extensions["key_store"]
+    return store
+
+
+def _format_budgets(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields with their budgets as people write money."""
+    budgets = {name: fields[name] for name in ("budget_day", "budget_month")}
+    shown = {name: None if usd is None else format_usd(parse_usd(usd)) for name, usd in budgets.items()}
+    return {**fields, **shown}
+
+
+def _print_secret(key: StoredKey, secret: str, as_json: bool, title: str) -> None:
+    fields = key.to_fields(time.time())
+    if as_json:
+        print_json({"name": key.name, "secret": secret, **fields})
+        return
+    click.echo(f"{title}\nThis is its secret, shown only now:\n\n    {secret}\n")
+    _print_key(key, as_json=False)
+
+
+def _print_key(key: StoredKey, as_json: bool) -> None:
+    fields = key.to_fields(time.time())
+    if as_json:
+        print_json(fields)
+        return
+    fields = _format_budgets(fields)
+    lines = [f"{each['hint']} until {each['expires_at'] or 'its key ends'}" for each in fields.pop("secrets")]
+    fields.pop("hint")
+    fields["models"] = fields["models"] or "all"
+    print_fields(
+        {
+            **fields,
+            **{f"secret {number}" if number > 1 else "secret": line for number, line in enumerate(lines, 1)},
+        }
+    )

@@ -1,0 +1,86 @@
+"""The price table, for estimates only: what is billed is upstream's own `cost_in_usd_ticks`. No IO.
+
+Prices are ticks per token (12,500 ticks a token is 1.25 USD per million) as xAI published them in October
+2026 (docs.x.ai, "Models and Pricing" and the `*_token_price` fields of `/v1/models`, whose unit this is).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+AS_OF = "2026-10"
+SOURCE = "docs.x.ai, Models and Pricing"
+
+LONG_PROMPT_TOKENS = 200_000
+"""From this prompt size on every token of a request costs the long-context rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Ticks per token; `long_factor` multiplies all of them for a long prompt."""
+
+    input_ticks: int
+    cached_ticks: int
+    output_ticks: int
+    long_factor: int = 2
+
+
+_GROK_4_5_ON = Price(20_000, 5_000, 60_000)
+_GROK_4_3 = Price(12_500, 2_000, 25_000)
+_GROK_4_20 = Price(12_500, 2_000, 25_000, long_factor=1)
+_BUILD = Price(10_000, 10_000, 20_000, long_factor=1)  # no cached price is published
+
+DEAREST = _GROK_4_5_ON
+"""For models that are not in the table: an estimate had better be too high than too low."""
+
+_PRICES = {
+    "grok-4.7": _GROK_4_5_ON,
+    "grok-4.6": _GROK_4_5_ON,
+    "grok-4.5": _GROK_4_5_ON,
+    "grok-4.3": _GROK_4_3,
+    "grok-4.20-": _GROK_4_20,
+    "grok-build-": _BUILD,
+    # Retired: answered, and billed, as the models that xAI redirects them to.
+    "grok-4-1-fast": _GROK_4_3,
+    "grok-4-fast": _GROK_4_3,
+    "grok-4-0709": _GROK_4_3,
+    "grok-code-fast": _BUILD,
+    "grok-3-mini": Price(3_000, 750, 5_000, long_factor=1),
+    "grok-3": _GROK_4_3,
+    "grok-2-vision": _GROK_4_3,
+}
+"""By the beginning of the model's name; the longest that fits counts."""
+
+_IMAGES = {
+    "grok-imagine-image": 200_000_000,
+    "grok-imagine-image-2.0": 500_000_000,  # tiered; the figures are not published
+    "grok-imagine-image-quality": 500_000_000,
+    "grok-imagine-image-pro": 500_000_000,
+    "grok-2-image": 700_000_000,
+}
+"""Ticks per image, likewise."""
+
+DEAREST_IMAGE_TICKS = 700_000_000
+
+
+def find_price(model: str) -> Price:
+    """The price of a chat model; the dearest there is for one that nobody here knows."""
+    if model == "grok-4":
+        return _GROK_4_3
+    fitting = [name for name in _PRICES if model.startswith(name)]
+    return _PRICES[max(fitting, key=len)] if fitting else DEAREST
+
+
+def price_tokens(model: str, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
+    """Ticks for a chat. Output is visible and reasoning tokens; the prompt includes the cached ones."""
+    price = find_price(model)
+    factor = price.long_factor if prompt_tokens >= LONG_PROMPT_TOKENS else 1
+    cached_tokens = min(cached_tokens, prompt_tokens)
+    fresh_ticks = (prompt_tokens - cached_tokens) * price.input_ticks
+    return factor * (fresh_ticks + cached_tokens * price.cached_ticks + output_tokens * price.output_ticks)
+
+
+def price_images(model: str, count: int) -> int:
+    """Ticks for `count` generated images."""
+    fitting = [name for name in _IMAGES if model.startswith(name)]
+    return count * (_IMAGES[max(fitting, key=len)] if fitting else DEAREST_IMAGE_TICKS)

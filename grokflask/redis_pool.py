@@ -1,0 +1,22 @@
+"""Connections to Redis that give up soon and never retry: a limit must not make a request hang."""
+
+from __future__ import annotations
+
+from redis import BlockingConnectionPool
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+TIMEOUT_S = 0.2
+CONNECTIONS = 32
+
+
+def open_pool(url: str) -> BlockingConnectionPool:
+    """A pool for `url` that connects when it is first used. No step of it takes longer than TIMEOUT_S."""
+    return BlockingConnectionPool.from_url(
+        url,
+        max_connections=CONNECTIONS,
+        timeout=TIMEOUT_S,
+        socket_connect_timeout=TIMEOUT_S,
+        socket_timeout=TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )

@@ -1,0 +1,109 @@
+"""The services of one app, built from its settings and tied together. No Flask, no logic.
+
+Nothing is opened or started here: connections are made when they are first used, and `background` is started
+by the server or by the first request.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from redis import ConnectionPool, Redis
+
+from grokflask.background import Background
+from grokflask.clients import ClientWatcher
+from grokflask.config import Settings
+from grokflask.counters import Counters
+from grokflask.db import Database
+from grokflask.errors import StoreUnavailableError
+from grokflask.gateway import Gateway
+from grokflask.key_store import KeyStore
+from grokflask.keys import KeyRing
+from grokflask.ledger_writer import LedgerWriter
+from grokflask.limits import Limits
+from grokflask.memory_counters import MemoryCounters
+from grokflask.reconciliation import check_counters
+from grokflask.redis_counters import RedisCounters
+from grokflask.redis_pool import open_pool
+from grokflask.reports import Drift, read_spent
+from grokflask.upstream import UpstreamClient
+
+FLUSH_TIMEOUT_S = 0.5
+"""How long an admission waits for this worker's own rows to be in the database, once a key and day."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """What views and commands find in `app.extensions`, under these names."""
+
+    settings: Settings
+    clients: ClientWatcher
+    database: Database
+    key_store: KeyStore
+    keys: KeyRing
+    redis_pool: ConnectionPool | None
+    counters: Counters
+    ledger_writer: LedgerWriter
+    limits: Limits
+    background: Background
+    gateway: Gateway
+    checks: list[Callable[[bool], list[Drift]]]
+
+
+def build_services(settings: Settings, upstream_url: str) -> Services:
+    """All services of an app in front of `upstream_url`."""
+    upstream = UpstreamClient(
+        upstream_url,
+        connect_timeout_s=settings.connect_timeout_s,
+        header_timeout_s=settings.first_event_timeout_s,
+        pool_size=settings.worker_connections,
+    )
+    clients = ClientWatcher()
+    database = Database(settings.database_url)
+    key_store = KeyStore(database, [name for name, _ in settings.keys])
+    pool = open_pool(settings.redis_url) if settings.redis_url else None
+    counters = _make_counters(settings, pool)
+    writer = LedgerWriter(
+        database,
+        worker=f"{socket.gethostname()}-{secrets.token_hex(6)}",
+        retention_days=settings.retention_days,
+        on_lost=lambda rows: limits.charge(rows),
+    )
+
+    def find_spent(key: str, day: str) -> tuple[int, int]:
+        # First what this worker has not written yet; others' rows are FLUSH_S old at the most.
+        if writer.state == "away" or not writer.flush(FLUSH_TIMEOUT_S):
+            raise StoreUnavailableError
+        return read_spent(database, key.removeprefix("key:"), day)
+
+    limits = Limits(
+        settings,
+        counters,
+        shared=pool is not None,
+        worker=lambda: writer.worker,
+        find_spent=find_spent,
+    )
+    return Services(
+        settings=settings,
+        clients=clients,
+        database=database,
+        key_store=key_store,
+        keys=KeyRing(settings, key_store),
+        redis_pool=pool,
+        counters=counters,
+        ledger_writer=writer,
+        limits=limits,
+        background=Background(limits, writer),
+        gateway=Gateway(upstream, clients, limits, writer, settings),
+        checks=[lambda repair: check_counters(counters, database, repair=repair)],
+    )
+
+
+def _make_counters(settings: Settings, pool: ConnectionPool | None) -> Counters:
+    if pool is None:
+        return MemoryCounters(capacity=settings.max_exchanges, fair_share=settings.fair_share)
+    redis = Redis(connection_pool=pool)
+    return RedisCounters(redis, capacity=settings.max_exchanges, fair_share=settings.fair_share)

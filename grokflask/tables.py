@@ -1,0 +1,92 @@
+"""The database's tables, for writing queries. `migrations` is what makes them."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, MetaData, Table, Text
+
+metadata = MetaData()
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+    Column("requests", Text),
+    Column("tokens_per_minute", BigInteger),
+    Column("streams", Integer),
+    Column("budget_day_ticks", BigInteger),
+    Column("budget_month_ticks", BigInteger),
+    Column("models", Text, nullable=False),  # a JSON list
+)
+"""Keys, without their secrets. Times are epoch seconds."""
+
+key_secrets = Table(
+    "key_secrets",
+    metadata,
+    Column("sha256", Text, primary_key=True),  # of the secret, in hex: the secret itself is nowhere
+    Column("key_name", Text, nullable=False),
+    Column("hint", Text, nullable=False),  # its first and last characters, for people
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+)
+"""A key's secrets: one, or two while it is being rotated."""
+
+exchanges = Table(
+    "exchanges",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("request_id", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("day", Text, nullable=False),  # of started_at: UTC, YYYY-MM-DD
+    Column("worker", Text, nullable=False),
+    Column("stream", Boolean, nullable=False),
+    Column("model_served", Text),
+    Column("outcome", Text),
+    Column("status", Integer),
+    Column("code", Text),
+    Column("ttft_ms", BigInteger),
+    Column("duration_ms", BigInteger),
+    Column("prompt_tokens", BigInteger),
+    Column("cached_tokens", BigInteger),
+    Column("completion_tokens", BigInteger),
+    Column("reasoning_tokens", BigInteger),
+    Column("total_tokens", BigInteger),
+    Column("cost_ticks", BigInteger),
+    Column("estimated", Boolean, nullable=False),
+    Column("bytes_out", BigInteger),
+    Column("upstream_request_id", Text),
+)
+"""The ledger: a row for each exchange, open while `outcome` is null. LedgerRow's fields, and its day."""
+
+daily = Table(
+    "daily",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("day", Text, primary_key=True),  # UTC, YYYY-MM-DD, when the exchanges began
+    Column("model", Text, primary_key=True),  # the one that answered, or was asked for
+    Column("outcome", Text, primary_key=True),
+    Column("exchanges", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("cost_ticks", BigInteger, nullable=False),
+    Column("estimated_ticks", BigInteger, nullable=False),  # the part of cost_ticks that is an estimate
+    Column("bytes_out", BigInteger, nullable=False),
+)
+"""Sums of settled rows, kept in the transaction that settles them: what is asked often never counts rows."""
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("seen_at", Double, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+)
+"""Processes that write to the ledger, and when each was last heard of."""

@@ -1,0 +1,271 @@
+"""Databases and Redis that go away, hang and come back, under requests: nothing hangs, nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+from support.databases import PostgresServer
+from support.processes import CLIENT_KEY, RedisServer, wait_for
+from support.scripted import USAGE, ScriptedUpstream, answer_chat
+from support.stores import KeyedGateway
+
+BODY = {"model": "grok-4.3", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 10}
+PATIENCE_S = 15.0
+"""Far more than any store may hold a request up, on the slowest machine."""
+
+
+def ask(gateway: KeyedGateway, key: dict[str, str], request_id: str = "") -> tuple[int, str | None]:
+    """The status, and an error's code."""
+    reply = requests.post(
+        f"{gateway.url}/api/v1/chat/completions",
+        json={**BODY, "stream": len(request_id) % 2 == 0},
+        headers={**key, "X-Request-ID": request_id or "x"},
+        timeout=PATIENCE_S,
+    )
+    return reply.status_code, None if reply.ok else reply.json()["error"]["code"]
+
+
+class Flow:
+    """Requests from four threads, one behind the other, until it is ended."""
+
+    def __init__(self, gateway: KeyedGateway, key: dict[str, str]) -> None:
+        self.answers: dict[str, tuple[int, str | None]] = {}
+        self._gateway = gateway
+        self._key = key
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(4)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, thread: int) -> None:
+        number = 0
+        while not self._stop.is_set():
+            request_id = f"flow-{thread}-{number}"
+            try:
+                self.answers[request_id] = ask(self._gateway, self._key, request_id)
+            except requests.RequestException as error:
+                self.answers[request_id] = (0, repr(error))
+            number += 1
+
+    def wait_for_more(self, count: int = 40) -> None:
+        """So many further requests have been answered."""
+        goal = len(self.answers) + count
+        wait_for(lambda: len(self.answers) >= goal, f"{count} more answers", deadline_s=60)
+
+    def end(self) -> Counter[tuple[int, str | None]]:
+        """All answers, by kind."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        return Counter(self.answers.values())
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Somebody else is writing to the SQLite file, and does not end."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+@contextmanager
+def stopped(server: PostgresServer) -> Iterator[None]:
+    server.stop()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@contextmanager
+def killed(server: PostgresServer) -> Iterator[None]:
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@contextmanager
+def paused(server: PostgresServer) -> Iterator[None]:
+    server.pause()
+    try:
+        yield
+    finally:
+        server.resume()
+
+
+FAULTS = ["sqlite locked", "postgresql stopped", "postgresql killed", "postgresql paused"]
+
+
+@pytest.fixture(params=FAULTS)
+def fault(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Callable[[], object]]:
+    """A database's URL, and a context in which it is away."""
+    if request.param == "sqlite locked":
+        path = tmp_path / "ledger.db"
+        return f"sqlite:///{path}", lambda: locked(path)
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    ways = {"stopped": stopped, "killed": killed, "paused": paused}
+    return server.make_database(), lambda: ways[request.param.split()[1]](server)
+
+
+def test_database_away_under_load(
+    make_keyed: Callable[..., KeyedGateway],
+    fault: tuple[str, Callable[[], object]],
+    upstream: ScriptedUpstream,
+) -> None:
+    """A known key notices nothing; each of its requests has one row in the end, and the sums are right."""
+    upstream.handler = answer_chat
+    url, away = fault
+    gateway = make_keyed(DATABASE_URL=url)
+    key = gateway.make_key("flow", budget_day=100)
+    flow = Flow(gateway, key)
+    flow.wait_for_more()
+    with away():  # type: ignore[attr-defined]
+        gateway.server.wait_for_line("the ledger cannot be written")
+        flow.wait_for_more(200)
+        assert gateway.read_ready()["ledger"]["waiting"] > 200
+    wait_for(
+        lambda: gateway.read_ready()["ledger"]["waiting"] < 100, "the rows to be delivered", deadline_s=60
+    )
+    flow.wait_for_more()
+    kinds = flow.end()
+    assert kinds == {(200, None): len(flow.answers)}
+    wait_for(lambda: gateway.read_ready()["ledger"]["waiting"] == 0, "the last rows", deadline_s=60)
+    rows: list[dict[str, object]] = gateway.run("usage", "rows", "--key", "flow")
+    assert sorted(str(row["request_id"]) for row in rows) == sorted(flow.answers)
+    assert {(row["outcome"], row["cost_ticks"]) for row in rows} == {("complete", USAGE["cost_in_usd_ticks"])}
+    assert gateway.run("usage", "check")["drift"] == []
+    spent = len(rows) * USAGE["cost_in_usd_ticks"]
+    assert gateway.show_usage(key)["spent"] == {"day_ticks": spent, "month_ticks": spent}
+    gateway.server.wait_for_line("the ledger is written again")
+
+
+@pytest.mark.parametrize("policy", ["local", "closed"])
+@pytest.mark.parametrize("way", [stopped, paused])
+def test_keys_while_the_database_is_away(
+    make_keyed: Callable[..., KeyedGateway],
+    postgres_server: PostgresServer,
+    upstream: ScriptedUpstream,
+    way: Callable[[PostgresServer], object],
+    policy: str,
+) -> None:
+    """Never a 401: known keys go on or get a 503, as the setting says; unknown ones a 503, in bounded time.
+
+    Keys of the settings work whatever happens.
+    """
+    upstream.handler = answer_chat
+    gateway = make_keyed(
+        DATABASE_URL=postgres_server.make_database(),
+        GROKFLASK_KEYS=f"env:{CLIENT_KEY}",
+        GROKFLASK_KEYS_OUTAGE=policy,
+        GROKFLASK_KEY_CACHE_S="0",
+    )
+    known, unseen = gateway.make_key("known"), gateway.make_key("unseen")
+    wrong = {**known, "Authorization": "Bearer gf-nobody-has-this-one"}
+    fixed = {**known, "Authorization": f"Bearer {CLIENT_KEY}"}
+    assert ask(gateway, known) == (200, None)
+    assert ask(gateway, wrong) == (401, "invalid_api_key")
+    away = (503, "store_unavailable")
+    with way(postgres_server):  # type: ignore[attr-defined]
+        assert ask(gateway, fixed) == (200, None)
+        assert ask(gateway, unseen) == away
+        # That it is wrong was looked up, and is remembered for a second.
+        wait_for(lambda: ask(gateway, wrong) == away, "that to be forgotten")
+        for _ in range(5):
+            assert ask(gateway, known) == ((200, None) if policy == "local" else away)
+            assert ask(gateway, wrong) == away
+            assert ask(gateway, unseen) == away
+            assert ask(gateway, fixed) == (200, None)
+    wait_for(lambda: ask(gateway, unseen) == (200, None), "the database to be asked again")
+    wait_for(lambda: ask(gateway, wrong) == (401, "invalid_api_key"), "wrong keys to be known as such")
+    gateway.server.wait_for_line("the database is away")
+    gateway.server.wait_for_line("the database is back")
+
+
+def test_starting_without_a_database(
+    make_keyed: Callable[..., KeyedGateway], postgres_server: PostgresServer, upstream: ScriptedUpstream
+) -> None:
+    """The start does not need it: keys of the settings work at once, and all is written when it is there."""
+    upstream.handler = answer_chat
+    url = postgres_server.make_database()
+    with stopped(postgres_server):
+        gateway = make_keyed(DATABASE_URL=url, GROKFLASK_KEYS=f"env:{CLIENT_KEY}")
+        key = {"Authorization": f"Bearer {CLIENT_KEY}"}
+        for _ in range(3):
+            assert ask(gateway, key) == (200, None)
+        assert requests.get(f"{gateway.url}/ready", timeout=PATIENCE_S).status_code == 200
+        assert requests.get(f"{gateway.url}/v1/usage", headers=key, timeout=PATIENCE_S).status_code == 503
+    wait_for(lambda: gateway.read_ready()["ledger"]["waiting"] == 0, "the rows to be written")
+    assert len(gateway.wait_for_rows(3, key="env")) == 3
+
+
+def test_a_folder_that_cannot_be_written(
+    make_keyed: Callable[..., KeyedGateway], tmp_path: Path, upstream: ScriptedUpstream
+) -> None:
+    """A database that cannot be made is away, and said to be; the gateway serves."""
+    upstream.handler = answer_chat
+    (tmp_path / "file").write_text("not a folder")
+    gateway = make_keyed(
+        DATABASE_URL=f"sqlite:///{tmp_path}/file/ledger.db", GROKFLASK_KEYS=f"env:{CLIENT_KEY}"
+    )
+    assert ask(gateway, {"Authorization": f"Bearer {CLIENT_KEY}"}) == (200, None)
+    gateway.server.wait_for_line("the database is away")
+    assert gateway.read_ready()["database"]["state"] == "away"
+
+
+def test_no_more_room_for_rows(
+    make_keyed: Callable[..., KeyedGateway], postgres_server: PostgresServer, upstream: ScriptedUpstream
+) -> None:
+    """Rows that wait are written at the end of a process, or it says how many were not."""
+    upstream.handler = answer_chat
+    gateway = make_keyed(DATABASE_URL=postgres_server.make_database(), GROKFLASK_KEYS=f"env:{CLIENT_KEY}")
+    with stopped(postgres_server):
+        assert ask(gateway, {"Authorization": f"Bearer {CLIENT_KEY}"}) == (200, None)
+        gateway.server.wait_for_line("the ledger cannot be written")
+        started_at = time.monotonic()
+        assert gateway.server.stop() == 0
+        assert time.monotonic() - started_at < PATIENCE_S
+    (line,) = gateway.server.find_lines("rows of the ledger are left unwritten")
+    assert "rows=1" in line
+
+
+def test_redis_that_stands_still(
+    make_keyed: Callable[..., KeyedGateway], redis_server: RedisServer, upstream: ScriptedUpstream
+) -> None:
+    """It takes connections and answers nothing: soon each worker counts alone, and later together again."""
+    upstream.handler = answer_chat
+    gateway = make_keyed(REDIS_URL=redis_server.url)
+    key = gateway.make_key("flow", budget_day=100, streams=100, tokens_per_minute=10**9)
+    flow = Flow(gateway, key)
+    flow.wait_for_more()
+    os.kill(redis_server.process.pid, signal.SIGSTOP)
+    try:
+        wait_for(lambda: gateway.read_ready()["limits"]["store"] == "local", "the outage to be noticed")
+        flow.wait_for_more(100)
+    finally:
+        os.kill(redis_server.process.pid, signal.SIGCONT)
+    wait_for(lambda: gateway.read_ready()["limits"]["store"] == "redis", "Redis to be used again")
+    flow.wait_for_more()
+    kinds = flow.end()
+    assert kinds == {(200, None): len(flow.answers)}
+    wait_for(lambda: gateway.read_ready()["limits"]["waiting"] == 0, "all settlements")
+    gateway.wait_for_rows(min(len(flow.answers), 1000), key="flow")
+    assert gateway.run("usage", "check")["drift"] == []
+    usage = gateway.show_usage(key)
+    assert usage["spent"]["day_ticks"] == len(flow.answers) * USAGE["cost_in_usd_ticks"]
+    assert usage["remaining"]["streams"] == 100
