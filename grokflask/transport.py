@@ -1,32 +1,51 @@
-"""requests, as this gateway uses it: connections that know how far they have come, and one TLS context.
+"""The transport below the requests session: one exchange over a kept connection, and nothing around it.
 
-Sending a request blocks in urllib3; an `Attempt` is the handle by which another thread sees in which phase
-that is, and ends it.
+urllib3 makes the connections (names, TCP, TLS); what goes over one is written and read here, for
+http.client's buffers and e-mail parser and urllib3's queue cost more than all else that a request needs.
+An `Attempt` is the handle by which another thread sees how far a request has come, and ends it.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
+import ssl
 import threading
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import certifi
 import requests
-from requests.adapters import HTTPAdapter
+from requests.adapters import BaseAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError
 from urllib3.util.ssl_ import create_urllib3_context
 
+from grokflask.answer_head import AnswerHead, parse_head
 from grokflask.clients import shut_down
 from grokflask.errors import (
     ConnectTimeoutError,
-    GrokflaskError,
     NoAnswerError,
     UpstreamConnectError,
+    UpstreamError,
     UpstreamProtocolError,
     UpstreamTimeoutError,
 )
+
+RECEIVE_BYTES = 64 * 1024
+JOINED_BYTES = 64 * 1024
+"""Up to this size a body goes out in one piece with its head."""
+
+NAME_S = 5.0
+"""How long the addresses of a name are good for, unless a connection fails."""
+
+_FORGED = re.compile(r"[\x00-\x20\x7f]")  # in a path
+_BROKEN = re.compile(r"[\r\n\x00]")  # in a header
 
 
 class StaleConnectionError(Exception):
@@ -37,7 +56,7 @@ class Attempt:
     """One try at sending a request.
 
     Attributes:
-        phase: "reused" (a kept connection), "connecting" or "connected".
+        phase: "reused" (a kept connection), "connecting", "connected", or "answering".
     """
 
     def __init__(self) -> None:
@@ -66,26 +85,85 @@ class Attempt:
             return not self._cancelled
 
 
-_current = threading.local()
-"""`attempt`: what this thread (or greenlet) is sending."""
+class OutgoingRequest(requests.PreparedRequest):
+    """A request as requests sends it, and the attempt at it.
+
+    Attributes:
+        fresh: it goes over a new connection.
+    """
+
+    body: bytes | None
+
+    def __init__(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, attempt: Attempt
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.url = url
+        self.headers = headers  # type: ignore[assignment]  # any mapping does for what is sent once
+        self.body = body
+        self.attempt = attempt
+        self.fresh = False
+
+
+class Answer:
+    """What is left of an exchange once its head has been read: the body, on its connection.
+
+    It is the `raw` of a requests.Response. `sock` is read by its owner; `close` ends it.
+    """
+
+    def __init__(
+        self, adapter: Adapter, connection: HTTPConnection, head: AnswerHead, received: bytes
+    ) -> None:
+        self.sock: Any = connection.sock
+        self.framing = head.framing
+        self.received = received
+        self._keeps = head.keeps
+        self._adapter = adapter
+        self._connection = connection
+
+    def close(self, *, keep: bool = False) -> None:
+        """Closes the connection; or keeps it for the next request, if the body came whole."""
+        fit = self.framing.ended and not self.framing.surplus and not self.received
+        if keep and fit and self._keeps:
+            self._adapter.keep(self._connection)
+        else:
+            self._connection.close()
+
+
+_Address = tuple[int, Any]
+"""A socket's family, and what its `connect` takes."""
 
 
 class _Phases:
     """Tells the attempt, around what urllib3 does by itself, how far it has come."""
 
     sock: Any
+    timeout: Any
+    attempt: Attempt
+    addresses: list[_Address]
+
+    def _new_conn(self) -> socket.socket:
+        """A TCP connection to the first address that takes one, in `timeout` seconds each."""
+        error = OSError("the name has no address")
+        for family, address in self.addresses:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.settimeout(self.timeout)
+                sock.connect(address)
+            except OSError as failure:
+                sock.close()
+                error = failure
+            else:
+                return sock
+        raise error
 
     def connect(self) -> None:
-        attempt: Attempt = _current.attempt
-        attempt.phase = "connecting"
+        attempt = self.attempt
         super().connect()  # type: ignore[misc]
         attempt.phase = "connected"
         attempt.hold(self.sock)
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        if self.sock is not None:
-            _current.attempt.hold(self.sock)
-        super().request(*args, **kwargs)  # type: ignore[misc]
 
 
 class _Connection(_Phases, HTTPConnection):
@@ -108,90 +186,199 @@ class _SecureConnection(_Phases, HTTPSConnection):
         # duplicate stays within the attempt's reach until `connect` is through.
         sock = super()._new_conn()
         self._twin = socket.socket(fileno=os.dup(sock.fileno()))
-        _current.attempt.hold(self._twin)
+        self.attempt.hold(self._twin)
         return sock
 
 
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
+class Adapter(BaseAdapter):
+    """The session's way to the one server at `base_url`, over connections that it keeps.
 
-
-class _SecurePool(HTTPSConnectionPool):
-    ConnectionCls = _SecureConnection
-
-
-class Adapter(HTTPAdapter):
-    """requests' adapter, with one TLS context for all connections and attempts that can be ended.
-
-    requests has urllib3 load the CA file anew on each connection, some 15 ms of CPU in which no other
-    stream moves.
+    Args:
+        pool_size: idle connections kept at the most.
     """
 
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """As in requests, with our pools and context."""
-        context = create_urllib3_context()
-        context.load_verify_locations(certifi.where())
-        context.load_default_certs()  # and what the system, or SSL_CERT_FILE, trusts besides
-        super().init_poolmanager(*args, ssl_context=context, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
+    def __init__(self, base_url: str, *, pool_size: int) -> None:
+        super().__init__()
+        url = urlsplit(base_url)
+        self._address = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
+        self._host = url.netloc.rpartition("@")[2]
+        self._context = _make_context() if url.scheme == "https" else None
+        self._found: list[_Address] = []
+        self._look_up_at = 0.0  # monotonic
+        self._pool_size = pool_size
+        self._idle: list[HTTPConnection] = []  # the last one used goes out first, so the others may age
+        weakref.finalize(self, _close_all, self._idle)
 
-    def attempt(
-        self, prepared: requests.PreparedRequest, timeouts_s: tuple[float, float], attempt: Attempt
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
     ) -> requests.Response:
-        """Sends `prepared` and reads the headers of its answer.
+        """Sends an OutgoingRequest and reads the head of its answer. The body is the caller's to read.
 
         Args:
-            prepared: as requests makes them.
-            timeouts_s: to connect, and to wait for the headers.
-            attempt: new; can be cancelled from another thread meanwhile.
+            request: what to send, by which attempt.
+            stream: always so.
+            timeout: seconds to connect (TLS included), and to wait for the next bytes of the head.
+            verify: certificates always are.
+            cert: there are none of ours.
+            proxies: there are none.
 
         Raises UpstreamError, or StaleConnectionError when the request may be sent again.
         """
-        _current.attempt = attempt
+        assert isinstance(request, OutgoingRequest)
+        attempt = request.attempt
         try:
             attempt.hold(None)
-            return self.send(prepared, stream=True, timeout=timeouts_s)
-        except (requests.RequestException, ConnectionAbortedError) as error:
-            raise classify(error, attempt.phase) from error
-        finally:
-            _current.attempt = None
+            connection = self._connect(request, timeout[0])
+            try:
+                head, received = self._exchange(connection, request, timeout[1])
+            except BaseException:
+                connection.close()
+                raise
+        except (OSError, HTTPError) as error:  # urllib3's are no OSErrors
+            raise _explain(error, attempt.phase) from error
+        response = requests.Response()
+        response.status_code = head.status
+        response.headers.update(head.headers)
+        response.raw = Answer(self, connection, head, received)
+        return response
 
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Verification is on, by the context; naming a CA file here would load it again."""
-        conn.cert_reqs = "CERT_REQUIRED"
+    def keep(self, connection: HTTPConnection) -> None:
+        """Takes a connection back whose last answer has come whole."""
+        if len(self._idle) < self._pool_size:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        _close_all(self._idle)
+
+    def _connect(self, request: OutgoingRequest, timeout_s: float) -> HTTPConnection:
+        """A kept connection that is still good, or a new one."""
+        while not request.fresh:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            if _is_quiet(connection.sock):
+                request.attempt.phase = "reused"
+                request.attempt.hold(connection.sock)
+                return connection
+            connection.close()
+        return self._open(request.attempt, timeout_s)
+
+    def _open(self, attempt: Attempt, timeout_s: float) -> HTTPConnection:
+        host, port = self._address
+        connection: _Connection | _SecureConnection
+        if self._context is None:
+            connection = _Connection(host, port, timeout=timeout_s)
+        else:
+            connection = _SecureConnection(
+                host, port, timeout=timeout_s, ssl_context=self._context, cert_reqs="CERT_REQUIRED"
+            )
+        connection.attempt = attempt
+        attempt.phase = "connecting"
+        connection.addresses = self._look_up()
+        try:
+            connection.connect()
+        except BaseException:
+            self._look_up_at = 0.0
+            connection.close()
+            raise
+        del connection.attempt  # it may be long over while the connection is kept
+        return connection
+
+    def _look_up(self) -> list[_Address]:
+        """The server's addresses. A look-up takes a thread of its own under gevent, so many share one."""
+        now = time.monotonic()
+        if now >= self._look_up_at:
+            host, port = self._address
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            self._found = [(family, address) for family, _, _, _, address in found]
+            self._look_up_at = now + NAME_S
+        return self._found
+
+    def _exchange(
+        self, connection: HTTPConnection, request: OutgoingRequest, timeout_s: float
+    ) -> tuple[AnswerHead, bytes]:
+        sock: Any = connection.sock
+        sock.settimeout(timeout_s)
+        head, body = self._write_head(request), request.body or b""
+        # Upstream may refuse, and close, before it has taken all: then its answer is there to be read.
+        with suppress(BrokenPipeError):
+            if len(body) <= JOINED_BYTES:
+                sock.sendall(head + body)
+            else:
+                sock.sendall(head)
+                sock.sendall(body)
+        received = b""
+        while True:
+            data = sock.recv(RECEIVE_BYTES)
+            if not data and received:
+                raise UpstreamProtocolError
+            if not data:
+                raise ConnectionResetError("closed without an answer")
+            request.attempt.phase = "answering"
+            received += data
+            parsed = parse_head(received)
+            if parsed is not None:
+                return parsed
+
+    def _write_head(self, request: OutgoingRequest) -> bytes:
+        target = request.path_url
+        lines = [f"{request.method} {target} HTTP/1.1", f"Host: {self._host}"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        if _FORGED.search(target) or any(map(_BROKEN.search, lines)):
+            raise ValueError("a path or header that would not stay one line")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def classify(error: Exception, phase: str) -> Exception:
-    """What a failed attempt means to the client, with the system's own error as its detail.
+def _make_context() -> ssl.SSLContext:
+    """One for all connections: to load the CA file takes some 15 ms of CPU in which no stream moves."""
+    context = create_urllib3_context()
+    context.load_verify_locations(certifi.where())
+    context.load_default_certs()  # and what the system, or SSL_CERT_FILE, trusts besides
+    return context
 
-    requests calls a slow TLS handshake a read timeout and a reset a connection error, so the phase and
-    urllib3's cause say more than the class.
-    """
-    causes = _list_causes(error)
+
+def _close_all(connections: list[HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
+
+
+def _is_quiet(sock: Any) -> bool:
+    """Nothing has come on a kept connection: neither its end, nor bytes that nobody asked for."""
+    try:
+        sock.settimeout(0)
+        sock.recv(1)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def _explain(error: Exception, phase: str) -> Exception:
+    """What a failed attempt means to the client, with the system's own error as its detail."""
+    causes = [error]
+    while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
+        causes.append(cause)
     failure = _choose_failure(causes, phase)
-    if isinstance(failure, GrokflaskError) and causes:
+    if isinstance(failure, UpstreamError):
         failure.detail = repr(causes[-1])[:200]
     return failure
 
 
-def _choose_failure(causes: list[BaseException], phase: str) -> Exception:
+def _choose_failure(causes: list[Exception], phase: str) -> Exception:
     timed_out = any(isinstance(cause, TimeoutError) for cause in causes)
     if phase == "connecting":
         return ConnectTimeoutError() if timed_out else UpstreamConnectError()
     if timed_out:
         return UpstreamTimeoutError()
-    if any(isinstance(cause, OSError) for cause in causes):
-        # Also http.client's RemoteDisconnected: closed without a byte of an answer.
-        return StaleConnectionError() if phase == "reused" else NoAnswerError()
-    return UpstreamProtocolError()
-
-
-def _list_causes(error: Exception) -> list[BaseException]:
-    """The exceptions below requests' own, in urllib3's and http.client's several ways of nesting them."""
-    causes: list[BaseException] = []
-    cause: object = error
-    while isinstance(cause, BaseException) and len(causes) < 10:
-        causes.append(cause)
-        nested = next((arg for arg in cause.args if isinstance(arg, BaseException)), None)
-        cause = getattr(cause, "reason", None) or nested or cause.__cause__
-    return causes[1:]
+    return StaleConnectionError() if phase == "reused" else NoAnswerError()

@@ -11,23 +11,24 @@ gives is an `UpstreamStream`.
 from __future__ import annotations
 
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable
 
 import requests
-from requests.structures import CaseInsensitiveDict
 
-from grokflask.errors import (
-    GrokflaskError,
-    NoAnswerError,
-    UpstreamProtocolError,
-)
+from grokflask.errors import GrokflaskError, UpstreamProtocolError
 from grokflask.shaping import UpstreamRequest
-from grokflask.transport import Adapter, Attempt, StaleConnectionError
+from grokflask.transport import Adapter, Attempt, OutgoingRequest, StaleConnectionError
 from grokflask.upstream_errors import parse_error
 from grokflask.upstream_stream import UpstreamStream
 
 MAX_ERROR_BYTES = 256 * 1024
 USER_AGENT = "grokflask"
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """There is none: to follow one would carry the key elsewhere."""
 
 
 class UpstreamClient:
@@ -45,11 +46,10 @@ class UpstreamClient:
     ) -> None:
         self._base_url = base_url
         self._timeouts_s = (connect_timeout_s, header_timeout_s)
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False
-        self._adapter = Adapter(pool_connections=1, pool_maxsize=pool_size)
-        self._session.mount("http://", self._adapter)
-        self._session.mount("https://", self._adapter)
+        self._session.adapters.clear()  # there is one way out of here
+        self._session.mount(base_url, Adapter(base_url, pool_size=pool_size))
 
     def call(self, request: UpstreamRequest, key: str | None) -> UpstreamCall:
         """Sends `request` in a thread of its own (a greenlet, where gevent has patched threads)."""
@@ -60,21 +60,21 @@ class UpstreamClient:
 
         Raises UpstreamError, and as UpstreamStatusError what upstream answered with an error.
         """
-        prepared = self._prepare(request, key)
-        retried = False
+        outgoing = self._prepare(request, key, attempt)
         try:
-            response = self._adapter.attempt(prepared, self._timeouts_s, attempt)
+            response = self._send(outgoing)
         except StaleConnectionError:
-            response = self._retry(prepared, attempt)
-            retried = True
-        stream = UpstreamStream(response, attempt, retried=retried)
+            # Once more, and only once: upstream has not seen a byte of the request that it could answer.
+            outgoing.fresh = True
+            response = self._send(outgoing)
+        stream = UpstreamStream(response, attempt, retried=outgoing.fresh)
         if stream.is_answer_to(request):
             return stream
         with stream:
             body = stream.read_all(self._timeouts_s[1], MAX_ERROR_BYTES)
         if stream.status < 300 and not stream.media_type.endswith("json"):
             raise UpstreamProtocolError
-        if 300 <= stream.status < 400:  # a redirect is never followed: it would carry the key elsewhere
+        if 300 <= stream.status < 400:
             raise UpstreamProtocolError
         # Also a 200 with JSON where events were asked for: xAI reports some failures that way.
         status = stream.status if stream.status >= 400 else 502
@@ -83,20 +83,16 @@ class UpstreamClient:
             raise UpstreamProtocolError("The upstream API answered with a whole reply instead of a stream.")
         raise error
 
-    def _retry(self, prepared: requests.PreparedRequest, attempt: Attempt) -> requests.Response:
-        """Once more, and only once: upstream has not seen a byte of the request that it could answer."""
-        attempt.phase = "reused"
-        try:
-            return self._adapter.attempt(prepared, self._timeouts_s, attempt)
-        except StaleConnectionError:
-            raise NoAnswerError from None
-
     def close(self) -> None:
         """Closes the idle connections."""
         self._session.close()
 
-    def _prepare(self, request: UpstreamRequest, key: str | None) -> requests.PreparedRequest:
-        headers = CaseInsensitiveDict(request.headers)
+    def _send(self, outgoing: OutgoingRequest) -> requests.Response:
+        # Not by Session.request: environment proxies, .netrc and cookies are what a gateway must not use.
+        return self._session.send(outgoing, stream=True, timeout=self._timeouts_s, allow_redirects=False)
+
+    def _prepare(self, request: UpstreamRequest, key: str | None, attempt: Attempt) -> OutgoingRequest:
+        headers = dict(request.headers)
         headers["User-Agent"] = USER_AGENT
         headers["Accept"] = "text/event-stream" if request.stream else "application/json"
         headers["Accept-Encoding"] = "identity"  # a compressor may sit on an event
@@ -105,13 +101,7 @@ class UpstreamClient:
         if request.body is not None:
             headers["Content-Type"] = "application/json"
             headers["Content-Length"] = str(len(request.body))
-        prepared = requests.PreparedRequest()
-        prepared.method = request.method
-        prepared.url = self._base_url + request.path
-        prepared.headers = headers
-        prepared.body = request.body
-        prepared.hooks = {}
-        return prepared
+        return OutgoingRequest(request.method, self._base_url + request.path, headers, request.body, attempt)
 
 
 class UpstreamCall:
@@ -129,7 +119,8 @@ class UpstreamCall:
         self._lock = threading.Lock()
         self._decided = threading.Event()
         # `send` is not kept: it holds the request's body, and the call may live for an hour.
-        threading.Thread(target=self._run, args=(send,), name="upstream-call", daemon=True).start()
+        # A bare thread: Thread would wait for it to begin, which is two more switches for each request.
+        start_new_thread(self._run, (send,))
 
     @property
     def reached(self) -> bool:

@@ -1,7 +1,7 @@
 """An answer of upstream's, read off its socket as it comes.
 
-Reaches through requests and urllib3 to the socket, so that what has come is had in one step and a wait
-that ends without data can be repeated.
+It reads from the socket itself, so that what has come is had in one step and a wait that ends without data
+can be repeated.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any, Self
 import requests
 
 from grokflask.errors import StreamBrokenError, UpstreamError, UpstreamProtocolError, UpstreamTimeoutError
-from grokflask.framing import choose_framing
+from grokflask.framing import Framing
 from grokflask.shaping import UpstreamRequest
-from grokflask.transport import Attempt
+from grokflask.transport import RECEIVE_BYTES, Answer, Attempt
 
-RECEIVE_BYTES = 64 * 1024
+SMALL_RECEIVE_BYTES = 8 * 1024
+"""Asked for while little comes at once: the memory for a read is taken before it is known how little."""
+
 MAX_REPLY_BYTES = 256 * 2**20
 LINGER_S = 0.05
 """How long a finished answer's connection is waited for, so that it can be used again."""
@@ -29,8 +31,7 @@ _RESPONSE_HEADERS = frozenset(("retry-after", "retry-after-ms", "x-should-retry"
 class UpstreamStream:
     """An answer of upstream's, read as it comes. It owns the connection until `close`.
 
-    After the headers it reads from the socket itself: what has come is had in one step, and a read that
-    times out can be repeated. One greenlet or thread reads and closes it; another one ends its wait by
+    One greenlet or thread reads and closes it; another one ends its wait by
     cancelling the call.
 
     Attributes:
@@ -41,33 +42,17 @@ class UpstreamStream:
     """
 
     def __init__(self, response: requests.Response, attempt: Attempt, *, retried: bool = False) -> None:
-        # requests has no public way to the socket. `_fp` is http.client's response, whose `fp` is a
-        # buffered reader over the socket; every test over sockets holds these names.
-        raw: Any = response.raw
-        http_response: Any = raw._fp
-        self._raw = raw
+        answer: Any = response.raw
+        self._answer: Answer = answer
+        self._socket: Any = answer.sock
+        self._framing: Framing = answer.framing
         self._attempt = attempt
         self._closed = False
+        self._receive_bytes = SMALL_RECEIVE_BYTES
         self.retried = retried
         self.status = response.status_code
         self.headers = _visible_headers(response.headers)
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        try:
-            self._framing = choose_framing(
-                chunked=bool(http_response.chunked),
-                length=http_response.length,
-                encoding=response.headers.get("content-encoding", "").strip().lower(),
-            )
-            self._socket: Any = None
-            self._buffered = b""
-            if http_response.fp is None:  # http.client has closed it already: no body at all
-                self._framing = choose_framing(chunked=False, length=0, encoding=None)
-            else:
-                self._socket = http_response.fp.raw._sock
-                self._buffered = _take_buffered(http_response.fp, self._socket)
-        except UpstreamError:
-            self._raw.close()
-            raise
 
     def is_answer_to(self, request: UpstreamRequest) -> bool:
         """A success, and events where events were asked for."""
@@ -85,14 +70,14 @@ class UpstreamStream:
         while not self._framing.ended:
             if self._framing.error:
                 raise self._framing.error
-            data = self._buffered or self._receive(left_s)
-            self._buffered = b""
+            data: bytes | None = self._answer.received or self._receive(left_s)
+            self._answer.received = b""
             if data is None:
                 return None
             if not data:
                 self._framing.feed_eof()
                 break
-            body = self._framing.feed(data)
+            body: bytes = self._framing.feed(data)
             if body:
                 return body
             left_s = max(deadline - time.monotonic(), 0.001)  # framing alone does not buy more time
@@ -126,13 +111,7 @@ class UpstreamStream:
         if self._closed:
             return
         self._closed = True
-        kept = self._attempt.release()
-        whole = self._framing.ended and not self._framing.surplus
-        if kept and whole and not self._raw._fp.will_close:
-            self._raw._fp.close()  # the reader, not the socket: http.client then takes the next request
-            self._raw.release_conn()
-        else:
-            self._raw.close()
+        self._answer.close(keep=self._attempt.release())
         self._socket = None
 
     def __enter__(self) -> Self:
@@ -144,26 +123,15 @@ class UpstreamStream:
     def _receive(self, timeout_s: float) -> bytes | None:
         try:
             self._socket.settimeout(timeout_s)
-            data: bytes = self._socket.recv(RECEIVE_BYTES)
+            data: bytes = self._socket.recv(self._receive_bytes)
         except (TimeoutError, ssl.SSLWantReadError):
             return None
         except (OSError, ValueError) as error:  # ValueError: a TLS socket that was closed meanwhile
             broken = StreamBrokenError()
             broken.detail = repr(error)[:200]
             raise broken from error
+        self._receive_bytes = RECEIVE_BYTES if len(data) >= SMALL_RECEIVE_BYTES else SMALL_RECEIVE_BYTES
         return data
-
-
-def _take_buffered(reader: Any, sock: Any) -> bytes:
-    """The bytes that http.client's buffered reader took in behind the headers, without waiting for more."""
-    sock.settimeout(0)
-    try:
-        buffered: bytes = reader.peek()
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return b""
-    except OSError as error:
-        raise StreamBrokenError from error
-    return buffered
 
 
 def _visible_headers(headers: Mapping[str, str]) -> dict[str, str]:
