@@ -7,7 +7,7 @@ of its own, an error may come inside. Everything else is passed on byte for byte
 from __future__ import annotations
 
 from grokflask.errors import UpstreamStatusError
-from grokflask.sse import NamedEvent
+from grokflask.sse import NamedEvent, Run
 from grokflask.upstream_errors import parse_error
 from grokflask.usage import Usage, read_chunk
 
@@ -42,26 +42,38 @@ class EventFilter:
 
     def take(self, events: list[bytes]) -> bytes:
         """The events as the client gets them, in one piece. b"" when all of them are withheld."""
-        out = b"data: " + b"\n\ndata: ".join(events) + b"\n\n"
-        # Nothing is parsed that is only passed on: three searches in the bytes tell whether to look closer.
-        if b'"usage"' not in out and b'"error"' not in out and DONE not in out and not _any_named(events):
-            self.events += len(events)
-            return out
-        return b"".join(b"data: " + event + b"\n\n" for event in self._choose(events))
-
-    def _choose(self, events: list[bytes]) -> list[bytes]:
-        kept: list[bytes] = []
+        parts: list[bytes] = []
         for event in events:
-            if event.strip() == DONE:
-                self.done = self.usage_final = True
-                kept.append(DONE)
+            if type(event) is Run:
+                self._take_run(event, parts)
+            else:
+                self._take_one(event, parts)
+            if self.done or self.error:
                 break
-            if self._is_error(event):
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _take_run(self, run: Run, parts: list[bytes]) -> None:
+        """Nothing is parsed that is only passed on: two searches in the bytes tell where to look closer."""
+        found = [at for at in (run.find(b'"usage"'), run.find(b'"error"')) if at >= 0]
+        events: list[bytes] = []
+        if found:
+            run, events = run.cut(min(found))
+        self.events += run.number
+        parts.append(run)
+        for event in events:
+            self._take_one(event, parts)
+            if self.error:
                 break
-            if self._is_wanted(event):
-                kept.append(event)
-                self.events += 1
-        return kept
+
+    def _take_one(self, event: bytes, parts: list[bytes]) -> None:
+        if event.strip() == DONE:
+            event = DONE
+            self.done = self.usage_final = True
+        elif self._is_error(event) or not self._is_wanted(event):
+            return
+        else:
+            self.events += 1
+        parts.append(b"data: " + event + b"\n\n")
 
     def _is_error(self, event: bytes) -> bool:
         """Upstream reports a failure inside the stream: an error object, or an event of that name."""
@@ -84,7 +96,3 @@ class EventFilter:
         self.usage_final = not chunk.has_choices
         self.model_served = chunk.read_model() or self.model_served
         return self._wants_usage or chunk.has_choices
-
-
-def _any_named(events: list[bytes]) -> bool:
-    return any(type(event) is NamedEvent for event in events)

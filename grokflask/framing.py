@@ -121,6 +121,8 @@ class ChunkedFraming:
                 at += len(part)
                 self._left -= len(part)
                 continue
+            if not (self._chunk_open or self._in_trailer):
+                at = _take_whole_chunks(data, at, parts)
             end = data.find(b"\n", at)
             if end < 0:
                 self._keep(data[at:])
@@ -155,6 +157,23 @@ class ChunkedFraming:
         """Closing before the last chunk breaks the body."""
         if not self.ended:
             raise StreamBrokenError
+
+
+def _take_whole_chunks(data: bytes, at: int, parts: list[bytes]) -> int:
+    """Puts the chunks that lie whole in `data` from `at` on into `parts`; where the first other thing begins.
+
+    Nearly all are such chunks, often hundreds in a read. What is odd in any way is left to its caller.
+    """
+    while True:
+        start = data.find(b"\r\n", at) + 2
+        size = data[at : start - 2]
+        if start == 1 or not 0 < len(size) <= 16 or size.strip(_HEX):
+            return at
+        end = start + int(size, 16)
+        if end == start or data[end : end + 2] != b"\r\n":
+            return at
+        parts.append(data[start:end])
+        at = end + 2
 
 
 class InflateFraming:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracle_sse import decode_stream
 
 from grokflask.errors import UpstreamProtocolError
-from grokflask.sse import EventDecoder, NamedEvent
+from grokflask.sse import EventDecoder, NamedEvent, Run
 
 STREAMS = Path(__file__).parents[1] / "streams"
 NAMES = sorted(path.stem for path in STREAMS.glob("*.sse"))
@@ -25,7 +25,18 @@ FRAMINGS = [
 
 FRAGMENTS = [
     *(b"\r", b"\n", b"\r\n", b"\n\n", b"\r\n\r\n", b":", b" ", b"\xef\xbb\xbf", b"\xef", b"\xbb\xbf"),
-    *(b"data", b"data:", b"data: ", b"data: {}", b"data: [DONE]", b"data:[DONE]", b"[DONE]", b"[DON"),
+    *(
+        b"data",
+        b"data:",
+        b"data: ",
+        b"data: {}",
+        b'data: {"a":1}\n\n',
+        b"data: {}\n\ndata: {}\n\n",
+        b"data: [DONE]",
+        b"data:[DONE]",
+        b"[DONE]",
+        b"[DON",
+    ),
     *(b"event", b"event:", b"event: error", b"event: message", b"id: 1", b"retry: 5", b": keep-alive"),
     *(b"x", b"\xc3\xa4", b"\xf0\x9f\x98\x80", b"\x00", b"\t", b"\x85", b"\x0b", b"\x0c"),
 ]
@@ -34,8 +45,21 @@ FRAGMENTS = [
 def decode(*pieces: bytes) -> list[bytes]:
     """All events of a stream that came in `pieces` and then ended."""
     decoder = EventDecoder()
-    events = [event for piece in pieces for event in decoder.feed(piece)]
+    events = [event for piece in pieces for event in feed(decoder, piece)]
     return events + decoder.finish()
+
+
+def feed(decoder: EventDecoder, data: bytes) -> list[bytes]:
+    """What `decoder.feed` gives, every run taken apart."""
+    events: list[bytes] = []
+    for each in decoder.feed(data):
+        if isinstance(each, Run):
+            before, run = each.cut(0)
+            assert (before, before.number, each.number) == (b"", 0, len(run))
+            events += run
+        else:
+            events.append(each)
+    return events
 
 
 def read_stream(name: str) -> tuple[bytes, list[bytes]]:
@@ -109,40 +133,40 @@ def test_event_is_given_out_with_its_last_byte(newline: bytes, earlier: bytes) -
     """The feed() that brings an event's last byte returns it: no byte of the next one is waited for."""
     decoder = EventDecoder()
     if earlier:
-        decoder.feed(earlier + newline + newline)
+        feed(decoder, earlier + newline + newline)
     whole = b"data: now" + newline + newline
     for at in range(len(whole) - len(newline)):
-        assert decoder.feed(whole[at : at + 1]) == []
-    assert decoder.feed(newline) == [b"now"]
-    assert decoder.feed(b"data: next" + newline + newline) == [b"next"]
+        assert feed(decoder, whole[at : at + 1]) == []
+    assert feed(decoder, newline) == [b"now"]
+    assert feed(decoder, b"data: next" + newline + newline) == [b"next"]
     assert decoder.finish() == []
 
 
 def test_event_across_a_cut_in_the_blank_line() -> None:
     """A blank line that comes in two pieces ends the event when its second half is in."""
     decoder = EventDecoder()
-    assert decoder.feed(b"data: 1\n") == []
-    assert decoder.feed(b"\ndata: 2\n") == [b"1"]
-    assert decoder.feed(b"\n") == [b"2"]
+    assert feed(decoder, b"data: 1\n") == []
+    assert feed(decoder, b"\ndata: 2\n") == [b"1"]
+    assert feed(decoder, b"\n") == [b"2"]
 
 
 def test_crlf_cut_between_its_halves_is_one_line_end() -> None:
     """An LF that follows a CR a read later does not make a blank line."""
     decoder = EventDecoder()
-    assert decoder.feed(b"data: 1\r") == []
-    assert decoder.feed(b"\ndata: 2\r") == []
-    assert decoder.feed(b"") == []
-    assert decoder.feed(b"\n") == []
-    assert decoder.feed(b"\r") == [b"1 2"]
-    assert decoder.feed(b"\n") == []
+    assert feed(decoder, b"data: 1\r") == []
+    assert feed(decoder, b"\ndata: 2\r") == []
+    assert feed(decoder, b"") == []
+    assert feed(decoder, b"\n") == []
+    assert feed(decoder, b"\r") == [b"1 2"]
+    assert feed(decoder, b"\n") == []
 
 
 def test_many_events_in_one_read_come_together() -> None:
     """All events that one read completes are returned at once, in order, and the rest is kept."""
     decoder = EventDecoder()
     stream = b"".join(b"data: %d\n\n" % number for number in range(1000))
-    assert decoder.feed(stream + b"data: 10") == [b"%d" % number for number in range(1000)]
-    assert decoder.feed(b"00\n\n") == [b"1000"]
+    assert feed(decoder, stream + b"data: 10") == [b"%d" % number for number in range(1000)]
+    assert feed(decoder, b"00\n\n") == [b"1000"]
 
 
 @pytest.mark.parametrize("newline", FRAMINGS)
@@ -162,27 +186,27 @@ def test_event_that_grows_too_long_is_an_error(piece_bytes: int) -> None:
     decoder = EventDecoder(max_event_bytes=100)
     endless = b"data: " + b"x" * 94
     for at in range(0, len(endless), piece_bytes):
-        assert decoder.feed(endless[at : at + piece_bytes]) == []
-    assert decoder.feed(b"x") == []
+        assert feed(decoder, endless[at : at + piece_bytes]) == []
+    assert feed(decoder, b"x") == []
     with pytest.raises(UpstreamProtocolError, match="more than 100 bytes"):
-        decoder.feed(b"x")
+        feed(decoder, b"x")
 
 
 def test_events_before_one_that_is_too_long_are_not_lost() -> None:
     """What came whole in the same read is given out first; the error comes with the next call."""
     decoder = EventDecoder(max_event_bytes=100)
-    assert decoder.feed(b"data: 1\n\ndata: 2\n\ndata: " + b"x" * 101) == [b"1", b"2"]
+    assert feed(decoder, b"data: 1\n\ndata: 2\n\ndata: " + b"x" * 101) == [b"1", b"2"]
     with pytest.raises(UpstreamProtocolError, match="more than 100 bytes"):
-        decoder.feed(b"\n\n")
+        feed(decoder, b"\n\n")
 
 
 def test_limit_is_for_one_event_not_for_the_stream() -> None:
     """Any number of events may come, as long as each keeps below the limit."""
     decoder = EventDecoder(max_event_bytes=100)
     for _ in range(50):
-        assert decoder.feed(b"data: " + b"x" * 40) == []
-        assert decoder.feed(b"y" * 40 + b"\n\ndata: ") == [b"x" * 40 + b"y" * 40]
-        assert decoder.feed(b"z\n\n") == [b"z"]
+        assert feed(decoder, b"data: " + b"x" * 40) == []
+        assert feed(decoder, b"y" * 40 + b"\n\ndata: ") == [b"x" * 40 + b"y" * 40]
+        assert feed(decoder, b"z\n\n") == [b"z"]
 
 
 @pytest.mark.parametrize(
@@ -209,3 +233,26 @@ def test_name_of_an_event(block: bytes, name: bytes) -> None:
 def test_named_event_joins_like_bytes() -> None:
     """A NamedEvent is its data: the relay joins it with others without looking."""
     assert b"|".join([b"a", NamedEvent(b"b", b"error")]) == b"a|b"
+
+
+def test_plain_events_come_as_one_run_as_they_were_sent() -> None:
+    """What needs no change is not taken apart: not the events of a read, nor those that end in [DONE]."""
+    decoder = EventDecoder()
+    frames = b'data: {"n":1}\n\ndata: {"n":2}\n\n'
+    (run,) = decoder.feed(frames + b'data: {"n"')
+    assert isinstance(run, Run)
+    assert (run, run.number) == (frames, 2)
+    (run, done) = decoder.feed(b":3}\n\ndata: [DONE]\n\n")
+    assert isinstance(run, Run)
+    assert (run, run.number, done) == (b'data: {"n":3}\n\n', 1, b"[DONE]")
+
+
+@pytest.mark.parametrize("at", range(3 * 15))
+def test_a_run_is_cut_before_an_event(at: int) -> None:
+    """Wherever in an event the cut is asked for, that event and those behind it are given by themselves."""
+    frames = [b'data: {"n":%d}\n\n' % number for number in range(3)]
+    assert {len(frame) for frame in frames} == {15}
+    before, events = Run(b"".join(frames), 3).cut(at)
+    first = at // 15
+    assert (before, before.number) == (b"".join(frames[:first]), first)
+    assert events == [frame[6:-2] for frame in frames[first:]]
