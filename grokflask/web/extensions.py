@@ -12,18 +12,22 @@ import math
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, g
 from flask_cors import CORS
 from flask_limiter import Limiter, RequestLimit
-from limits import parse_many
-from redis import ConnectionPool, Redis, RedisError
+from limits import RateLimitItem, parse_many
 
 from grokflask.config import Settings
 from grokflask.errors import GrokflaskError, RateLimitError, StoreUnavailableError
 from grokflask.key_limits import KeyLimits
 from grokflask.keys import ApiKey
+from grokflask.request_storage import RequestStorage
+
+if TYPE_CHECKING:
+    from redis import ConnectionPool
 
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Upstream-Request-ID", "Retry-After", "X-Stream-Fallback", "X-Params-Dropped"),
@@ -39,18 +43,52 @@ _log = logging.getLogger("grokflask.limits")
 
 
 class _Limiter(Limiter):
-    """flask-limiter's, with a gap closed.
+    """flask-limiter's, for an app whose every request has the limits of its key and no other.
 
-    Of several requests that find Redis gone at the same moment the first has all switched to memory, and the
-    others would raise.
+    To find out which limits of views, blueprints and scopes there might be besides costs more than the rest
+    of an admission. So while the store works it is asked at once; anything else, as an outage and what comes
+    of it, goes the library's own way.
     """
 
+    find_limits: Callable[[], tuple[RateLimitItem, ...]]
+    """Those of the current request, () when it is not counted."""
+
+    find_key: Callable[[], str]
+
+    explain: Callable[[], GrokflaskError]
+    """Why it is refused."""
+
     def _check_request_limit(self, callable_name: str | None = None, in_middleware: bool = True) -> None:
+        if self.limiter.storage is self.storage:
+            try:
+                breached = self._hit()
+            except Exception:  # noqa: S110 - the store's: it comes again below, where it is dealt with
+                pass
+            else:
+                if breached:
+                    raise self.explain()
+                return
         try:
             super()._check_request_limit(callable_name, in_middleware)
-        except RedisError:
+        except self.storage.base_exceptions:
+            # Of several requests that find Redis gone at the same moment the first has all switched to
+            # memory, and the others would raise.
             self.context.seen_limits.clear()  # as it does itself: nothing has been counted yet
             super()._check_request_limit(callable_name, in_middleware)
+
+    def _hit(self) -> bool:
+        """Counts the request; True where one limit has no room for it."""
+        limits = self.find_limits()
+        if not limits:
+            return False
+        scope = [PREFIX, self.find_key(), "global"]  # as the library names those of a whole application
+        context = self.context
+        for limit in limits:
+            if not self.limiter.hit(limit, *scope):
+                context.view_rate_limit = RequestLimit(self, limit, scope, True, True)
+                return True
+        context.view_rate_limit = RequestLimit(self, limits[0], scope, False, True)
+        return False
 
 
 class RequestLimiter:
@@ -78,6 +116,7 @@ class RequestLimiter:
         self.outages = 0
         self._pool = pool
         options: dict[str, Any] = {"connection_pool": pool} if pool else {}
+        self._is_counted = is_counted
         self._limiter = _Limiter(
             key_func=lambda: g.api_key.limit_id,  # never empty, which would skip the limit
             app=app,
@@ -85,7 +124,7 @@ class RequestLimiter:
             application_limits_exempt_when=lambda: (
                 not is_counted() or (self._policy == "open" and self.store == "local")
             ),
-            storage_uri=settings.redis_url or "memory://",
+            storage_uri=settings.redis_url or f"{RequestStorage.STORAGE_SCHEME[0]}://",
             storage_options=options,
             # Constant memory for any limit, and no double allowance where two windows meet.
             strategy="sliding-window-counter",
@@ -94,6 +133,9 @@ class RequestLimiter:
             # Its own headers would cost a second look-up and put Retry-After on every answer.
             headers_enabled=False,
         )
+        self._limiter.find_limits = self._find_limits
+        self._limiter.find_key = lambda: str(g.api_key.limit_id)
+        self._limiter.explain = self.explain
         logging.getLogger("flask-limiter").setLevel(logging.ERROR)  # `watch` says the same, once
 
     @property
@@ -108,6 +150,9 @@ class RequestLimiter:
         key: ApiKey | None = g.get("api_key")
         return self.find_limit(key.limits) if key else self._default
 
+    def _find_limits(self) -> tuple[RateLimitItem, ...]:
+        return _parse(self._find_current_limit()) if self._is_counted() else ()
+
     def find_limit(self, limits: KeyLimits) -> str:
         """A key's requests per window: its own limit, or the default."""
         return limits.requests or self._default
@@ -119,7 +164,7 @@ class RequestLimiter:
             # Under the names that flask-limiter counts them by, for limits of a whole application.
             stats = [
                 limiter.get_window_stats(limit, PREFIX, key.limit_id, "global")
-                for limit in parse_many(self.find_limit(key.limits))
+                for limit in _parse(self.find_limit(key.limits))
             ]
         except Exception:  # any store's error
             return None
@@ -142,6 +187,8 @@ class RequestLimiter:
 
     def _ask_why(self) -> str | None:
         """What Redis, or the way there, says now; flask-limiter does not tell. Once for each outage."""
+        from redis import Redis, RedisError
+
         try:
             Redis(connection_pool=self._pool).ping()
         except RedisError as error:
@@ -186,10 +233,17 @@ class RequestLimiter:
     def _read_window(self, limit: RequestLimit) -> tuple[float, int]:
         """When the limit gives way, and how many requests are left; a guess when the store has just gone."""
         try:
-            return limit.window.reset_time, limit.remaining
+            window = limit.window
+            return window.reset_time, window.remaining
         except Exception as error:  # any store's error: a header is not worth a failed request
             _log.warning("the rate limit's state cannot be read", extra={"fields": {"error": repr(error)}})
             return time.time() + limit.limit.get_expiry(), 0
+
+
+@lru_cache(maxsize=1000)
+def _parse(text: str) -> tuple[RateLimitItem, ...]:
+    """The limits in `text`, such as "5/second;100/hour", the shortest first."""
+    return tuple(sorted(parse_many(text)))
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:

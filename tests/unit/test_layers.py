@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "grokflask"
 
 LEVELS = {
-    **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "usage"), 0),
+    **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "answer_head", "usage"), 0),
     **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types", "terms", "event_filter"), 0),
     **dict.fromkeys(("money", "key_limits", "stored_key", "ledger_row", "prices", "billing"), 0),
     **dict.fromkeys(("clients", "transport", "upstream", "upstream_stream", "log"), 1),
@@ -25,6 +25,7 @@ LEVELS = {
             "memory_counters",
             "redis_pool",
             "redis_counters",
+            "request_storage",
             "background",
         ),
         1,
@@ -68,6 +69,7 @@ FLASK = {"flask", "werkzeug", "flask_limiter", "flask_cors"}
 LIBRARIES = {
     **{module: {"msgspec"} for module in LEVELS if module},
     "config": {"msgspec", "dotenv"},
+    "answer_head": {"gunicorn_h1c"},
     "upstream": {"msgspec", "requests"},
     "upstream_stream": {"requests"},
     **{module: {"sqlalchemy"} for module in ("db", "migrations", "tables")},
@@ -78,6 +80,7 @@ LIBRARIES = {
     "redis_pool": {"redis"},
     "redis_counters": {"redis"},
     "services": {"redis"},
+    "request_storage": {"limits"},
     "transport": {"requests", "urllib3", "certifi"},
     **{module: {"msgspec", *FLASK} for module in LEVELS if module.startswith("web")},
     "web.extensions": {"msgspec", *FLASK, "redis", "limits"},
