@@ -43,6 +43,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["BODY_TIMEOUT_S"] = settings.body_timeout_s
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # a doubled slash is a 404, not a redirect
+    # Nothing here is a coroutine, and Flask would look whether it is a dozen times a request.
+    app.ensure_sync = lambda func: func  # type: ignore[method-assign]
     if settings.trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             app.wsgi_app, x_for=settings.trusted_proxies, x_proto=settings.trusted_proxies

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from grokflask.billing import Bill, Estimate
 from grokflask.errors import GrokflaskError, Outcome
@@ -50,18 +50,16 @@ class LedgerEntry:
 
     def expect(self, estimate: Estimate) -> LedgerRow:
         """The row while the exchange is open: it is known to cost its prompt at least."""
-        self.row = replace(
-            self.row,
-            prompt_tokens=estimate.prompt_tokens,
-            cost_ticks=estimate.prompt_ticks,
-            estimated=estimate.billing != "free",
-        )
+        row = self.row
+        row.prompt_tokens = estimate.prompt_tokens
+        row.cost_ticks = estimate.prompt_ticks
+        row.estimated = estimate.billing != "free"
         return self.row
 
     def note_head(self, headers: Mapping[str, str], *, retried: bool) -> None:
         """Upstream's answer has begun."""
         upstream_id = headers.get("x-upstream-request-id")
-        self.row = replace(self.row, upstream_request_id=upstream_id and clean(upstream_id))
+        self.row.upstream_request_id = upstream_id and clean(upstream_id)
         self.retried = retried
 
     def sum_up(
@@ -86,27 +84,20 @@ class LedgerEntry:
         if self.settled:
             return self.row
         usage = bill.usage if bill else settlement.usage or Usage()
-        self.row = replace(
-            self.row,
-            outcome=settlement.outcome.value,
-            status=status,
-            code=settlement.error.code if settlement.error else None,
-            model_served=None if settlement.model_served is None else clean(settlement.model_served),
-            ttft_ms=None if settlement.ttft_s is None else round(settlement.ttft_s * 1000),
-            duration_ms=round((self.clock() - self.started_at) * 1000),
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
-            reasoning_tokens=usage.reasoning_tokens,
-            total_tokens=usage.total_tokens,
-            cost_ticks=usage.cost_ticks,
-            estimated=bill.estimated if bill else False,
-            bytes_out=settlement.bytes_out,
-        )
+        row, error = self.row, settlement.error
+        row.outcome, row.status, row.code = settlement.outcome.value, status, error.code if error else None
+        row.model_served = None if settlement.model_served is None else clean(settlement.model_served)
+        row.ttft_ms = None if settlement.ttft_s is None else round(settlement.ttft_s * 1000)
+        row.duration_ms = round((self.clock() - self.started_at) * 1000)
+        row.prompt_tokens, row.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+        row.completion_tokens, row.reasoning_tokens = usage.completion_tokens, usage.reasoning_tokens
+        row.total_tokens, row.cost_ticks = usage.total_tokens, usage.cost_ticks
+        row.estimated = bill.estimated if bill else False
+        row.bytes_out = settlement.bytes_out
         self.events = settlement.events
-        self.detail = settlement.error.detail if settlement.error else None
+        self.detail = error.detail if error else None
         _log.info("exchange", extra={"fields": self._list_fields()})
-        return self.row
+        return row
 
     def refuse(self, error: GrokflaskError) -> None:
         """Settles a request that the gateway turned away: upstream has not seen it."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
+import random
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 
@@ -78,7 +79,9 @@ COLUMNS = tuple(item.name for item in dataclasses.fields(LedgerRow))
 
 def make_id(now: float | None = None) -> str:
     """A new row's id: 12 hex digits of milliseconds and 16 of chance, so that ids sort by time."""
-    return f"{int((time.time() if now is None else now) * 1000):012x}{secrets.token_hex(8)}"
+    # Of chance, but no secret: the system's generator would be a system call for each exchange.
+    chance = random.getrandbits(64)
+    return f"{int((time.time() if now is None else now) * 1000):012x}{chance:016x}"
 
 
 def clean(text: str) -> str:
@@ -90,7 +93,12 @@ def clean(text: str) -> str:
 
 def to_day(seconds: float) -> str:
     """The UTC day of an epoch second, `YYYY-MM-DD`."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+    return _name_day(int(seconds // 86400))
+
+
+@lru_cache(maxsize=8)
+def _name_day(number: int) -> str:
+    return (date(1970, 1, 1) + timedelta(number)).isoformat()
 
 
 def to_iso(seconds: float | None) -> str | None:

@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import time
+from functools import lru_cache
 
 MIN_SECRET_CHARS = 6
 _PLAIN = re.compile(r"[A-Za-z0-9._:/@+%,-]+")
@@ -25,9 +26,8 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         pairs: dict[str, object] = {
-            "ts": f"{seconds}.{int(record.msecs):03d}Z",
+            "ts": f"{_name_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "msg": record.getMessage(),
@@ -35,7 +35,12 @@ class LineFormatter(logging.Formatter):
         pairs |= getattr(record, "fields", {})
         if record.exc_info:
             pairs["trace"] = self.formatException(record.exc_info)
-        return " ".join(f"{name}={_quote(value)}" for name, value in pairs.items() if value is not None)
+        return " ".join([f"{name}={_quote(value)}" for name, value in pairs.items() if value is not None])
+
+
+@lru_cache(maxsize=2)
+def _name_second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
 
 
 class RedactingFormatter(logging.Formatter):
@@ -44,16 +49,15 @@ class RedactingFormatter(logging.Formatter):
     def __init__(self, inner: logging.Formatter, secrets: tuple[str, ...]) -> None:
         super().__init__()
         self._inner = inner
-        self._secrets = secrets
+        # A secret that is shorter is a word of everyday text.
+        known = [secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS]
+        self._spellings = {*known, *(json.dumps(secret)[1:-1] for secret in known)}
 
     def format(self, record: logging.LogRecord) -> str:
         """The inner formatter's line, each secret replaced."""
         line = self._inner.format(record)
-        for secret in self._secrets:
-            if len(secret) < MIN_SECRET_CHARS:
-                continue  # a shorter one is a word of everyday text
-            for spelling in (secret, json.dumps(secret)[1:-1]):
-                line = line.replace(spelling, "[redacted]")
+        for spelling in self._spellings:
+            line = line.replace(spelling, "[redacted]")
         return line
 
 
@@ -62,6 +66,9 @@ def configure_logging(level: str, secrets: tuple[str, ...]) -> None:
 
     Safe to call again: a second app in the process replaces the first one's handler.
     """
+    # No line says from where in the code it was written, and to find out costs as much as to write it (the
+    # logging HOWTO, "Optimization").
+    logging._srcfile = None
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(LineFormatter())
     handler.set_name("grokflask")
@@ -80,6 +87,8 @@ def configure_logging(level: str, secrets: tuple[str, ...]) -> None:
 
 
 def _quote(value: object) -> str:
+    if type(value) is int:
+        return str(value)
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)

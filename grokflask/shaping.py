@@ -41,7 +41,7 @@ class ClientRequest:
 
     Attributes:
         body: the raw body, b"" for a GET.
-        headers: the client's headers, names in lower case; only FORWARDED_HEADERS are looked at.
+        headers: the client's headers of FORWARDED_HEADERS, by those names.
         model_id: from the path of `/models/<model_id>`.
         wants_json: errors in a stream take OpenAI's shape, not the guide's.
         client: the client's socket, where the server hands it over.

@@ -11,7 +11,7 @@ from flask import Blueprint, Response, current_app, g, request
 
 from grokflask.gateway import Gateway, Reply
 from grokflask.routes import PREFIXES, ROUTES, Route
-from grokflask.shaping import ClientRequest
+from grokflask.shaping import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import drop_body, read_body
 from grokflask.web.replies import reply_json, reply_stream, wants_json
 from grokflask.web.usage import show_usage
@@ -41,8 +41,8 @@ def find_route() -> Route | None:
 
 def is_counted() -> bool:
     """The current request counts against its key's requests: those that go upstream do."""
-    route = find_route()
-    return route is not None and bool(route.upstream_path) and request.method != "OPTIONS"
+    route: Route | None = g.get("route")
+    return route is not None and bool(route.upstream_path)
 
 
 def _make_view(route: Route) -> Callable[..., Response]:
@@ -52,7 +52,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
             route=route,
             request_id=g.request_id,
             body=read_body() if route.method == "POST" else b"",
-            headers={name.lower(): value for name, value in request.headers},
+            headers={name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers},
             model_id=model_id,
             wants_json=wants_json(),
             client=request.environ.get("gunicorn.socket"),

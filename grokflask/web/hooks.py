@@ -7,14 +7,15 @@ hook after the request must never raise: Flask would drop the response without c
 from __future__ import annotations
 
 import logging
+import random
 import re
-import uuid
 
 from flask import Flask, Response, current_app, g, request
 
 from grokflask.background import Background
 from grokflask.gateway import Gateway
 from grokflask.keys import ApiKey, KeyRing
+from grokflask.routes import Route
 from grokflask.web.api import find_route
 from grokflask.web.extensions import RequestLimiter
 
@@ -24,11 +25,8 @@ _log = logging.getLogger("grokflask.web")
 
 
 def register_before(app: Flask) -> None:
-    """The hooks that come before flask-limiter's, which needs to know who calls."""
-    app.before_request(_start_background)
-    app.before_request(_name_request)
-    app.before_request(_authenticate)
-    app.before_request(_check_room)
+    """What comes before flask-limiter's hook, which needs to know who calls."""
+    app.before_request(_begin)
 
 
 def register_after(app: Flask) -> None:
@@ -37,21 +35,27 @@ def register_after(app: Flask) -> None:
     app.after_request(_finish_response)
 
 
-def _start_background() -> None:
+def _begin() -> None:
+    """One hook for all steps, for Flask's own work around each costs more than most of them."""
     background: Background = current_app.extensions["background"]
     background.start()
+    g.request_id = _choose_id(request.headers.get("X-Request-ID", ""))
+    g.route = route = None if request.method == "OPTIONS" else find_route()
+    if route is not None:  # a browser that asks what it may send has no key
+        _authenticate(route)
+        _check_room()
 
 
-def _name_request() -> None:
-    asked = request.headers.get("X-Request-ID", "")
-    g.request_id = asked if _SANE_ID.fullmatch(asked) else uuid.uuid4().hex
+def _choose_id(asked: str) -> str:
+    """The client's own id, if it sent a sane one."""
+    if _SANE_ID.fullmatch(asked):
+        return asked
+    # Of chance, but no secret: the system's generator would be a system call for each request.
+    return f"{random.getrandbits(128):032x}"
 
 
-def _authenticate() -> None:
+def _authenticate(route: Route) -> None:
     """Who calls an API route. Raises AuthenticationError and its kin."""
-    route = find_route()
-    if route is None or request.method == "OPTIONS":  # a browser asks what it may send, without a key
-        return
     g.route_streams = route.streams
     keys: KeyRing = current_app.extensions["keys"]
     g.api_key = keys.authenticate(request.headers.get("Authorization"), request.remote_addr or "unknown")
@@ -62,14 +66,13 @@ def _check_room() -> None:
 
     Raises GatewayFullError, ShuttingDownError, and StoreUnavailableError when the ledger takes no more rows.
     """
-    if find_route() is not None and request.method != "OPTIONS":
-        gateway: Gateway = current_app.extensions["gateway"]
-        gateway.check()
+    gateway: Gateway = current_app.extensions["gateway"]
+    gateway.check()
 
 
 def _check_outage() -> None:
     """Refuses while Redis is away, where the settings want that. Raises StoreUnavailableError."""
-    if find_route() is not None and request.method != "OPTIONS":
+    if g.route is not None:
         limits: RequestLimiter = current_app.extensions["request_limits"]
         limits.check_outage()
 
@@ -77,8 +80,8 @@ def _check_outage() -> None:
 def _finish_response(response: Response) -> Response:
     try:
         response.headers["X-Request-ID"] = g.request_id
-        route = find_route()
-        if route is not None and request.method != "OPTIONS":
+        route: Route | None = g.route
+        if route is not None:
             limits: RequestLimiter = current_app.extensions["request_limits"]
             limits.watch()
             limits.add_headers(response)
