@@ -28,6 +28,16 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket
         yield ours, theirs
 
 
+@pytest.fixture(params=["epoll", "one by one"])
+def watcher(request: pytest.FixtureRequest) -> ClientWatcher:
+    """A watcher with the kernel's list of sockets, and one that has to look at each."""
+    watcher = ClientWatcher(0.01)
+    assert watcher.make_poll is not None
+    if request.param != "epoll":
+        watcher.make_poll = None
+    return watcher
+
+
 def test_a_client_that_is_there(pair: tuple[socket.socket, socket.socket]) -> None:
     """Nobody is taken for gone, with and without unread bytes, on blocking and non-blocking sockets."""
     ours, theirs = pair
@@ -87,10 +97,9 @@ def test_a_reset_shows() -> None:
             wait_for(lambda: is_gone(ours), "the RST", 5)
 
 
-def test_the_watcher_calls_once(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_the_watcher_calls_once(watcher: ClientWatcher, pair: tuple[socket.socket, socket.socket]) -> None:
     """Once, and only for the client that has gone."""
     ours, theirs = pair
-    watcher = ClientWatcher(0.01)
     calls: list[str] = []
     gone = threading.Event()
 
@@ -107,10 +116,65 @@ def test_the_watcher_calls_once(pair: tuple[socket.socket, socket.socket]) -> No
     assert calls == ["gone"]
 
 
-def test_a_stopped_watch_never_calls(pair: tuple[socket.socket, socket.socket]) -> None:
+@pytest.mark.parametrize("end", ["close", "half-close", "reset"])
+def test_early_bytes_neither_call_nor_hide_a_leaving(watcher: ClientWatcher, end: str) -> None:
+    """What a client sends before it is asked to is no leaving; what comes behind it is."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        theirs = socket.create_connection(server.getsockname())
+        ours, _ = server.accept()
+    with ours, theirs:
+        gone = threading.Event()
+        watcher.watch(ours, gone.set)
+        theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
+        assert not gone.wait(0.1)
+        if end == "half-close":
+            theirs.shutdown(socket.SHUT_WR)
+        else:
+            if end == "reset":
+                theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.close()
+        assert gone.wait(5)
+
+
+def test_a_descriptor_that_is_used_again(watcher: ClientWatcher) -> None:
+    """A socket that was closed under its watch leaves the next one with its number alone."""
+    first, first_peer = socket.socketpair()
+    stale = watcher.watch(first, lambda: None)
+    number = first.fileno()
+    first.close()
+    second, second_peer = socket.socketpair()
+    with first_peer, second, second_peer:
+        assert second.fileno() == number
+        gone = threading.Event()
+        watch = watcher.watch(second, gone.set)
+        stale.stop()
+        second_peer.close()
+        assert gone.wait(5)
+        watch.stop()
+    assert len(watcher) == 0
+
+
+def test_many_clients_that_leave_at_once(watcher: ClientWatcher) -> None:
+    """Each of them is called, and nobody else."""
+    pairs = [socket.socketpair() for _ in range(200)]
+    called: list[int] = []
+    for number, (ours, _) in enumerate(pairs):
+        watcher.watch(ours, lambda number=number: called.append(number))
+    for _, theirs in pairs[::2]:
+        theirs.close()
+    wait_for(lambda: len(called) == 100, "100 calls", 5)
+    assert sorted(called) == list(range(0, 200, 2))
+    assert len(watcher) == 100
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()
+
+
+def test_a_stopped_watch_never_calls(
+    watcher: ClientWatcher, pair: tuple[socket.socket, socket.socket]
+) -> None:
     """After `stop` nothing is called; stopping twice is fine; another watch goes on."""
     ours, theirs = pair
-    watcher = ClientWatcher(0.01)
     calls: list[str] = []
     other = threading.Event()
     watch = watcher.watch(ours, lambda: calls.append("gone"))
@@ -122,10 +186,11 @@ def test_a_stopped_watch_never_calls(pair: tuple[socket.socket, socket.socket]) 
     assert calls == []
 
 
-def test_a_callback_that_fails_does_not_end_the_watcher(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_callback_that_fails_does_not_end_the_watcher(
+    watcher: ClientWatcher, pair: tuple[socket.socket, socket.socket]
+) -> None:
     """One exchange's trouble is not the others'."""
     ours, theirs = pair
-    watcher = ClientWatcher(0.01)
     other = threading.Event()
 
     def fail() -> None:
@@ -137,10 +202,11 @@ def test_a_callback_that_fails_does_not_end_the_watcher(pair: tuple[socket.socke
     assert other.wait(5)
 
 
-def test_a_limit_expires_unless_it_is_stopped(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_limit_expires_unless_it_is_stopped(
+    watcher: ClientWatcher, pair: tuple[socket.socket, socket.socket]
+) -> None:
     """A limit calls when its time is over, and not once it has been stopped."""
     ours, _ = pair
-    watcher = ClientWatcher(0.01)
     expired, stopped = threading.Event(), threading.Event()
     watcher.limit(ours, 0.05, stopped.set).stop()
     watcher.limit(ours, 0.05, expired.set)
@@ -148,9 +214,8 @@ def test_a_limit_expires_unless_it_is_stopped(pair: tuple[socket.socket, socket.
     assert not stopped.is_set()
 
 
-def test_without_a_socket_nothing_is_watched() -> None:
+def test_without_a_socket_nothing_is_watched(watcher: ClientWatcher) -> None:
     """Servers that hand no socket over are no reason to fail."""
-    watcher = ClientWatcher(0.01)
     watcher.watch(None, lambda: None).stop()
     watcher.limit(None, 0.0, lambda: None).stop()
     limit_sending(None, 1)
