@@ -42,6 +42,10 @@ class EventFilter:
 
     def take(self, events: list[bytes]) -> bytes:
         """The events as the client gets them, in one piece. b"" when all of them are withheld."""
+        first = events[0]
+        if len(events) == 1 and type(first) is Run and _find_mark(first) < 0:
+            self.events += first.number
+            return first
         parts: list[bytes] = []
         for event in events:
             if type(event) is Run:
@@ -50,14 +54,12 @@ class EventFilter:
                 self._take_one(event, parts)
             if self.done or self.error:
                 break
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     def _take_run(self, run: Run, parts: list[bytes]) -> None:
-        """Nothing is parsed that is only passed on: two searches in the bytes tell where to look closer."""
-        found = [at for at in (run.find(b'"usage"'), run.find(b'"error"')) if at >= 0]
         events: list[bytes] = []
-        if found:
-            run, events = run.cut(min(found))
+        if (mark := _find_mark(run)) >= 0:
+            run, events = run.cut(mark)
         self.events += run.number
         parts.append(run)
         for event in events:
@@ -96,3 +98,14 @@ class EventFilter:
         self.usage_final = not chunk.has_choices
         self.model_served = chunk.read_model() or self.model_served
         return self._wants_usage or chunk.has_choices
+
+
+def _find_mark(run: bytes) -> int:
+    """Where it may matter what an event says; -1 for nowhere.
+
+    Nothing is parsed that is only passed on. Inside of a JSON string no quote stands without a backslash
+    before it, so neither mark can be part of an answer's text.
+    """
+    usage = run.find(b'"usage"')
+    error = run.find(b'"error"')
+    return min(usage, error) if usage >= 0 <= error else max(usage, error)

@@ -104,6 +104,11 @@ class ChunkedFraming:
         if self._rest:
             data, self._rest = self._rest + data, b""
         parts: list[bytes] = []
+        if not (self._left or self._chunk_open or self._in_trailer):
+            at = _take_whole_chunks(data, 0, parts)
+            if at == len(data):  # what nearly every read brings
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            data = data[at:]
         try:
             self._take(data, parts)
         except UpstreamProtocolError as error:

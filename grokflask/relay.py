@@ -162,11 +162,12 @@ class Relay:
         if self._filter.done or self._error or self._closed:
             self._exhausted = not self._closed
             return b""
+        now = self._clock()
         if self._given_at is not None:
             # While the client took its time nobody listened to upstream, so its silence does not count.
-            self._deadline += self._clock() - self._given_at
+            self._deadline += now - self._given_at
         try:
-            out = self._wait_for_bytes()
+            out = self._wait_for_bytes(now)
         except ClientGoneError:
             return b""
         except GrokflaskError as error:
@@ -183,15 +184,15 @@ class Relay:
         self._heartbeat_at = now + self._terms.heartbeat_s
         return out
 
-    def _wait_for_bytes(self) -> bytes:
+    def _wait_for_bytes(self, now: float) -> bytes:
         """What goes out next: events, or a comment when there have been none for too long."""
         while True:
-            now = self._clock()
-            if now >= self._deadline or now >= self._total_at:
-                raise self._tell_timeout(now)
-            if now >= self._heartbeat_at:
+            until = min(self._deadline, self._total_at, self._heartbeat_at)
+            if now >= until:
+                if now >= self._deadline or now >= self._total_at:
+                    raise self._tell_timeout(now)
                 return HEARTBEAT
-            events = self._receive(min(self._deadline, self._total_at, self._heartbeat_at) - now)
+            events = self._receive(until - now)
             out = self._filter.take(events) if events else b""
             # Only now: what was read counts, and may hold the usage, though the client has left meanwhile.
             self._check_cancelled()
@@ -199,6 +200,7 @@ class Relay:
                 return out + self._fail(self._filter.error)
             if out:
                 return out
+            now = self._clock()
 
     def _receive(self, timeout_s: float) -> list[bytes]:
         """The events that have come, [] for none within `timeout_s`. Raises GrokflaskError at the end."""

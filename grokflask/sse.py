@@ -37,22 +37,20 @@ class NamedEvent(bytes):
 
 
 class Run(bytes):
-    """Events framed as a client gets them: `number` times one line of `data: {...}` and a blank line."""
+    """Events framed as a client gets them: one line of `data: {...}` and a blank line each, nothing else."""
 
-    number: int
+    __slots__ = ()
 
-    def __new__(cls, frames: bytes, number: int) -> Self:
-        """`frames`, which must be just that."""
-        run = super().__new__(cls, frames)
-        run.number = number
-        return run
+    @property
+    def number(self) -> int:
+        """How many events it is."""
+        return self.count(b"\n\n")
 
     def cut(self, at: int) -> tuple[Self, list[bytes]]:
         """The events before the one that the byte `at` is in, and the data of that one and all others."""
         before = self.rfind(b"\n\n", 0, at)
         start = before + 2 if before >= 0 else 0
-        events = self[start + 6 : -2].split(b"\n\ndata: ")
-        return type(self)(self[:start], self.number - len(events)), events
+        return type(self)(self[:start]), self[start + 6 : -2].split(b"\n\ndata: ")
 
 
 class EventDecoder:
@@ -71,6 +69,8 @@ class EventDecoder:
         Raises UpstreamProtocolError once the event that is still open has passed `max_event_bytes`; the
         events before it have been given out by then.
         """
+        if not (self._pieces or self._at_start or self._after_cr) and _is_run(data):
+            return [Run(data)]  # what nearly every read brings
         if self._pending_bytes > self._max_event_bytes:
             raise UpstreamProtocolError(
                 f"The upstream API sent an event of more than {self._max_event_bytes} bytes."
@@ -136,16 +136,22 @@ class EventDecoder:
         self._pieces.append(piece)
 
 
+def _is_run(data: bytes) -> bool:
+    """`data` is a `Run`: as many newlines as its events need, so none inside of one and no other block."""
+    return (
+        data.startswith(b"data: {")
+        and data.endswith(b"\n\n")
+        and data.count(b"\n") == 2 * data.count(b"\n\ndata: {") + 2
+        and b"\r" not in data
+    )
+
+
 def _parse(blocks: bytes) -> list[bytes]:
     """The events of whole blocks, each with its blank line."""
-    rest: list[bytes] = []
-    run = blocks
-    if blocks.endswith(_DONE_BLOCK):
-        run, rest = blocks[: -len(_DONE_BLOCK)], [b"[DONE]"]
-    number = run.count(b"\n\ndata: {") + 1
-    # As many newlines as these blocks need, so there is none inside of one, and no other block.
-    if run.startswith(b"data: {") and run.count(b"\n") == 2 * number and run.endswith(b"\n\n"):
-        return [Run(run, number), *rest]
+    if _is_run(blocks):
+        return [Run(blocks)]
+    if blocks.endswith(_DONE_BLOCK) and _is_run(run := blocks[: -len(_DONE_BLOCK)]):
+        return [Run(run), b"[DONE]"]
     parsed = map(_parse_block, blocks[:-2].split(b"\n\n"))
     return [event for event in parsed if event is not None]
 

@@ -252,7 +252,7 @@ def test_a_run_is_cut_before_an_event(at: int) -> None:
     """Wherever in an event the cut is asked for, that event and those behind it are given by themselves."""
     frames = [b'data: {"n":%d}\n\n' % number for number in range(3)]
     assert {len(frame) for frame in frames} == {15}
-    before, events = Run(b"".join(frames), 3).cut(at)
+    before, events = Run(b"".join(frames)).cut(at)
     first = at // 15
     assert (before, before.number) == (b"".join(frames[:first]), first)
     assert events == [frame[6:-2] for frame in frames[first:]]
