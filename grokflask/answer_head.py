@@ -87,7 +87,13 @@ def _read_head(status: int, minor_version: int, headers: dict[str, str]) -> Answ
     if coding not in ("", "chunked"):
         raise UpstreamProtocolError(f"The upstream API framed its answer as {coding[:64]!r}.")
     length = None if coding else _read_length(headers)
-    framing = choose_framing(chunked=bool(coding), length=length, encoding=encoding)
+    try:
+        framing = choose_framing(chunked=bool(coding), length=length, encoding=encoding)
+    except UpstreamProtocolError:
+        if status < 400:
+            raise
+        # An error whose text cannot be unpacked is still that error.
+        framing = choose_framing(chunked=bool(coding), length=length, encoding=None)
     return AnswerHead(status, headers, framing, keeps and (bool(coding) or length is not None))
 
 

@@ -23,6 +23,9 @@ from grokflask.upstream_errors import parse_error
 from grokflask.upstream_stream import UpstreamStream
 
 MAX_ERROR_BYTES = 256 * 1024
+ERROR_BODY_S = 5.0
+"""How much of an error's body is read, and for how long: its status and headers are known already."""
+
 USER_AGENT = "grokflask"
 
 
@@ -71,7 +74,7 @@ class UpstreamClient:
         if stream.is_answer_to(request):
             return stream
         with stream:
-            body = stream.read_all(self._timeouts_s[1], MAX_ERROR_BYTES)
+            body = stream.read_what_comes(ERROR_BODY_S, MAX_ERROR_BYTES)
         if stream.status < 300 and not stream.media_type.endswith("json"):
             raise UpstreamProtocolError
         if 300 <= stream.status < 400:

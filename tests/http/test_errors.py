@@ -12,6 +12,8 @@ from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
 from support.scripted import Exchange, Handler, ScriptedUpstream, chat_chunk, reply_story
 
+from grokflask.upstream import MAX_ERROR_BYTES
+
 CHAT = "/api/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
@@ -97,6 +99,52 @@ def test_status_errors_keep_their_status(
         assert reply.json["error"]["code"] == code
     if shape == "json" and kind:
         assert reply.json["error"]["type"] == kind
+
+
+def answer_too_much(exchange: Exchange) -> None:
+    exchange.start(429, "Retry-After: 7", media_type="application/json")
+    exchange.chunk(b'{"code":"c","error":"' + b"x" * MAX_ERROR_BYTES + b'"}')
+    exchange.end()
+
+
+def answer_half(exchange: Exchange) -> None:
+    exchange.start(429, "Retry-After: 7", media_type="application/json")
+    exchange.chunk(b'{"code":"c","err')
+    exchange.close()
+
+
+def answer_half_and_wait(exchange: Exchange) -> None:
+    exchange.start(429, "Retry-After: 7", media_type="application/json")
+    exchange.chunk(b'{"code":"c","err')
+    assert exchange.wait_until_left()
+
+
+@pytest.mark.parametrize("asks", ["stream", "whole"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        answer_too_much,
+        answer_half,
+        answer_half_and_wait,
+        answering(b"not gzip", 429, "Retry-After: 7", "Content-Encoding: gzip"),
+        answering(b"brotli", 429, "Retry-After: 7", "Content-Encoding: br"),
+    ],
+    ids=["too much", "cut", "stalled", "damaged", "unknown coding"],
+)
+def test_a_status_counts_though_its_body_cannot_be_read(
+    client: FlaskClient,
+    upstream: ScriptedUpstream,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Handler,
+    asks: str,
+) -> None:
+    """What upstream's status and headers say reaches the client, whatever is wrong with the error's text."""
+    monkeypatch.setattr("grokflask.upstream.ERROR_BODY_S", 0.2)
+    upstream.handler = answer
+    reply = client.post(CHAT, json={**BODY, "stream": asks == "stream"}, headers=AUTH)
+    assert reply.status_code == 429
+    assert reply.headers["Retry-After"] == "7"
+    assert b"The upstream API answered with status 429." in reply.data
 
 
 def test_non_streaming_errors_are_always_json(client: FlaskClient, upstream: ScriptedUpstream) -> None:
