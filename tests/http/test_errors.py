@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
-from support.scripted import Exchange, Handler, ScriptedUpstream, chat_chunk, reply_story
+from support.scripted import Exchange, Handler, ScriptedUpstream, answer_chat, chat_chunk, reply_story
 
 from grokflask.upstream import MAX_ERROR_BYTES
 
@@ -464,6 +464,39 @@ def test_a_connection_with_bytes_left_over_is_not_kept(
         assert reply.json == {"choices": [0]}
         reply.close()
         assert upstream.connections == number + 1
+
+
+@pytest.mark.parametrize("status", [100, 102, 103])
+def test_interim_responses_are_passed_over(
+    client: FlaskClient, upstream: ScriptedUpstream, status: int
+) -> None:
+    """A 1xx is not the answer yet; taken for one, the answer behind it would be the next client's."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.send(f"HTTP/1.1 {status} X\r\nLink: </style.css>\r\n\r\n".encode() * 2)
+        answer_chat(exchange)
+
+    upstream.handler = answer
+    for _ in range(2):
+        assert stream(client, "json").data.endswith(b"[DONE]\n\n")
+        assert client.post(CHAT, json=BODY, headers=AUTH).json["choices"]
+    assert upstream.connections == 1
+
+
+def test_a_switch_of_protocols_is_no_answer(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Nobody asks for one, so a 101 is nonsense, and its connection is not used again."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n")
+        assert exchange.wait_until_left()
+
+    upstream.handler = answer
+    reply = client.post(CHAT, json=BODY, headers=AUTH)
+    assert reply.status_code == 502
+    assert reply.json["error"]["code"] == "upstream_protocol_error"
+    upstream.handler = answer_chat
+    assert client.post(CHAT, json=BODY, headers=AUTH).status_code == 200
+    assert upstream.connections == 2
 
 
 def test_connections_are_kept(client: FlaskClient, upstream: ScriptedUpstream) -> None:
