@@ -125,12 +125,15 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
     )
 
 
-def asks_for_stream(body: bytes) -> bool:
-    """`stream` is true in `body`, however little else of it makes sense. For the shape of an error."""
+def asks_for_stream(body: bytes) -> bool | None:
+    """What `body` says of `stream`, however little else of it makes sense; None where that cannot be told.
+
+    For the shape of an error.
+    """
     try:
-        return bytes(_DECODER.decode(body).get("stream", b"")) == b"true"
-    except MALFORMED:
-        return False
+        return _read_flag(_DECODER.decode(body), "stream")
+    except (*MALFORMED, InvalidRequestError):
+        return None
 
 
 def read_fields(body: bytes) -> Fields:

@@ -74,9 +74,10 @@ def asked_for_stream() -> bool:
     """The request is one for a stream, as far as can be told without having accepted it."""
     if not g.get("route_streams", False):
         return False
-    if "text/event-stream" in request.headers.get("Accept", "").lower():
-        return True
-    return asks_for_stream(peek_body())
+    asked = asks_for_stream(peek_body())
+    if asked is None:  # unread or unreadable: then by what the client would take
+        return "text/event-stream" in request.headers.get("Accept", "").lower()
+    return asked
 
 
 def register_errors(app: Flask) -> None:

@@ -200,6 +200,23 @@ def test_auth_error_of_a_stream_has_its_shape(client: FlaskClient, shape: str) -
     assert "Invalid API key" in read_error(reply, shape)
 
 
+@pytest.mark.parametrize("headers", [AUTH, {"Authorization": "Bearer nobody"}], ids=["bad body", "bad key"])
+def test_a_request_that_does_not_stream_is_refused_in_json(
+    client: FlaskClient, headers: dict[str, str]
+) -> None:
+    """What the body says of `stream` decides, and not that the client could take events as well."""
+    accept = {"Accept": "text/event-stream"}
+    reply = client.post(CHAT, json={"stream": False, "messages": []}, headers={**headers, **accept})
+    assert read_error(reply, "json")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"messages": [], "stream": "yes"}'])
+def test_a_body_that_does_not_say_is_judged_by_accept(client: FlaskClient, body: bytes) -> None:
+    """A client that takes events is answered with one when its body does not tell what it asked for."""
+    headers = {**AUTH, "Content-Type": "application/json", "Accept": "text/event-stream"}
+    assert read_error(client.post(CHAT, data=body, headers=headers), "guide")
+
+
 def test_curl_gets_the_guides_shape(client: FlaskClient) -> None:
     """curl sends Accept: */* and `stream: true` in the body: that is a streaming request."""
     reply = client.post(CHAT, json={**BODY, "stream": True}, headers={"Accept": "*/*"})
