@@ -29,8 +29,17 @@ from dotenv import dotenv_values
 from gevent.threadpool import ThreadPool
 from gunicorn.workers.ggevent import GeventWorker
 
+
+def _read_environ():
+    """The environment over `.env`; that the file cannot be read is left for the app to report."""
+    try:
+        return {**dotenv_values(".env", interpolate=False), **os.environ}
+    except (OSError, UnicodeDecodeError):
+        return dict(os.environ)
+
+
 # Not put into the environment, which would outlast a reload: the app reads the file by itself.
-_environ = {**dotenv_values(".env", interpolate=False), **os.environ}
+_environ = _read_environ()
 
 
 def _number(name: str, default: int) -> int:

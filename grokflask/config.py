@@ -423,7 +423,10 @@ def load_settings(environ: Mapping[str, str] | None = None, *, dotenv: str | Non
 
 
 def _read_texts(environ: Mapping[str, str], dotenv: str | None) -> dict[str, str | None]:
-    from_file = dotenv_values(dotenv, interpolate=False) if dotenv and os.path.isfile(dotenv) else {}
+    try:
+        from_file = dotenv_values(dotenv, interpolate=False) if dotenv and os.path.isfile(dotenv) else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{dotenv} cannot be read as UTF-8 text: {error}"]) from None
     return {**from_file, **environ}
 
 

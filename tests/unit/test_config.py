@@ -387,6 +387,14 @@ def test_missing_dotenv_is_no_problem(tmp_path: Path, path: str) -> None:
     assert load_settings({}, dotenv=str(tmp_path / path)) == Settings()
 
 
+def test_dotenv_that_is_no_text_is_a_problem(tmp_path: Path) -> None:
+    """A file saved in another encoding is told of like any other problem, without what stands in it."""
+    (tmp_path / ".env").write_bytes("# für später\nXAI_API_KEY=xai-of-the-operator\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"\.env cannot be read as UTF-8 text") as raised:
+        load_settings({}, dotenv=str(tmp_path / ".env"))
+    assert "xai-of" not in str(raised.value)
+
+
 def test_unknown_names_are_warned_of() -> None:
     """A mistyped setting would silently do nothing; the one that is meant is named."""
     environ = {

@@ -48,6 +48,14 @@ def test_wrong_settings_stop_the_start(tmp_path: Path) -> None:
     assert "short" not in done.stderr.replace("shorter", "")
 
 
+def test_dotenv_that_is_no_text_stops_the_start(tmp_path: Path) -> None:
+    """It is told as a problem with the settings, whoever of gunicorn and the app reads the file first."""
+    (tmp_path / ".env").write_bytes("# für später\nPORT=8000\n".encode("latin-1"))
+    done = run_gunicorn(tmp_path)
+    assert done.returncode != 0
+    assert "grokflask cannot start:\n  - .env cannot be read as UTF-8 text" in done.stderr
+
+
 def test_workers_by_flag_need_redis_too(tmp_path: Path) -> None:
     """`gunicorn -w 2` is noticed like WEB_CONCURRENCY=2."""
     done = run_gunicorn(tmp_path, "-w", "2")
