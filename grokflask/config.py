@@ -369,6 +369,12 @@ class Settings:
                 f"WEB_CONCURRENCY is {self.workers}, but counters in memory would grant every limit once per "
                 "worker: set REDIS_URL, or WEB_CONCURRENCY=1"
             )
+        if self.capacity is not None and self.capacity >= self.worker_connections:
+            problems.append(
+                f"GROKFLASK_CAPACITY is {self.capacity}, but GROKFLASK_WORKER_CONNECTIONS is "
+                f"{self.worker_connections}: without a connection to spare the next client would wait unseen "
+                "instead of getting a 503; raise the one or lower the other"
+            )
         if ":memory:" in self.database_url:
             problems.append("DATABASE_URL names SQLite's :memory:, which would keep nothing: name a file")
         if self.auth == "passthrough" and self.xai_api_key:

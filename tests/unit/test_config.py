@@ -300,6 +300,7 @@ def test_secrets_lists_all_of_them() -> None:
         ),
         ({"GROKFLASK_AUTH": "open", "GROKFLASK_KEYS": "a:secret-a1"}, ("GROKFLASK_AUTH", "GROKFLASK_KEYS")),
         ({"XAI_API_KEY": "xai-abcdef", "GROKFLASK_KEYS": "a:xai-abcdef"}, ("GROKFLASK_KEYS", "XAI_API_KEY")),
+        ({"GROKFLASK_CAPACITY": "4000"}, ("GROKFLASK_CAPACITY", "GROKFLASK_WORKER_CONNECTIONS")),
     ],
 )
 def test_contradictions(environ: dict[str, str], mentions: tuple[str, ...]) -> None:
@@ -316,6 +317,8 @@ def test_contradictions(environ: dict[str, str], mentions: tuple[str, ...]) -> N
         {"GROKFLASK_AUTH": "keys"},
         {"GROKFLASK_AUTH": "keys", "XAI_API_KEY": "xai-x", "GROKFLASK_KEYS": "a:secret-a1"},
         {"GROKFLASK_AUTH": "open", "XAI_API_KEY": "xai-x"},
+        {"GROKFLASK_CAPACITY": "5000", "GROKFLASK_WORKER_CONNECTIONS": "5001"},
+        {"GROKFLASK_WORKER_CONNECTIONS": "1"},
     ],
 )
 def test_settings_that_go_together(environ: dict[str, str]) -> None:
