@@ -6,6 +6,7 @@ can be repeated.
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ LINGER_S = 0.05
 """How long a finished answer's connection is waited for, so that it can be used again."""
 
 _RESPONSE_HEADERS = frozenset(("retry-after", "retry-after-ms", "x-should-retry"))
+_NAME = re.compile(r"[a-z0-9_-]+")
 
 
 class UpstreamStream:
@@ -138,13 +140,13 @@ class UpstreamStream:
 def _visible_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The allow-list: when to retry, and the limits' state. Cookies, cf-* and CORS headers stay here.
 
-    A value with anything but visible ASCII is left out: the server would refuse the whole response, and
-    drop it without closing its stream.
+    An odd name, or a value with anything but visible ASCII, is left out: the server would refuse the whole
+    response, and drop it without closing its stream.
     """
     visible = {}
     for name, value in headers.items():
         name = name.lower()
-        if not (value.isascii() and value.isprintable()):
+        if not (_NAME.fullmatch(name) and value.isascii() and value.isprintable()):
             continue
         if name in _RESPONSE_HEADERS or name.startswith("x-ratelimit-"):
             visible[name] = value
