@@ -199,7 +199,8 @@ def test_response_headers_by_allow_list(client: FlaskClient, upstream: ScriptedU
     )
     upstream.handler = lambda exchange: exchange.reply({"choices": [{}]}, 200, *headers)
     reply = ask(client, messages=MESSAGES)
-    assert not {"Set-Cookie", "CF-Ray", "Access-Control-Allow-Origin", "Server"} & set(reply.headers.keys())
+    for name in ("Set-Cookie", "CF-Ray", "Access-Control-Allow-Origin", "Server"):
+        assert name not in reply.headers
     assert reply.headers["X-Upstream-Request-ID"] == "up-1"
     assert reply.headers["X-Request-ID"] != "up-1"
 
