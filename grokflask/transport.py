@@ -33,7 +33,6 @@ from grokflask.errors import (
     NoAnswerError,
     UpstreamConnectError,
     UpstreamError,
-    UpstreamProtocolError,
     UpstreamTimeoutError,
 )
 
@@ -56,7 +55,8 @@ class Attempt:
     """One try at sending a request.
 
     Attributes:
-        phase: "reused" (a kept connection), "connecting", "connected", or "answering".
+        phase: "reused" (a kept connection, and not a byte of an answer), "connecting", "connected", or
+            "answering".
     """
 
     def __init__(self) -> None:
@@ -320,10 +320,8 @@ class Adapter(BaseAdapter):
         received = b""
         while True:
             data = sock.recv(RECEIVE_BYTES)
-            if not data and received:
-                raise UpstreamProtocolError
             if not data:
-                raise ConnectionResetError("closed without an answer")
+                raise ConnectionResetError("closed before the end of a head")
             request.attempt.phase = "answering"
             received += data
             parsed = parse_head(received)

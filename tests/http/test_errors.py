@@ -459,6 +459,20 @@ def test_one_retry_on_a_connection_that_had_died(client: FlaskClient, upstream: 
     assert upstream.connections == 2
 
 
+def test_no_retry_once_upstream_has_the_request(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """An interim response shows that upstream works on the request: sent again it would be paid twice."""
+    assert stream(client, "json").data.endswith(b"[DONE]\n\n")
+
+    def die(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+        exchange.close()
+
+    upstream.handler = die
+    reply = client.post(CHAT, json=BODY, headers=AUTH)
+    assert (reply.status_code, reply.json["error"]["code"]) == (502, "upstream_no_answer")
+    assert len(upstream.exchanges) == 2
+
+
 @pytest.mark.parametrize("kind", ["chunked", "length"])
 def test_a_connection_with_bytes_left_over_is_not_kept(
     client: FlaskClient, upstream: ScriptedUpstream, kind: str
