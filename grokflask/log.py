@@ -77,6 +77,7 @@ def configure_logging(level: str, secrets: tuple[str, ...]) -> None:
         root.removeHandler(old)
     root.addHandler(handler)
     logging.getLogger("grokflask").setLevel(level.upper())
+    logging.getLogger("urllib3.connection").setLevel(logging.ERROR)  # warnings quote what upstream sent
     # gunicorn's loggers do not reach the root; their own handlers are treated alike.
     for logger in (root, logging.getLogger("gunicorn.error"), logging.getLogger("gunicorn.access")):
         for each in logger.handlers:

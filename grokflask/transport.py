@@ -35,6 +35,7 @@ from grokflask.errors import (
     UpstreamError,
     UpstreamTimeoutError,
 )
+from grokflask.upstream_errors import clean_message
 
 RECEIVE_BYTES = 64 * 1024
 JOINED_BYTES = 64 * 1024
@@ -369,7 +370,7 @@ def _explain(error: Exception, phase: str) -> Exception:
         causes.append(cause)
     failure = _choose_failure(causes, phase)
     if isinstance(failure, UpstreamError):
-        failure.detail = repr(causes[-1])[:200]
+        failure.detail = clean_message(repr(causes[-1]))[:200]  # it may quote what upstream sent
     return failure
 
 

@@ -443,6 +443,26 @@ def test_closed_without_an_answer(client: FlaskClient, upstream: ScriptedUpstrea
     assert len(upstream.exchanges) == 1
 
 
+@pytest.mark.parametrize(
+    "head", ["garbage {key}\r\n\r\n", "HTTP/1.1 200 OK\r\nodd {key}\r\nContent-Length: 0\r\n\r\n"]
+)
+def test_a_malformed_head_that_quotes_a_key_is_not_logged_with_it(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream, logged: io.StringIO, head: str
+) -> None:
+    """The log tells what was wrong with upstream's answer; a client's own xAI key is none of its words."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.send(head.format(key=exchange.headers["authorization"]).encode())
+        exchange.close()
+
+    upstream.handler = answer
+    client = make_client(XAI_API_KEY="", GROKFLASK_KEYS="", GROKFLASK_AUTH="passthrough")
+    reply = client.post(CHAT, json=BODY, headers={"Authorization": "Bearer xai-of-the-client-0123456789"})
+    assert reply.status_code == 502
+    assert "code=upstream_protocol_error" in logged.getvalue()
+    assert "0123456789" not in logged.getvalue()
+
+
 def test_one_retry_on_a_connection_that_had_died(client: FlaskClient, upstream: ScriptedUpstream) -> None:
     """A kept connection that dies before a byte of the answer is replaced once, unseen by the client."""
     assert stream(client, "json").data.endswith(b"[DONE]\n\n")
