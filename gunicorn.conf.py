@@ -42,10 +42,10 @@ def _read_environ():
 _environ = _read_environ()
 
 
-def _number(name: str, default: int) -> int:
-    """A number from the environment; a malformed one is left for the app to report with all the others."""
+def _number(name: str, default: int, most: int = 10**6) -> int:
+    """A number from the environment; a wrong one is left for the app to report with all the others."""
     text = (_environ.get(name) or "").strip()
-    return int(text) if text.isdecimal() and int(text) else default
+    return int(text) if text.isdecimal() and 0 < int(text) <= most else default
 
 
 def _raise_descriptor_limit():
@@ -186,9 +186,9 @@ class Worker(GeventWorker):
             pass  # it has gone by itself
 
 
-bind = f"0.0.0.0:{_number('PORT', 8000)}"
+bind = f"0.0.0.0:{_number('PORT', 8000, 65535)}"
 worker_class = Worker
-workers = _number("WEB_CONCURRENCY", 1)
+workers = _number("WEB_CONCURRENCY", 1, 256)
 worker_connections = _number("GROKFLASK_WORKER_CONNECTIONS", 4000)
 keepalive = _number("GROKFLASK_KEEPALIVE_S", 95)
 graceful_timeout = _number("GROKFLASK_GRACE_S", 25)
@@ -201,5 +201,6 @@ control_socket_disable = True
 
 
 def on_starting(server):
-    """Tells the app how many workers there really are, also when `-w` says so."""
-    os.environ["WEB_CONCURRENCY"] = str(server.cfg.workers)
+    """Tells the app how many workers there really are when `-w` says so."""
+    if server.cfg.workers != workers:
+        os.environ["WEB_CONCURRENCY"] = str(server.cfg.workers)

@@ -48,6 +48,15 @@ def test_wrong_settings_stop_the_start(tmp_path: Path) -> None:
     assert "short" not in done.stderr.replace("shorter", "")
 
 
+@pytest.mark.parametrize(("name", "text"), [("PORT", "99999"), ("WEB_CONCURRENCY", "0")])
+def test_what_gunicorn_could_not_use_is_told_like_the_rest(tmp_path: Path, name: str, text: str) -> None:
+    """Settings that gunicorn reads first do not end it, or pass unseen, before the list of problems."""
+    done = run_gunicorn(tmp_path, **{name: text, "GROKFLASK_AUTH": "nobody"})
+    assert done.returncode != 0
+    assert f"  - {name} expects a whole number" in done.stderr
+    assert "  - GROKFLASK_AUTH expects one of" in done.stderr
+
+
 def test_dotenv_that_is_no_text_stops_the_start(tmp_path: Path) -> None:
     """It is told as a problem with the settings, whoever of gunicorn and the app reads the file first."""
     (tmp_path / ".env").write_bytes("# für später\nPORT=8000\n".encode("latin-1"))
