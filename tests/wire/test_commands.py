@@ -40,6 +40,7 @@ def test_demo(checkout: Path) -> None:
     before = set(os.listdir(checkout))
     env = {"PATH": os.environ["PATH"], "GROKFLASK_AUTH": "passthrough", "WEB_CONCURRENCY": "4", "PORT": "1"}
     env |= {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none", "TMPDIR": str(temporary)}
+    env |= {"http_proxy": "http://127.0.0.1:1", "HTTP_PROXY": "http://127.0.0.1:1"}
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     done = subprocess.run(
         [sys.executable, "scripts/demo.py"],
