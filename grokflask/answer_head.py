@@ -6,6 +6,7 @@ section 6.3).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from gunicorn_h1c import IncompleteError, ParseError, parse_response
@@ -14,7 +15,8 @@ from grokflask.errors import UpstreamProtocolError
 from grokflask.framing import Framing, choose_framing
 
 MAX_HEAD_BYTES = 64 * 1024
-_CONTROLS = bytes(0xFF if byte in range(32) and byte not in b"\t\r\n" else byte for byte in range(256))
+_SOUND = re.compile(rb"[!#-'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")  # RFC 9110, section 5
+_FRAMING = (b"transfer-encoding", b"content-length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +49,8 @@ def parse_head(data: bytes) -> tuple[AnswerHead, bytes] | None:
                 raise UpstreamProtocolError("The upstream API sent a head that is too long.") from None
             return None
         except ParseError:
-            # A control character in a value spoils that one header, not the answer: as a byte that is no
-            # ASCII it is let pass, and its header stays here.
             end = data.find(b"\r\n\r\n")
-            mended = data[:end].translate(_CONTROLS) + data[end:]
+            mended = _drop_odd(data[:end]) + data[end:]
             if mended == data:
                 raise UpstreamProtocolError from None
             data = mended
@@ -61,6 +61,20 @@ def parse_head(data: bytes) -> tuple[AnswerHead, bytes] | None:
             return _read_head(status, head["minor_version"], _join(head["headers"])), data
         if status == 101:  # nobody asked for another protocol
             raise UpstreamProtocolError
+
+
+def _drop_odd(head: bytes) -> bytes:
+    """`head` without headers of an odd name or value, which do not spoil the answer.
+
+    It comes back as it is where that would not help, or where the odd one tells how the body is framed.
+    """
+    status, *lines = head.split(b"\r\n")
+    kept = [line for line in lines if _SOUND.fullmatch(line)]
+    for line in lines:
+        name, colon, _ = line.partition(b":")
+        if not colon or (line not in kept and name.strip().lower() in _FRAMING):
+            return head
+    return b"\r\n".join([status, *kept])
 
 
 def _join(fields: list[tuple[bytes, bytes]]) -> dict[str, str]:
