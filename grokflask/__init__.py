@@ -16,7 +16,7 @@ from grokflask.key_store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import admin, api, health, hooks, replies
+from grokflask.web import admin, api, health, hooks, replies, streams
 from grokflask.web.extensions import RequestLimiter, allow_origins
 
 __all__ = ["create_app"]
@@ -67,7 +67,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
     replies.register_errors(app)
-    for blueprint in (*api.make_blueprints(), health.blueprint, admin.blueprint):
+    for blueprint in (*api.make_blueprints(), health.blueprint, admin.blueprint, streams.blueprint):
         app.register_blueprint(blueprint)
     for group in GROUPS:
         app.cli.add_command(group)

@@ -31,6 +31,9 @@ LOAD_SLACK_S = 1.0
 """Settlements up to this much older than the loading of a sum are added to it: the ledger is written a moment
 after an exchange has ended. One that was in it already counts twice, which errs on the safe side."""
 
+MARK_S = 60.0
+"""How long a lease stays marked: all workers look more often."""
+
 SEQ_S = 86_400
 """How long it is remembered which settlements of a worker have been applied, after the last of them."""
 
@@ -192,6 +195,12 @@ class Counters(Protocol):
 
     def standing(self, key: str, day: str, now: float) -> Standing:
         """Where the key stands, its sums being those of `day` and its month."""
+
+    def mark(self, ids: Sequence[str], now: float) -> None:
+        """Asks the workers that hold these leases to end what they hold them for."""
+
+    def list_marked(self, now: float) -> list[str]:
+        """The leases that were marked within MARK_S, whether or not they are held still."""
 
     def list_keys(self) -> list[str]:
         """The keys whose sums are loaded, sorted."""

@@ -23,6 +23,7 @@
     │   └── ClientGoneError         499 client_gone: nobody is left to read this
     ├── GatewayFullError            503 gateway_full
     ├── ShuttingDownError           503 shutting_down
+    ├── StreamStoppedError          503 stream_stopped: an admin has ended it
     ├── StoreUnavailableError       503 store_unavailable: the database or Redis is away
     └── UpstreamError               xAI's side failed
         ├── UpstreamConnectError    502 upstream_unreachable: no connection, so nothing was paid
@@ -296,6 +297,18 @@ class ShuttingDownError(GrokflaskError):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message, headers={"Retry-After": "1"})
+
+
+class StreamStoppedError(GrokflaskError):
+    """Whoever runs the gateway has ended this stream."""
+
+    status = 503
+    code = "stream_stopped"
+    outcome = Outcome.SHUTDOWN
+    default_message = "The answer was stopped by the operator of the gateway; it is incomplete."
+
+    def __init__(self) -> None:
+        super().__init__(headers={"x-should-retry": "false"})  # or SDKs would begin it again
 
 
 class StoreUnavailableError(GrokflaskError):

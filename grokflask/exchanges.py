@@ -1,12 +1,14 @@
-"""The exchanges that this process carries right now: how many there may be, and how a shutdown ends them."""
+"""The exchanges that this process carries right now: how many there may be, and how others end them."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 
-from grokflask.errors import GatewayFullError, ShuttingDownError
+from grokflask.errors import GatewayFullError, ShuttingDownError, StreamStoppedError
+from grokflask.ledger_row import LedgerRow
 from grokflask.upstream import UpstreamCall
 
 FAREWELL_S = 5.0
@@ -15,6 +17,19 @@ FAREWELL_S = 5.0
 LEAD_S = 1.5
 """How long new work is still taken after the end was announced: gunicorn's worker closes its listener only
 after a second, and what comes in until then has nowhere else to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStream:
+    """A stream that is open, for whoever watches over them.
+
+    Attributes:
+        row: as it is in the ledger while it is open.
+        count_sent: events and bytes that the client has been given so far.
+    """
+
+    row: LedgerRow
+    count_sent: Callable[[], tuple[int, int]]
 
 
 class OpenExchanges:
@@ -30,7 +45,7 @@ class OpenExchanges:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._count = 0
-        self._calls: set[UpstreamCall] = set()
+        self._calls: dict[UpstreamCall, OpenStream | None] = {}
         self._lock = threading.Lock()
         self._closed = False
         self.draining = False
@@ -59,14 +74,32 @@ class OpenExchanges:
             with self._lock:
                 self._count -= 1
             raise
-        self._calls.add(call)
+        self._calls[call] = None
         return call
+
+    def show(self, call: UpstreamCall, stream: OpenStream) -> None:
+        """The call is one of `streams` until `end`."""
+        with self._lock:
+            if call in self._calls:
+                self._calls[call] = stream
+
+    @property
+    def streams(self) -> list[OpenStream]:
+        """Those that are open here."""
+        return [stream for stream in list(self._calls.values()) if stream is not None]
+
+    def stop(self, ids: Container[str]) -> int:
+        """Ends the streams whose rows have these ids, and tells their clients so; how many there were."""
+        found = [call for call, stream in list(self._calls.items()) if stream and stream.row.id in ids]
+        for call in found:
+            call.cancel(StreamStoppedError())
+        return len(found)
 
     def end(self, call: UpstreamCall) -> None:
         """The call is over and its place is free. Idempotent."""
         with self._lock:
             if call in self._calls:
-                self._calls.remove(call)
+                del self._calls[call]
                 self._count -= 1
 
     def drain(self, grace_s: float, lead_s: float = LEAD_S) -> None:

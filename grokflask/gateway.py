@@ -23,7 +23,7 @@ from grokflask.errors import (
     Outcome,
     StoreUnavailableError,
 )
-from grokflask.exchanges import OpenExchanges
+from grokflask.exchanges import OpenExchanges, OpenStream
 from grokflask.keys import ApiKey
 from grokflask.ledger import LedgerEntry
 from grokflask.ledger_row import LedgerRow, clean, make_id
@@ -179,6 +179,7 @@ class Gateway:
             started_at=exchange.entry.started_at,
             clock=self._clock,
         )
+        self.exchanges.show(exchange.call, OpenStream(exchange.entry.row, relay.count_sent))
         try:
             relay.wait_for_answer(self._settings.commit_s)
         except BaseException:

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -33,7 +33,8 @@ LOOKUPS = 2
 """How often a request asks the ledger what its key has spent, before it goes on without knowing."""
 
 PROBE_S = 1.0
-"""How often a store that is away is tried again; requests do not wait for that."""
+"""How often a store that is away is tried again, which no request waits for; and how often one that is there
+is asked which streams are to be ended."""
 
 _log = logging.getLogger("grokflask.limits")
 
@@ -79,6 +80,7 @@ class Limits:
         shared: `counters` may go away, and then a local stand-in takes over.
         worker: gives this process's name.
         find_spent: looks a key's spending up where the counters do not know it yet.
+        stop: ends the streams among exchanges of these ids.
     """
 
     def __init__(
@@ -89,11 +91,13 @@ class Limits:
         shared: bool,
         worker: Callable[[], str],
         find_spent: FindSpent,
+        stop: Callable[[Container[str]], int] = lambda _: 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._counters = counters
         self._shared = shared
+        self._stop = stop
         self._worker = worker
         self._find_spent = find_spent
         self._clock = clock
@@ -183,6 +187,15 @@ class Limits:
             day_ticks, month_ticks = self._find_spent(key, day)
             standing = replace(standing, day_ticks=day_ticks, month_ticks=month_ticks)
         return standing
+
+    def stop_elsewhere(self, ids: Sequence[str]) -> bool:
+        """Asks the other workers to end the streams with these ids; False where they cannot be reached.
+
+        They notice within PROBE_S. Raises StoreUnavailableError.
+        """
+        if self._shared:
+            self._counters.mark(ids, self._clock())
+        return self._shared
 
     def start(self) -> None:
         """Starts the thread that renews leases and delivers what waits. Once for each process."""
@@ -274,6 +287,8 @@ class Limits:
                 self._renew()
                 self._renew_at = now + RENEW_S
             self._settlements.deliver()
+            if self._shared and self._holds:
+                self._stop(self._counters.list_marked(self._clock()))
         except StoreUnavailableError as error:
             self._note_away(error)
         except Exception:

@@ -13,6 +13,7 @@ from grokflask.counters import (
     FAIR_SHARE,
     LEASE_S,
     LOAD_SLACK_S,
+    MARK_S,
     RETRY_S,
     SEQ_S,
     Ask,
@@ -70,6 +71,7 @@ class MemoryCounters:
         self._expiries: list[tuple[float, str]] = []  # a heap; what was renewed or freed stays in it a while
         self._buckets: deque[tuple[int, str]] = deque()  # all there are, with their keys, as they began
         self._applied: dict[str, tuple[int, float]] = {}  # by worker: the highest seq, and when
+        self._marked: dict[str, float] = {}  # by lease: until when
         self._month = ""
 
     def clear(self) -> None:
@@ -77,6 +79,7 @@ class MemoryCounters:
         with self._lock:
             for store in (self._accounts, self._leases, self._expiries, self._buckets, self._applied):
                 store.clear()
+            self._marked.clear()
             self._active, self._month = 0, ""
 
     def admit(self, ask: Ask, now: float) -> Grant | Refusal | Unloaded:
@@ -148,6 +151,17 @@ class MemoryCounters:
             day_ticks, month_ticks = (None if one is None else one.ticks for one in sums)
             tokens = _count_tokens(account, now)
             return Standing(account.streams, tokens, account.ticks, day_ticks, month_ticks)
+
+    def mark(self, ids: Sequence[str], now: float) -> None:
+        """As the protocol says."""
+        with self._lock:
+            self._marked = {id_: end for id_, end in self._marked.items() if end > now}
+            self._marked |= dict.fromkeys(ids, now + MARK_S)
+
+    def list_marked(self, now: float) -> list[str]:
+        """As the protocol says."""
+        with self._lock:
+            return sorted(id_ for id_, end in self._marked.items() if end > now)
 
     def list_keys(self) -> list[str]:
         """As the protocol says."""

@@ -17,6 +17,7 @@ from grokflask.counters import (
     FAIR_SHARE,
     LEASE_S,
     LOAD_SLACK_S,
+    MARK_S,
     RETRY_S,
     SEQ_S,
     Ask,
@@ -45,6 +46,7 @@ BATCH = 500
 _LEASES = tuple(PREFIX + name for name in ("expiries", "leases", "open", "streams", "tokens", "ticks"))
 _WORKERS = (PREFIX + "workers", PREFIX + "capacities")
 _SPENT = PREFIX + "spent:"
+_MARKED = PREFIX + "marked"
 
 
 class RedisCounters:
@@ -122,6 +124,25 @@ class RedisCounters:
         """As the protocol says."""
         keys = (*_LEASES, _minute(key), _SPENT + key)
         return Standing(*self._run_standing(keys, (repr(now), key, day, day[:7], find_oldest_bucket(now))))
+
+    def mark(self, ids: Sequence[str], now: float) -> None:
+        """As the protocol says."""
+        try:
+            with self._client.pipeline() as steps:
+                steps.zremrangebyscore(_MARKED, "-inf", now)
+                steps.zadd(_MARKED, dict.fromkeys(ids, now + MARK_S))
+                steps.expire(_MARKED, int(2 * MARK_S))
+                steps.execute()
+        except RedisError as error:
+            raise StoreUnavailableError from error
+
+    def list_marked(self, now: float) -> list[str]:
+        """As the protocol says."""
+        try:
+            found: Any = self._client.zrangebyscore(_MARKED, f"({now!r}", "+inf")
+        except RedisError as error:
+            raise StoreUnavailableError from error
+        return sorted(_text(id_) for id_ in found)
 
     def list_keys(self) -> list[str]:
         """As the protocol says. Goes through all of Redis: not for requests."""

@@ -114,6 +114,10 @@ class Relay:
         if self._stream is not None:
             self.headers, self.retried = self._stream.headers, self._stream.retried
 
+    def count_sent(self) -> tuple[int, int]:
+        """Events and bytes that the client has been given so far."""
+        return self._events_out, self._bytes_out
+
     def __iter__(self) -> Iterator[bytes]:
         # An iterator without a `close` of its own: whoever iterates (stream_with_context closes what it
         # has used up, before the last byte is out) must leave closing to the one call on the response.

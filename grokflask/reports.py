@@ -87,6 +87,18 @@ def read_rows(
     return [LedgerRow(*row) for row in found]
 
 
+def read_open(database: Database, request_id: str | None = None) -> list[LedgerRow]:
+    """The rows of all workers' open streams (with this `request_id`), the oldest first.
+
+    Those of a worker that was killed are among them until they are settled as lost. Raises
+    StoreUnavailableError.
+    """
+    # Sorted here: a database may take the order as a reason to look through all rows along their ids.
+    query = _select_rows(RowFilter(request_id=request_id)).where(exchanges.c.outcome.is_(None))
+    found = database.read(lambda connection: connection.execute(query).all())
+    return sorted((LedgerRow(*row) for row in found if row.stream), key=lambda row: row.id)
+
+
 def iterate_rows(database: Database, wanted: RowFilter, page_rows: int = PAGE_ROWS) -> Iterator[LedgerRow]:
     """All rows that are `wanted`, newest first, a page in memory at once. Raises StoreUnavailableError."""
     before_id = None

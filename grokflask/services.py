@@ -85,7 +85,9 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         shared=pool is not None,
         worker=lambda: writer.worker,
         find_spent=find_spent,
+        stop=lambda ids: gateway.exchanges.stop(ids),
     )
+    gateway = Gateway(upstream, clients, limits, writer, settings)
     return Services(
         settings=settings,
         clients=clients,
@@ -97,7 +99,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         ledger_writer=writer,
         limits=limits,
         background=Background(limits, writer),
-        gateway=Gateway(upstream, clients, limits, writer, settings),
+        gateway=gateway,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],
     )
 

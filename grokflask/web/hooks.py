@@ -48,10 +48,15 @@ def _begin() -> None:
 
 def _choose_id(asked: str) -> str:
     """The client's own id, if it sent a sane one."""
-    if _SANE_ID.fullmatch(asked):
+    if is_sane_id(asked):
         return asked
     # Of chance, but no secret: the system's generator would be a system call for each request.
     return f"{random.getrandbits(128):032x}"
+
+
+def is_sane_id(text: str) -> bool:
+    """`text` may be a request's id."""
+    return _SANE_ID.fullmatch(text) is not None
 
 
 def _authenticate(route: Route) -> None:

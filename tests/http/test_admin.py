@@ -15,7 +15,7 @@ from support.processes import CLIENT_KEY, UPSTREAM_KEY
 
 from grokflask.config import Settings
 from grokflask.keys import KeyRing
-from grokflask.ledger_row import to_day
+from grokflask.ledger_row import LedgerRow, make_id, to_day
 
 TOKEN = "admin-token-0123456789"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
@@ -24,6 +24,7 @@ CHAT = {"model": "grok-4.3", "messages": [{"role": "user", "content": "hi"}]}
 PATHS = [
     *(("GET", "keys"), ("POST", "keys"), ("GET", "keys/bob"), ("PATCH", "keys/bob"), ("DELETE", "keys/bob")),
     *(("POST", "keys/bob/rotate"), ("GET", "ledger"), ("GET", "summary"), ("GET", ""), ("PUT", "keys")),
+    *(("GET", "streams"), ("DELETE", "streams/x"), ("GET", "streams/x")),
     *(("GET", "nothing"), ("OPTIONS", "keys"), ("GET", "keys/bob/"), ("POST", "ledger"), ("GET", "/keys")),
 ]
 
@@ -380,7 +381,10 @@ def test_the_admin_api_is_not_counted_and_not_for_other_pages(
 
 
 def test_the_database_is_away(make_client: Callable[..., FlaskClient], tmp_path: Path) -> None:
-    """Then every question is a 503 that says so, and the token is still asked for."""
+    """Then every question is a 503 that says so, and the token is still asked for.
+
+    But for this worker's streams, which are listed with a word that others' may be missing.
+    """
     (tmp_path / "file").write_text("not a folder")
     url = f"sqlite:///{tmp_path}/file/x.db"
     admin = make_client(GROKFLASK_ADMIN_TOKEN=TOKEN, DATABASE_URL=url)
@@ -390,8 +394,10 @@ def test_the_database_is_away(make_client: Callable[..., FlaskClient], tmp_path:
         ("DELETE", "keys/bob", None),
         ("GET", "ledger", None),
         ("GET", "summary", None),
+        ("DELETE", "streams/x", None),
     ):
         assert refuse(admin, method, path, body, 503)["code"] == "store_unavailable"
+    assert call(admin, "GET", "streams") == {"streams": [], "complete": False}
     assert admin.get("/admin/api/keys").status_code == 401
     assert chat(admin, CLIENT_KEY) == 200
     assert chat(admin, "gf-unknown") == 503
@@ -404,3 +410,25 @@ def test_keys_made_here_are_found_by_every_worker(admin: FlaskClient) -> None:
     ring = KeyRing(settings, admin.application.extensions["key_store"])
     assert ring.authenticate(f"Bearer {secret}", "192.0.2.1").limits.streams == 2
     assert secret not in json.dumps(call(admin, "GET", "keys"))
+
+
+def test_no_streams_are_open(admin: FlaskClient) -> None:
+    """Nothing open is an empty list; what is not open cannot be ended, whatever its name."""
+    assert call(admin, "GET", "streams") == {"streams": [], "complete": True}
+    for name in ("nothing", "%00", "x" * 300, "%F0%9F%94%91", "a%20b"):
+        assert refuse(admin, "DELETE", f"streams/{name}", status=404)["code"] == "not_found"
+    assert refuse(admin, "GET", "streams?key=alice")["param"] == "key"
+    assert refuse(admin, "DELETE", "streams/x?force=1")["param"] == "force"
+
+
+def test_a_stream_of_another_process_without_redis(admin: FlaskClient) -> None:
+    """It is listed, without what only its worker knows; that it cannot be ended from here is said."""
+    writer = admin.application.extensions["ledger_writer"]
+    now = time.time()
+    writer.open(LedgerRow(make_id(now), "far", "bob", "chat", "grok-4.3", now, worker="another", stream=True))
+    assert writer.flush(10)
+    (stream,) = call(admin, "GET", "streams")["streams"]
+    named = ("request_id", "key", "model", "events", "bytes_out")
+    assert [stream[name] for name in named] == ["far", "bob", "grok-4.3", None, None]
+    assert stream.keys() == {*named, "id", "started_at", "age_s"}
+    assert refuse(admin, "DELETE", "streams/far", status=409)["code"] == "stream_elsewhere"

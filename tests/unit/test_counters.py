@@ -15,6 +15,7 @@ from support.processes import RedisServer
 
 from grokflask.counters import (
     LEASE_S,
+    MARK_S,
     MOST,
     Ask,
     Counters,
@@ -641,6 +642,17 @@ def test_lists_the_keys_with_sums(store: Counters) -> None:
     assert store.list_keys() == ["alice", "bob", "zoë"]
 
 
+def test_marks_are_seen_for_a_while(store: Counters) -> None:
+    """A marked lease is listed for MARK_S after it was last marked, whoever holds it."""
+    store.mark(["b", "a"], NOW)
+    store.mark(["b", "c"], NOW + 1)
+    assert store.list_marked(NOW + 1) == ["a", "b", "c"]
+    assert store.list_marked(NOW + MARK_S) == ["b", "c"]
+    store.mark(["d"], NOW + MARK_S + 1)
+    assert store.list_marked(NOW + MARK_S + 1) == ["d"]
+    assert store.standing("alice", DAY, NOW) == NOBODY
+
+
 # One process's memory
 
 
@@ -693,7 +705,9 @@ def test_clear_forgets_everything() -> None:
     store.load("alice", DAY, 1, 1, NOW)
     store.admit(ask("a", tokens=1), NOW)
     store.settle([settled(7, "b", tokens=5)], "w", NOW)
+    store.mark(["a"], NOW)
     store.clear()
+    assert store.list_marked(NOW) == []
     assert store.standing("alice", DAY, NOW) == NOBODY
     assert store.list_keys() == []
     assert store.admit(ask("a", tokens_per_minute=9), NOW) == Grant(1, 9)

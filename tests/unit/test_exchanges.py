@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from support.processes import wait_for
 
-from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError
-from grokflask.exchanges import OpenExchanges
+from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
+from grokflask.exchanges import OpenExchanges, OpenStream
+from grokflask.ledger_row import LedgerRow
 
 
 class Call:
@@ -56,6 +58,26 @@ def test_a_start_that_fails_holds_no_place() -> None:
         exchanges.start(fail)  # type: ignore[arg-type]
     exchanges.check()
     assert len(exchanges) == 0
+
+
+def test_streams_are_shown_and_stopped_by_their_rows_id() -> None:
+    """Only what was shown is listed, until its end; only the streams asked for are ended, with the reason."""
+    exchanges = OpenExchanges(10)
+    calls: list[Any] = [exchanges.start(Call) for _ in range(3)]  # type: ignore[arg-type]
+    for number, call in enumerate(calls[:2]):
+        row = LedgerRow(f"id{number}", "asked", "alice", "chat", "grok-4.3", 0.0)
+        exchanges.show(call, OpenStream(row, lambda number=number: (number, 10 * number)))
+    assert [(each.row.id, each.count_sent()) for each in exchanges.streams] == [
+        ("id0", (0, 0)),
+        ("id1", (1, 10)),
+    ]
+    assert exchanges.stop(["id1", "id2"]) == 1
+    assert [type(call.cancelled) for call in calls] == [type(None), StreamStoppedError, type(None)]
+    exchanges.end(calls[0])
+    exchanges.end(calls[1])
+    exchanges.show(calls[0], OpenStream(row, lambda: (0, 0)))
+    assert exchanges.streams == []
+    assert exchanges.stop(["id0", "id1"]) == 0
 
 
 def test_drain_refuses_and_then_ends() -> None:

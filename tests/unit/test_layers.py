@@ -50,7 +50,7 @@ LEVELS = {
     **dict.fromkeys(
         ("web", "web.api", "web.body", "web.extensions", "web.health", "web.hooks", "web.replies"), 4
     ),
-    **dict.fromkeys(("web.admin", "web.usage"), 4),
+    **dict.fromkeys(("web.admin", "web.streams", "web.usage"), 4),
     **dict.fromkeys(("cli", "cli.db", "cli.group", "cli.keys", "cli.tables", "cli.usage"), 4),
     **dict.fromkeys(("", "services", "wsgi"), 5),
 }

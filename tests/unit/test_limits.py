@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -74,6 +74,7 @@ class Worker:
         self.now = NOON
         self.spent: tuple[int, int] | None = (0, 0)
         self.lookups = 0
+        self.stopped: list[str] = []
         self._ids = 0
         self._name = name
         self.limits = Limits(
@@ -82,6 +83,7 @@ class Worker:
             shared=True,
             worker=lambda: name,
             find_spent=self._find_spent,
+            stop=self._stop,
             clock=lambda: self.now,
         )
 
@@ -90,6 +92,10 @@ class Worker:
         if self.spent is None:
             raise StoreUnavailableError
         return self.spent
+
+    def _stop(self, ids: Container[str]) -> int:
+        self.stopped += [id_ for id_ in self.limits._holds if id_ in ids]
+        return len(self.stopped)
 
     def admit(self, limits: KeyLimits, *, stream: bool = True, estimate: Estimate = ESTIMATE) -> Hold:
         self._ids += 1
@@ -453,3 +459,25 @@ def test_many_settlements_in_a_long_outage(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(settlements) == 0
     for key in "ab":
         assert store.standing(key, DAY, NOON) == Standing(0, 15_000, 0, 35_000, 35_000)
+
+
+def test_one_worker_ends_what_another_holds() -> None:
+    """What is marked is ended by the worker that holds it, in its next round, and by nobody else."""
+    store = Store()
+    holder, asker = Worker(store, "w1"), Worker(store, "w2")
+    mine, other = holder.admit(STREAMS), holder.admit(STREAMS)
+    asker.admit(STREAMS)
+    assert asker.limits.stop_elsewhere([mine.ask.id])
+    asker.limits.keep_up()
+    holder.limits.keep_up()
+    assert (holder.stopped, asker.stopped) == ([mine.ask.id], [])
+    mine.settle()
+    other.settle()
+
+
+def test_nobody_else_is_reached_without_a_shared_store() -> None:
+    """Counters in memory reach no other process, and it is not pretended that they do."""
+    limits = Limits(
+        Settings(), MemoryCounters(1), shared=False, worker=lambda: "w", find_spent=lambda *_: (0, 0)
+    )
+    assert not limits.stop_elsewhere(["a"])

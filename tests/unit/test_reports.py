@@ -18,6 +18,7 @@ from grokflask.reports import (
     RowFilter,
     check_daily,
     iterate_rows,
+    read_open,
     read_rows,
     read_spent,
     repair_daily,
@@ -227,3 +228,19 @@ def test_a_repair_leaves_days_without_their_rows(database: Database) -> None:
     assert [each.day for each in repair_daily(database)] == [TODAY]
     days = {each.name: each.exchanges for each in summarize(database, None, None, "day")}
     assert days == {"2026-09-16": 9, TODAY: 1}
+
+
+def test_open_streams_are_found_without_looking_at_the_others(database: Database) -> None:
+    """Rows of streams that are not settled, the oldest first; by the index of open rows."""
+    fill(database, [make_row(START + number) for number in range(50)])
+    fill(database, [make_row(START + 9, outcome=None, request_id="whole", worker="w1")])
+    late = make_row(START + 8, outcome=None, request_id="late", worker="w1", stream=True)
+    early = make_row(START + 3, outcome=None, request_id="early", worker="w2", stream=True)
+    fill(database, [late, early])
+    assert [row.request_id for row in read_open(database)] == ["early", "late"]
+    assert [row.id for row in read_open(database, "late")] == [late.id]
+    assert read_open(database, "r") == []
+    if database.is_sqlite:
+        plan = "EXPLAIN QUERY PLAN SELECT * FROM exchanges WHERE outcome IS NULL"
+        found = database.read(lambda connection: connection.execute(text(plan)).all())
+        assert "exchanges_open" in str(found)
