@@ -176,8 +176,11 @@ class Counters(Protocol):
         `now` is when the ledger was asked, taken before it was.
         """
 
-    def replace(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
-        """As `load`, over whatever there is."""
+    def correct(self, key: str, day: str, day_ticks: int, month_ticks: int) -> None:
+        """Adds these, which may be below zero, to what the key has spent, as far as that is loaded.
+
+        Unlike the other steps it has its effect again when it is repeated.
+        """
 
     def settle(self, settlements: Sequence[Settled], worker: str, now: float) -> None:
         """Frees the leases and books what was used, in this order; what was applied before is skipped.

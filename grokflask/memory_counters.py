@@ -110,8 +110,16 @@ class MemoryCounters:
             spent.setdefault(day, _Sum(day_ticks, now))
             spent.setdefault(day[:7], _Sum(month_ticks, now))
 
-    def replace(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
+    def correct(self, key: str, day: str, day_ticks: int, month_ticks: int) -> None:
         """As the protocol says."""
+        with self._lock:
+            spent = self._accounts[key].spent if key in self._accounts else {}
+            for name, ticks in ((day, day_ticks), (day[:7], month_ticks)):
+                if name in spent:
+                    spent[name].ticks += ticks
+
+    def replace(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
+        """As `load`, over whatever there is."""
         with self._lock:
             self._turn_month(day)
             spent = self._accounts.setdefault(key, _Account()).spent

@@ -11,7 +11,9 @@ from grokflask.ledger_row import to_day
 from grokflask.reports import Drift, read_spent
 
 ARRIVAL_S = 1.0
-"""What is on its way, to the database or to the counters, has arrived after that; real drift lasts longer."""
+"""What has reached the counters is in the ledger after that, and the other way round."""
+
+FIELDS = ("counter_day_ticks", "counter_month_ticks")
 
 
 def check_counters(
@@ -24,36 +26,54 @@ def check_counters(
 ) -> list[Drift]:
     """Where the counters' sums of this day and month differ from the ledger's; `repair` sets them right.
 
+    Exchanges end meanwhile, and the ledger has them a moment later than the counters. So a sum is only wrong
+    if it is below what the ledger had before, or above what it has after. It is corrected by a difference,
+    for what has been counted since must stay; while exchanges end that leaves it too high by what was spent
+    within ARRIVAL_S, never too low.
+
     Counters in another process's memory are out of reach: that process reads the ledger when it starts.
     Raises StoreUnavailableError.
     """
-    suspects = [key for key in counters.list_keys() if _compare(counters, database, key, clock())]
-    if suspects:
-        sleep(ARRIVAL_S)
+    day = to_day(clock())
+    before = {key: read_spent(database, _name(key), day) for key in counters.list_keys()}
+    suspects = [
+        key for key, spent in before.items() if _find_wrong(_count(counters, key, day, clock()), spent, spent)
+    ]
+    if not suspects:
+        return []
+    sleep(ARRIVAL_S)
+    counted = {key: _count(counters, key, day, clock()) for key in suspects}
+    sleep(ARRIVAL_S)
     found: list[Drift] = []
     for key in suspects:
-        now = clock()
-        drift = _compare(counters, database, key, now)
-        if drift and repair:
-            day = to_day(now)
-            counters.replace(key, day, *read_spent(database, _name(key), day), now)
-        found += drift
+        after = read_spent(database, _name(key), day)
+        wrong = _find_wrong(counted[key], before[key], after)
+        shifts = [0, 0]
+        for place, stored in wrong.items():
+            shifts[place] = after[place] - stored
+            period = (day, day[:7])[place]
+            found.append(Drift(_name(key), period, "", "", FIELDS[place], stored, after[place]))
+        if wrong and repair:
+            counters.correct(key, day, *shifts)
     return found
 
 
-def _compare(counters: Counters, database: Database, key: str, now: float) -> list[Drift]:
-    day = to_day(now)
+def _count(counters: Counters, key: str, day: str, now: float) -> tuple[int | None, int | None]:
+    """The counters' sums of the day and its month; None where they are not loaded."""
     standing = counters.standing(key, day, now)
-    day_ticks, month_ticks = read_spent(database, _name(key), day)
-    pairs = (
-        (day, "counter_day_ticks", standing.day_ticks, day_ticks),
-        (day[:7], "counter_month_ticks", standing.month_ticks, month_ticks),
-    )
-    return [
-        Drift(_name(key), period, "", "", field, stored, actual)
-        for period, field, stored, actual in pairs
-        if stored is not None and stored != actual
-    ]
+    return standing.day_ticks, standing.month_ticks
+
+
+def _find_wrong(
+    counted: tuple[int | None, int | None], before: tuple[int, int], after: tuple[int, int]
+) -> dict[int, int]:
+    """Of the two sums those that cannot be right, by their place."""
+    triples = enumerate(zip(counted, before, after, strict=True))
+    return {
+        place: stored
+        for place, (stored, low, high) in triples
+        if stored is not None and not low <= stored <= high
+    }
 
 
 def _name(key: str) -> str:

@@ -66,6 +66,7 @@ class RedisCounters:
         self._run_renew = _prepare(client, "leases", "renew")
         self._run_standing = _prepare(client, "leases", "standing")
         self._run_load = _prepare(client, "load")
+        self._run_correct = _prepare(client, "correct")
 
     def admit(self, ask: Ask, now: float) -> Grant | Refusal | Unloaded:
         """As the protocol says."""
@@ -95,11 +96,12 @@ class RedisCounters:
 
     def load(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
         """As the protocol says."""
-        self._load(key, day, day_ticks, month_ticks, now, overwrite=0)
+        sums = (day, day_ticks, day[:7], month_ticks)
+        self._run_load((_SPENT + key,), (repr(now), SPENT_S, find_oldest_month(day), *sums))
 
-    def replace(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
+    def correct(self, key: str, day: str, day_ticks: int, month_ticks: int) -> None:
         """As the protocol says."""
-        self._load(key, day, day_ticks, month_ticks, now, overwrite=1)
+        self._run_correct((_SPENT + key,), (day, day_ticks, day[:7], month_ticks))
 
     def settle(self, settlements: Sequence[Settled], worker: str, now: float) -> None:
         """As the protocol says."""
@@ -151,12 +153,6 @@ class RedisCounters:
         except RedisError as error:
             raise StoreUnavailableError from error
         return sorted(name.removeprefix(_SPENT) for name in found)
-
-    def _load(
-        self, key: str, day: str, day_ticks: int, month_ticks: int, now: float, *, overwrite: int
-    ) -> None:
-        sums = (day, day_ticks, day[:7], month_ticks)
-        self._run_load((_SPENT + key,), (overwrite, repr(now), SPENT_S, find_oldest_month(day), *sums))
 
 
 def _prepare(client: Redis, *files: str) -> Callable[[Sequence[str], Sequence[Any]], Any]:

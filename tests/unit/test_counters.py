@@ -282,20 +282,28 @@ def test_loading_fills_only_what_is_missing(store: Counters) -> None:
     store.load("alice", DAY, 3, 9999, NOW)
     assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 3, 51)
     assert store.standing("alice", "2026-11-29", NOW) == Standing(0, 0, 0, 8, 51)
-    store.replace("alice", DAY, 1, 2, NOW)
-    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 1, 2)
-    assert store.standing("alice", "2026-11-29", NOW) == Standing(0, 0, 0, 8, 2)
+
+
+def test_corrections_are_added(store: Counters) -> None:
+    """To the sums that are there, the day's and the month's each by its own; what is missing stays so."""
+    store.correct("alice", DAY, 1, 1)
+    assert store.standing("alice", DAY, NOW) == NOBODY
+    store.load("alice", "2026-11-29", 7, 50, NOW)
+    store.correct("alice", DAY, 5, -60)
+    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, None, -10)
+    store.load("alice", DAY, 3, 50, NOW)
+    store.correct("alice", DAY, -1, 10**15)
+    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 2, 10**15 - 10)
+    assert store.standing("alice", "2026-11-29", NOW) == Standing(0, 0, 0, 7, 10**15 - 10)
 
 
 @pytest.mark.parametrize(("age_s", "counts"), [(-1.0, True), (0.0, True), (1.0, True), (1.01, False)])
-@pytest.mark.parametrize("way", ["load", "replace"])
-def test_settlements_older_than_the_sum(store: Counters, way: str, age_s: float, counts: bool) -> None:
+def test_settlements_older_than_the_sum(store: Counters, age_s: float, counts: bool) -> None:
     """What ended more than a second before the ledger was asked was in it already; day and month differ."""
     store.load("alice", "2026-11-29", 0, 100, NOW - 50)
-    getattr(store, way)("alice", DAY, 10, 100, NOW)
+    store.load("alice", DAY, 10, 100, NOW)
     store.settle([settled(1, "a", ticks=5, settled_at=NOW - age_s)], "w", NOW)
-    month = 105 if counts or way == "load" else 100
-    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 15 if counts else 10, month)
+    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 15 if counts else 10, 105)
 
 
 def test_settlements_without_a_sum(store: Counters) -> None:
@@ -638,7 +646,7 @@ def test_lists_the_keys_with_sums(store: Counters) -> None:
     store.admit(ask("a", key="open"), NOW)
     for name in ("zoë", "alice", "alice"):
         store.load(name, DAY, 1, 1, NOW)
-    store.replace("bob", DAY, 1, 1, NOW)
+    store.load("bob", DAY, 1, 1, NOW)
     assert store.list_keys() == ["alice", "bob", "zoë"]
 
 
@@ -689,6 +697,16 @@ def test_memory_renews_in_bounded_room() -> None:
     assert len(store._expiries) <= 1101
     assert store.standing("alice", DAY, NOW + 1990 + LEASE_S) == NOBODY
     assert not store._accounts
+
+
+def test_memory_begins_anew_with_other_sums() -> None:
+    """A stand-in that takes over once more goes by what the ledger says then, whatever it had before."""
+    store = MemoryCounters(100)
+    store.load("alice", DAY, 7, 50, NOW - 50)
+    store.replace("alice", DAY, 1, 2, NOW)
+    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 1, 2)
+    store.settle([settled(1, "a", ticks=5, settled_at=NOW - 1.01)], "w", NOW)
+    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 1, 2)
 
 
 def test_memory_forgets_workers() -> None:

@@ -136,7 +136,9 @@ def test_an_outage_is_an_error_of_ours() -> None:
     for operation in (
         lambda: store.admit(ask("a"), NOW),
         lambda: store.load("alice", DAY, 0, 0, NOW),
-        lambda: store.replace("alice", DAY, 0, 0, NOW),
+        lambda: store.correct("alice", DAY, 0, 0),
+        lambda: store.mark(["a"], NOW),
+        lambda: store.list_marked(NOW),
         lambda: store.settle([], "w", NOW),
         lambda: store.renew("w", 10, [], NOW),
         lambda: store.standing("alice", DAY, NOW),
@@ -359,9 +361,10 @@ class Agreement(RuleBasedStateMachine):
     def load(self, key: str, day: str, spent: int) -> None:
         self.agree("load", key, day, spent, spent + 1)
 
-    @rule(key=st.sampled_from(KEYS), day=st.sampled_from(DAYS), spent=st.sampled_from([0, 9]))
-    def replace(self, key: str, day: str, spent: int) -> None:
-        self.agree("replace", key, day, spent, spent + 1)
+    @rule(key=st.sampled_from(KEYS), day=st.sampled_from(DAYS), ticks=st.sampled_from([-9, 0, 9]))
+    def correct(self, key: str, day: str, ticks: int) -> None:
+        for store in self.stores:
+            store.correct(key, day, ticks, ticks + 1)
 
     @rule(
         worker=st.sampled_from(["w", "v"]),
