@@ -9,13 +9,17 @@ from redis.retry import Retry
 TIMEOUT_S = 0.2
 CONNECTIONS = 32
 
+WAIT_S = 2.0
+"""How long a request waits for one of the connections. A burst of a thousand has them all in use for longer
+than a step may take, and is no outage: if Redis is away, those that have a connection will find out."""
+
 
 def open_pool(url: str) -> BlockingConnectionPool:
     """A pool for `url` that connects when it is first used. No step of it takes longer than TIMEOUT_S."""
     return BlockingConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS,
-        timeout=TIMEOUT_S,
+        timeout=WAIT_S,
         socket_connect_timeout=TIMEOUT_S,
         socket_timeout=TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),

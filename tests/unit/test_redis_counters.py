@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ from grokflask.counters import LEASE_S, Ask, Grant, Refusal, Settled, Standing
 from grokflask.errors import StoreUnavailableError
 from grokflask.memory_counters import MemoryCounters
 from grokflask.redis_counters import BATCH, PREFIX, RedisCounters
+from grokflask.redis_pool import CONNECTIONS, TIMEOUT_S, open_pool
 
 NOW = 1_796_000_003.25
 DAY = "2026-11-30"
@@ -147,6 +149,18 @@ def test_an_outage_is_an_error_of_ours() -> None:
         with pytest.raises(StoreUnavailableError) as caught:
             operation()
         assert isinstance(caught.value.__cause__, RedisConnectionError)
+
+
+def test_a_burst_is_no_outage(redis_server: RedisServer) -> None:
+    """More callers than connections wait for one, for longer than Redis may take for a step."""
+    pool = open_pool(redis_server.url)
+    store = RedisCounters(Redis(connection_pool=pool), 100)
+    taken = [pool.get_connection() for _ in range(CONNECTIONS)]
+    release = threading.Timer(2 * TIMEOUT_S, lambda: [pool.release(each) for each in taken])
+    release.start()
+    assert store.standing("nobody else's", DAY, NOW).streams == 0
+    release.join()
+    pool.disconnect()
 
 
 def test_a_client_that_decodes_replies(redis_server: RedisServer, client: CountingRedis) -> None:
