@@ -236,14 +236,14 @@ def _read_count(fields: Fields, *names: str) -> int | None:
 
 def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: Settings) -> Estimate:
     """What the request may cost. xAI's caps hold for what is seen of an answer, not for its reasoning."""
-    answers = _read_count(fields, "n") or 1
+    answers = min(_read_count(fields, "n") or 1, MAX_ANSWERS)
     if route.billing == "images":
         return estimate_images(model, answers)
     output_tokens = settings.output_estimate_tokens
     cap = _read_count(fields, "max_completion_tokens", "max_tokens")
     if cap is not None:
         output_tokens = cap + (output_tokens if _is_reasoning(model) else 0)
-    return estimate_chat(model, body, min(output_tokens, MAX_OUTPUT_TOKENS) * min(answers, MAX_ANSWERS))
+    return estimate_chat(model, body, min(output_tokens, MAX_OUTPUT_TOKENS) * answers)
 
 
 def _is_reasoning(model: str) -> bool:

@@ -542,6 +542,49 @@ def test_image_request_that_cannot_be_served(body: dict[str, Any], param: str) -
     assert (error.status, error.param) == (400, param)
 
 
+@pytest.mark.parametrize(
+    ("n", "images"),
+    [
+        (None, 1),
+        (1, 1),
+        (10, 10),
+        (0, 1),
+        (-3, 1),
+        (True, 1),
+        ("5", 1),
+        (129, 128),
+        (10**18, 128),
+        (10**30, 128),
+    ],
+)
+def test_what_images_may_cost(n: Any, images: int) -> None:
+    """The price of one times `n`. No number that anybody writes makes a sum that the ledger cannot hold."""
+    estimate = shape({"prompt": "x", "n": n}, IMAGES).estimate
+    assert estimate.ticks == estimate.prompt_ticks == images * 200_000_000
+
+
+@pytest.mark.parametrize(
+    ("fields", "output_tokens"),
+    [
+        ({}, 4096),
+        ({"max_tokens": 100}, 4196),
+        ({"max_tokens": 100, "max_completion_tokens": 7}, 4103),
+        ({"max_tokens": 100, "max_completion_tokens": None}, 4196),
+        ({"max_tokens": -1}, 4096),
+        ({"model": "grok-4.20-0309-non-reasoning", "max_tokens": 100}, 100),
+        ({"model": "grok-4.20-0309-non-reasoning", "max_tokens": 0}, 0),
+        ({"n": 3}, 3 * 4096),
+        ({"n": 10**30, "max_tokens": 10**30}, 128 * 2_000_000),
+    ],
+)
+def test_what_an_answer_may_need(fields: dict[str, Any], output_tokens: int) -> None:
+    """The cap times `n`, with room for reasoning where the model reasons; a default where there is no cap."""
+    assert (
+        shape({"messages": [{"role": "user", "content": "hi"}], **fields}).estimate.output_tokens
+        == output_tokens
+    )
+
+
 # Headers and paths
 
 
