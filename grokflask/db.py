@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import (
     Connection,
@@ -76,6 +77,7 @@ class Database:
         self._reads = _Breaker()
         self._writes = _Breaker()
         self._used = False
+        self._made = False
 
     @property
     def state(self) -> Literal["unused", "up", "away"]:
@@ -195,16 +197,19 @@ class Database:
             opened.engine = engine
             return
         engine = self._make_sqlite()
+        if not self._made and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        first = engine if self._made else self._make_sqlite("rwc")
         while True:
             try:
-                opened.anchor = self.offload(_prepare_sqlite, (engine, timeout_s))
+                opened.anchor = self.offload(_prepare_sqlite, (first, timeout_s))
             except DBAPIError as error:
                 # Several processes make the same new file, and SQLite does not wait at every step of that.
                 if "locked" not in str(error) or time.monotonic() > end:
                     raise
                 time.sleep(0.02)
             else:
-                opened.engine = engine
+                opened.engine, self._made = engine, True
                 return
 
     def _make_postgresql(self, **pool: Any) -> Engine:
@@ -212,9 +217,13 @@ class Database:
         connect_args = {"connect_timeout": CONNECT_TIMEOUT_S, "options": f"{limits} -c timezone=UTC"}
         return create_engine(self._url, connect_args=connect_args, **pool)
 
-    def _make_sqlite(self) -> Engine:
+    def _make_sqlite(self, mode: Literal["rw", "rwc"] = "rw") -> Engine:
+        # Only a process that has not seen the file makes one: later its absence is an outage. A new file has
+        # no keys in it, and all callers would be told that theirs are wrong.
+        url = self._url.set(database=f"file:{quote(self._url.database or '')}")
+        url = url.update_query_dict({"mode": mode, "uri": "true"})
         # No pool: a connection is cheap, and one that is never shared needs no lock between threads.
-        engine = create_engine(self._url, poolclass=NullPool, connect_args={"check_same_thread": False})
+        engine = create_engine(url, poolclass=NullPool, connect_args={"check_same_thread": False})
         event.listen(engine, "connect", _set_up_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
@@ -223,7 +232,7 @@ class Database:
         was = self.state
         breaker.trip(detail)
         if any(words in detail for words in _GONE):
-            self.close()  # it was taken away under us: the next use makes it anew
+            self.close()  # it was taken away under us: the next use opens what is there then
         if was != "away":
             self.outages += 1
             kind = "writes" if breaker is self._writes else "reads"
@@ -314,9 +323,7 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _prepare_sqlite(engine: Engine, timeout_s: float) -> Connection:
-    """Makes the file and its tables where they are missing; gives the anchor."""
-    if engine.url.database:
-        Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    """Makes the tables where they are missing; gives the anchor."""
     anchor = engine.connect()
     try:
         _driver(anchor).execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")

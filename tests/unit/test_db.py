@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from psycopg import sql
-from sqlalchemy import Connection, insert, inspect, select, text
+from sqlalchemy import URL, Connection, insert, inspect, select, text
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from support.databases import PostgresServer
 from support.processes import ROOT, wait_for
@@ -289,26 +288,46 @@ def test_a_file_that_is_locked_whole(sqlite: Database, sqlite_path: Path) -> Non
 
 
 def test_the_directory_is_taken_away(sqlite: Database, sqlite_path: Path, logged: io.StringIO) -> None:
-    """A removed directory is an outage, and then a new, empty database."""
+    """A directory that is gone is an outage, until it is there again with all that was in it."""
     sqlite.write(add("first"))
-    shutil.rmtree(sqlite_path.parent)
-    sqlite_path.parent.write_text("a file stands in its place")
+    aside = sqlite_path.parent.rename(sqlite_path.parent.with_name("aside"))
     fail(lambda: sqlite.read(count))
     fail(lambda: sqlite.write(add("second")))
+    assert not sqlite_path.parent.exists()
     assert logged.getvalue().count('msg="the database is away"') == 1
-    sqlite_path.parent.unlink()
+    aside.rename(sqlite_path.parent)
     recover(sqlite)
-    assert sqlite.read(count) == 1
+    assert sqlite.read(count) == 2
     assert sqlite.outages == 1
 
 
 def test_the_file_is_taken_away(sqlite: Database, sqlite_path: Path) -> None:
-    """A removed file is made anew."""
+    """A file that is gone is an outage: a new one would be without keys, and nobody's would be right.
+
+    A process that starts then makes a new one, and so it can be had.
+    """
     sqlite.write(add("first"))
     sqlite_path.unlink()
-    fail(lambda: sqlite.read(count))
+    for _ in range(3):
+        fail(lambda: sqlite.read(count))
+        sqlite._reads.reset()
+        fail(lambda: sqlite.write(add("second")))
+        sqlite._writes.reset()
+    assert not sqlite_path.exists()
+    with closing(Database(f"sqlite:///{sqlite_path}")) as other:
+        other.upgrade()
     recover(sqlite)
     assert sqlite.read(count) == 1
+
+
+@pytest.mark.parametrize("name", ["a b.db", "ü?x=1#y%20.db", "c'\"d.db"])
+def test_files_with_any_name(tmp_path: Path, name: str) -> None:
+    """The path is taken as it stands, whatever it would mean in a URI."""
+    url = URL.create("sqlite", database=f"{tmp_path}/{name}").render_as_string()
+    with closing(Database(url)) as database:
+        database.write(add("first"))
+        assert database.read(count) == 1
+    assert (tmp_path / name).exists()
 
 
 def test_a_file_that_is_no_database(sqlite: Database, sqlite_path: Path) -> None:
