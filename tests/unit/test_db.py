@@ -464,7 +464,7 @@ def test_transactions_in_each_others_way(postgres: Database) -> None:
                 both.wait(20)
             connection.execute(update, {"id": order[1]})
 
-        postgres.write(change)
+        postgres.write(change, timeout_s=60)  # it is tried again within half of that
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(swap, ["ab", "ba"]))
