@@ -77,6 +77,8 @@ class Database:
         self._reads = _Breaker()
         self._writes = _Breaker()
         self._used = False
+        # Only a process that has not seen the tables yet makes them. Later their absence is an outage: new
+        # ones would have no keys in them, and all callers would be told that theirs are wrong.
         self._made = False
 
     @property
@@ -190,11 +192,11 @@ class Database:
             opened.reports = self._make_postgresql(poolclass=NullPool)
             try:
                 with engine.connect() as connection, _shut_after(connection, timeout_s):
-                    _upgrade(connection)
+                    _find_tables(connection, make=not self._made)
             except BaseException:
                 engine.dispose()
                 raise
-            opened.engine = engine
+            opened.engine, self._made = engine, True
             return
         engine = self._make_sqlite()
         if not self._made and self._url.database:
@@ -202,7 +204,7 @@ class Database:
         first = engine if self._made else self._make_sqlite("rwc")
         while True:
             try:
-                opened.anchor = self.offload(_prepare_sqlite, (first, timeout_s))
+                opened.anchor = self.offload(_prepare_sqlite, (first, timeout_s, not self._made))
             except DBAPIError as error:
                 # Several processes make the same new file, and SQLite does not wait at every step of that.
                 if "locked" not in str(error) or time.monotonic() > end:
@@ -218,8 +220,6 @@ class Database:
         return create_engine(self._url, connect_args=connect_args, **pool)
 
     def _make_sqlite(self, mode: Literal["rw", "rwc"] = "rw") -> Engine:
-        # Only a process that has not seen the file makes one: later its absence is an outage. A new file has
-        # no keys in it, and all callers would be told that theirs are wrong.
         url = self._url.set(database=f"file:{quote(self._url.database or '')}")
         url = url.update_query_dict({"mode": mode, "uri": "true"})
         # No pool: a connection is cheap, and one that is never shared needs no lock between threads.
@@ -322,26 +322,28 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(connection.info.get("begin", "BEGIN"))
 
 
-def _prepare_sqlite(engine: Engine, timeout_s: float) -> Connection:
-    """Makes the tables where they are missing; gives the anchor."""
+def _prepare_sqlite(engine: Engine, timeout_s: float, make: bool) -> Connection:
+    """Finds the tables, or makes them; gives the anchor."""
     anchor = engine.connect()
     try:
         _driver(anchor).execute(f"PRAGMA busy_timeout = {int(timeout_s * 1000)}")
-        _upgrade(anchor)
+        _find_tables(anchor, make=make)
     except BaseException:
         anchor.close()
         raise
     return anchor
 
 
-def _upgrade(connection: Connection) -> None:
-    """Migrates if need be; looks first, for that takes no lock."""
+def _find_tables(connection: Connection, *, make: bool) -> None:
+    """Migrates if need be and `make` holds; looks first, for that takes no lock."""
     try:
         with connection.begin():
             if is_current(connection):
                 return
     except (OperationalError, ProgrammingError):
-        pass  # no tables yet; anything else shows again at once
+        if not make:
+            raise
+        # No tables yet; anything else shows again at once.
     connection.info["begin"] = "BEGIN IMMEDIATE"
     try:
         with connection.begin():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from psycopg import sql
-from sqlalchemy import URL, Connection, insert, inspect, select, text
+from sqlalchemy import URL, Connection, create_engine, insert, inspect, select, text
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from support.databases import PostgresServer
 from support.processes import ROOT, wait_for
@@ -40,6 +40,9 @@ def add(name: str) -> Callable[[Connection], None]:
         connection.execute(insert(workers).values(id=name, seen_at=0.0, host="", pid=0))
 
     return change
+
+
+TABLES = ("workers", "schema_version")
 
 
 def fail(use: Callable[[], object]) -> StoreUnavailableError:
@@ -318,6 +321,26 @@ def test_the_file_is_taken_away(sqlite: Database, sqlite_path: Path) -> None:
         other.upgrade()
     recover(sqlite)
     assert sqlite.read(count) == 1
+
+
+def test_the_tables_are_taken_away(database: Database) -> None:
+    """Tables that are gone, while a backup is being restored, say, are an outage until they are there."""
+    database.write(add("first"))
+
+    def rename(old: str, new: str) -> Callable[[Connection], object]:
+        return lambda c: [c.execute(text(f"ALTER TABLE {t}{old} RENAME TO {t}{new}")) for t in TABLES]
+
+    database.write(rename("", "_aside"))
+    for _ in range(3):
+        fail(lambda: database.read(count))
+        database._reads.reset()
+    engine = create_engine(database._url)
+    assert "workers" not in inspect(engine).get_table_names()
+    with engine.begin() as connection:
+        rename("_aside", "")(connection)
+    engine.dispose()
+    recover(database)
+    assert database.read(count) == 2
 
 
 @pytest.mark.parametrize("name", ["a b.db", "ü?x=1#y%20.db", "c'\"d.db"])
