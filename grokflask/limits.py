@@ -81,6 +81,8 @@ class Limits:
         worker: gives this process's name.
         find_spent: looks a key's spending up where the counters do not know it yet.
         stop: ends the streams among exchanges of these ids.
+        catch_up: sets `counters` right by the ledger. Called once, when a process that drains beside this one
+            after a reload has ended: counters in memory know nothing of what it has booked meanwhile.
     """
 
     def __init__(
@@ -92,12 +94,15 @@ class Limits:
         worker: Callable[[], str],
         find_spent: FindSpent,
         stop: Callable[[Container[str]], int] = lambda _: 0,
+        catch_up: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._counters = counters
         self._shared = shared
         self._stop = stop
+        self._catch_up = catch_up
+        self._catch_up_at = 0.0  # monotonic
         self._worker = worker
         self._find_spent = find_spent
         self._clock = clock
@@ -202,6 +207,7 @@ class Limits:
         if self._thread is None or self._pid != os.getpid():
             self._closed = False
             self._pid = os.getpid()
+            self._catch_up_at = time.monotonic() + self._settings.grace_s
             self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
             self._thread.start()
 
@@ -287,6 +293,9 @@ class Limits:
                 self._renew()
                 self._renew_at = now + RENEW_S
             self._settlements.deliver()
+            if self._catch_up and now >= self._catch_up_at:
+                self._catch_up()
+                self._catch_up = None
             if self._shared and self._holds:
                 self._stop(self._counters.list_marked(self._clock()))
         except StoreUnavailableError as error:

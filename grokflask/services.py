@@ -79,6 +79,10 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
             raise StoreUnavailableError
         return read_spent(database, key.removeprefix("key:"), day)
 
+    def catch_up() -> None:
+        writer.flush(FLUSH_TIMEOUT_S)
+        check_counters(counters, database, repair=True)
+
     limits = Limits(
         settings,
         counters,
@@ -86,6 +90,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         worker=lambda: writer.worker,
         find_spent=find_spent,
         stop=lambda ids: gateway.exchanges.stop(ids),
+        catch_up=None if pool else catch_up,
     )
     gateway = Gateway(upstream, clients, limits, writer, settings)
     return Services(

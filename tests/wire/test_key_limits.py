@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -314,6 +315,34 @@ def test_killed_worker(
     assert spent > 0
     assert gateway.show_usage(key)["spent"]["day_ticks"] == spent
     assert gateway.run("usage", "check")["drift"] == []
+
+
+def test_what_is_spent_beside_a_reload(
+    make_keyed: Callable[..., KeyedGateway], upstream: ScriptedUpstream
+) -> None:
+    """What the old process books while it drains counts in the new one, once the old one must have ended."""
+    gateway = make_keyed(GROKFLASK_GRACE_S="10")
+    key = gateway.make_key("holder", budget_day=1, budget_month=1)
+    with holding(upstream) as release:
+        (reply,) = Streams(gateway, [key], BODY).open
+        gateway.server.process.send_signal(signal.SIGHUP)
+        gateway.server.wait_for_line("msg=ready", "auth=keys")
+
+        def has_turned() -> bool:
+            try:
+                return all(gateway.read_ready()["open"] == 0 for _ in range(20))
+            except requests.ConnectionError:  # the old one's end
+                return False
+
+        wait_for(has_turned, "nobody but the new process to answer")
+        upstream.handler = answer_chat
+        assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+        release.set()
+        assert reply.content
+    spent = sum(row["cost_ticks"] for row in gateway.wait_for_rows(2))
+    assert spent > USAGE["cost_in_usd_ticks"]
+    wait_for(lambda: gateway.show_usage(key)["spent"]["day_ticks"] == spent, "both to be counted")
+    assert gateway.show_usage(key)["spent"] == {"day_ticks": spent, "month_ticks": spent}
 
 
 def test_drift_is_found_and_mended(
