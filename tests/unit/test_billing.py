@@ -99,6 +99,23 @@ def test_images_count_by_the_piece() -> None:
     assert count_prompt(ask("https://a/1.png", "data:image/png;base64,AAAA")) // IMAGE_TOKENS == 2
     text = json.dumps({"messages": [{"role": "user", "content": 'write "image_url" in JSON'}]}).encode()
     assert count_prompt(text) < 50
+    assert count_prompt(large.replace(b"/", b"\\/").replace(b'"url": ', b'"url" :')) < IMAGE_TOKENS + 50
+    assert count_prompt(large.replace(b'{"url": ', b"").replace(b'"}}', b'"}')) < IMAGE_TOKENS + 50
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        "an image;base64,",
+        "data:image/png;base64,",
+        '"url":"data:image/png;base64,',
+        '{"type":"image_url","image_url":{"url":"data:image/png;base64,',
+    ],
+)
+def test_a_text_does_not_pass_for_an_image(opening: str) -> None:
+    """A long text costs what it costs, whatever stands at its beginning: limits would not hold otherwise."""
+    body = json.dumps({"messages": [{"role": "user", "content": opening + "word " * 100_000}]}).encode()
+    assert count_prompt(body) >= 125_000
 
 
 @pytest.mark.parametrize(
