@@ -24,6 +24,9 @@ def read_body() -> bytes:
     """
     if not request.is_json:
         raise MediaTypeError
+    coding = request.headers.get("Content-Encoding", "identity").lower()
+    if coding != "identity":
+        raise MediaTypeError(f"The request's body is compressed as {coding[:64]!r}: send it as plain JSON.")
     limit = current_app.config["MAX_CONTENT_LENGTH"]
     # Werkzeug ends a chunked body at its limit without a word: one byte more shows that there was more.
     request.max_content_length = limit + 1

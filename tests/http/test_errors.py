@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 from collections.abc import Callable
@@ -560,3 +561,15 @@ def test_connections_are_kept(client: FlaskClient, upstream: ScriptedUpstream) -
         reply.close()
     assert len(upstream.exchanges) == 6
     assert upstream.connections == 1
+
+
+@pytest.mark.parametrize("coding", ["gzip", "br"])
+def test_a_compressed_body_is_refused_as_that(
+    client: FlaskClient, upstream: ScriptedUpstream, coding: str
+) -> None:
+    """Not as broken JSON: its sender is told what to change."""
+    headers = {**AUTH, "Content-Type": "application/json", "Content-Encoding": coding}
+    reply = client.post(CHAT, data=gzip.compress(b'{"messages":[]}'), headers=headers)
+    assert (reply.status_code, reply.json["error"]["code"]) == (415, "unsupported_media_type")
+    assert coding in reply.json["error"]["message"]
+    assert upstream.exchanges == []
