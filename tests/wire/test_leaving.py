@@ -304,14 +304,13 @@ def test_slow_reader_slows_its_upstream(gateway: GatewayServer, shared_upstream:
     shared_upstream.handler = answer
     with connect(gateway) as sock:
         sock.sendall(build_request("X-Request-ID: slow.reader", stream=True))
-        read_until(sock, b"data: ")
+        got = len(read_until(sock, b"data: "))
         held = -1
         while held != sent[0]:  # until upstream has come to a halt
             held = sent[0]
             threading.Event().wait(0.5)
         assert held < total
         tail = b""
-        got = 0
         while not tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
             data = sock.recv(1_000_000)
             assert data
