@@ -99,7 +99,7 @@ class Worker(GeventWorker):
     gunicorn counts a connection that is kept alive as busy: it would wait for it to the end of the grace
     period, and count it against `worker_connections`, where a full count means that new connections queue
     unseen. So idle ones are closed: all of them when the worker ends, the oldest when it is nearly full. One
-    that has just been opened is given a moment, for its first request is on the way.
+    that has just been opened is given a moment in both cases, for its first request is on the way.
     """
 
     FRESH_S = 2.0
@@ -157,10 +157,13 @@ class Worker(GeventWorker):
         surplus = self._open - int(self.worker_connections * 0.95) + 1
         if surplus <= 0:
             return
-        now = time.monotonic()
-        idle = (sock for sock, (since, served) in self._idle.items() if served or now - since > self.FRESH_S)
-        for sock in list(itertools.islice(idle, surplus)):
+        for sock in list(itertools.islice(self._find_idle(), surplus)):
             self._hang_up(sock)
+
+    def _find_idle(self):
+        """Connections on which no request is to be expected now, the longest idle first."""
+        now = time.monotonic()
+        return (sock for sock, (since, served) in self._idle.items() if served or now - since > self.FRESH_S)
 
     def _drain(self):
         # Also after max_requests, where no signal comes: `alive` is what gunicorn itself goes by.
@@ -171,7 +174,7 @@ class Worker(GeventWorker):
         if gateway is not None:
             gateway.exchanges.drain(self.cfg.graceful_timeout)
         while True:
-            for sock in list(self._idle):
+            for sock in list(self._find_idle()):
                 self._hang_up(sock)
             gevent.sleep(0.1)
 

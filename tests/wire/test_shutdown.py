@@ -15,7 +15,7 @@ from pathlib import Path
 import requests
 from support.processes import CLIENT_KEY, ROOT, GatewayServer, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
-from support.wire import CHAT, connect
+from support.wire import CHAT, connect, read_all, read_until
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}", "Accept": "application/json"}
 BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -113,6 +113,22 @@ def test_idle_connections_do_not_hold_it_up(make_gateway: Callable[..., GatewayS
     assert "Traceback" not in server.log
     for sock in socks:
         sock.close()
+
+
+def test_a_new_connection_may_still_ask(make_gateway: Callable[..., GatewayServer]) -> None:
+    """One that was opened just before SIGTERM is not hung up on before its first request has come."""
+    server = make_gateway(GROKFLASK_GRACE_S="25")
+    with connect(server) as kept:
+        kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        read_until(kept, b"}")
+        with connect(server) as fresh:
+            server.process.terminate()
+            assert read_all(kept) == b""  # idle connections are being closed
+            fresh.sendall(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+            got = read_all(fresh)
+    assert got.startswith(b"HTTP/1.1 503")
+    assert b"connection: close" in got.lower()
+    assert server.process.wait(20) == 0
 
 
 def test_reload_keeps_open_streams(
