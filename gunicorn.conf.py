@@ -100,14 +100,18 @@ class Worker(GeventWorker):
     period, and count it against `worker_connections`, where a full count means that new connections queue
     unseen. So idle ones are closed: all of them when the worker ends, the oldest when it is nearly full. One
     that has just been opened is given a moment in both cases, for its first request is on the way.
+
+    Shortly before the end of the grace period it hangs up on everybody, for the master kills the worker then:
+    a client that takes nothing, or dribbles its request, must not cost the others their rows in the ledger.
     """
 
     FRESH_S = 2.0
+    LAST_S = 3.0
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._idle = {}  # socket between two requests -> (since when, has had one), the longest idle first
-        self._open = 0
+        self._open = set()
 
     def run(self):
         """As gunicorn's, with what the app runs beside its requests, and a look at how it ends."""
@@ -128,13 +132,13 @@ class Worker(GeventWorker):
 
     def handle(self, listener, client, addr):
         """One connection, from its first request to its last."""
-        self._open += 1
+        self._open.add(client)
         self._idle[client] = (time.monotonic(), False)
         self._make_room()
         try:
             super().handle(listener, client, addr)
         finally:
-            self._open -= 1
+            self._open.discard(client)
             self._idle.pop(client, None)
 
     def handle_request(self, listener_name, req, sock, addr):
@@ -154,7 +158,7 @@ class Worker(GeventWorker):
 
     def _make_room(self):
         """When the worker is nearly full, hangs up on those that have been idle longest."""
-        surplus = self._open - int(self.worker_connections * 0.95) + 1
+        surplus = len(self._open) - int(self.worker_connections * 0.95) + 1
         if surplus <= 0:
             return
         for sock in list(itertools.islice(self._find_idle(), surplus)):
@@ -173,18 +177,21 @@ class Worker(GeventWorker):
         gateway = getattr(self.wsgi, "extensions", {}).get("gateway")  # none if somebody has wrapped the app
         if gateway is not None:
             gateway.exchanges.drain(self.cfg.graceful_timeout)
-        while True:
+        last_at = time.monotonic() + max(self.cfg.graceful_timeout - self.LAST_S, self.LAST_S)
+        while time.monotonic() < last_at:
             for sock in list(self._find_idle()):
                 self._hang_up(sock)
             gevent.sleep(0.1)
+        for sock in list(self._open):
+            self._hang_up(sock, socket.SHUT_RDWR)
 
-    def _hang_up(self, sock):
-        """Ends the wait for a next request as if the client had closed."""
+    def _hang_up(self, sock, how=socket.SHUT_RD):
+        """Ends the wait for a next request as if the client had closed; with SHUT_RDWR, every wait on it."""
         self._idle.pop(sock, None)
         try:
             # Through a duplicate: gevent's own socket would raise in the greenlet that waits on it.
             with socket.socket(fileno=os.dup(sock.fileno())) as twin:
-                twin.shutdown(socket.SHUT_RD)
+                twin.shutdown(how)
         except OSError:
             pass  # it has gone by itself
 

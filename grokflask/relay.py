@@ -128,6 +128,8 @@ class Relay:
         if self._closed:
             return
         self._closed = True
+        # Set when it was ended from outside while the client still took what it had been given.
+        cut = None if self._exhausted or self._departure.left_at is not None else self._call.cancelled
         try:
             if not self._filter.done and not self._error:
                 self._departure.leave()
@@ -140,7 +142,8 @@ class Relay:
                 self._stream.close()
         finally:
             self._departure.end()
-            self._on_settle(self._sum_up(reached_client=self._exhausted))
+            self._error = self._error or cut
+            self._on_settle(self._sum_up(reached_client=self._exhausted or cut is not None))
 
     def _sum_up(self, *, reached_client: bool) -> Settlement:
         ttft_s = None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -15,7 +17,7 @@ from pathlib import Path
 import requests
 from support.processes import CLIENT_KEY, ROOT, GatewayServer, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
-from support.wire import CHAT, connect, read_all, read_until
+from support.wire import CHAT, build_request, connect, read_all, read_until
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}", "Accept": "application/json"}
 BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -200,3 +202,32 @@ def test_a_killed_worker_is_replaced(make_gateway: Callable[..., GatewayServer])
     wait_for(lambda: len(server.find_lines("msg=ready")) == 2, "the new worker")
     assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30).status_code == 200
     assert server.stop() == 0
+
+
+def test_clients_that_stand_still_do_not_hold_it_up(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
+    """A reader that takes nothing, an upload that stops, at SIGTERM: settled, and gone within the grace."""
+    server = make_gateway(GROKFLASK_GRACE_S="10")
+    stuck = threading.Event()
+
+    def flood(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.sock.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                exchange.event(chat_chunk("x" * 100_000))
+        stuck.set()
+        assert exchange.wait_until_left()
+
+    upstream.handler = flood
+    with socket.socket() as reader, connect(server) as writer:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect(("127.0.0.1", server.port))
+        reader.sendall(build_request("X-Request-ID: stands.still"))
+        writer.sendall(build_request("X-Request-ID: stops")[:-1])
+        assert stuck.wait(WAIT_S)
+        server.process.terminate()
+        assert server.process.wait(20) == 0
+    assert server.find_lines("request_id=stands.still", "outcome=shutdown", "code=shutting_down")
+    assert server.find_lines("request_id=stops", "msg=refused")
