@@ -23,7 +23,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from grokflask.errors import ClientGoneError, GrokflaskError, TotalTimeoutError
+
 INTERVAL_S = 0.25
+SPARE_S = 1.0
+"""How much later than the reader of an answer, who can tell the client, the watcher sees that time is up."""
 
 _log = logging.getLogger("grokflask.clients")
 
@@ -170,7 +174,8 @@ class Departure:
     whoever has failed to write.
 
     Args:
-        cancel: ends the call.
+        cancel: ends the call, for the reason given.
+        total_s: how long the call may last at all, also while a slow client takes what it was given.
         drain_s: how long the call may go on after its client; 0 cancels it at once.
         drains: as many calls as it has tokens go on at once; the next is cancelled.
 
@@ -183,8 +188,9 @@ class Departure:
         self,
         watcher: ClientWatcher,
         sock: socket.socket | None,
-        cancel: Callable[[], None],
+        cancel: Callable[[GrokflaskError], None],
         *,
+        total_s: float,
         drain_s: float = 0.0,
         drains: threading.Semaphore | None = None,
     ) -> None:
@@ -198,6 +204,7 @@ class Departure:
         self._lock = threading.Lock()
         self._ended = False
         self._watch = watcher.watch(sock, self.leave)
+        self._total = watcher.limit(sock, total_s + SPARE_S, self._expire)
 
     def leave(self) -> None:
         """The client has gone. Idempotent."""
@@ -207,12 +214,19 @@ class Departure:
             self.left_at = time.monotonic()
             if self._drain_s and self._drains is not None:
                 self.drains_call = self._drains.acquire(blocking=False)
-        if self.drains_call:
-            self._watch.stop()
-            self._watch = self._watcher.limit(self._sock, self._drain_s, self._cancel)
-        else:
-            self._cancel()
+            if self.drains_call:
+                self._watch.stop()
+                self._watch = self._watcher.limit(self._sock, self._drain_s, self._give_up)
+        if not self.drains_call:
+            self._give_up()
         shut_down(self._sock, socket.SHUT_RDWR)  # whoever is still sending to it stops
+
+    def _give_up(self) -> None:
+        self._cancel(ClientGoneError())
+
+    def _expire(self) -> None:
+        self._cancel(TotalTimeoutError())
+        shut_down(self._sock, socket.SHUT_RDWR)
 
     def check(self) -> None:
         """Looks at once, for an answer that is ready before the watcher has come round."""
@@ -226,6 +240,7 @@ class Departure:
                 return
             self._ended = True
         self._watch.stop()
+        self._total.stop()
         if self.drains_call and self._drains is not None:
             self._drains.release()
 

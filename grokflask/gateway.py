@@ -208,7 +208,8 @@ class Gateway:
         return Departure(
             self._clients,
             request.client,
-            lambda: call.cancel(ClientGoneError()),
+            call.cancel,
+            total_s=terms.total_timeout_s,
             drain_s=terms.drain_s,
             drains=self._drains,
         )

@@ -240,7 +240,12 @@ class TestDeparture:
         cancelled: list[str] = []
         tokens = threading.Semaphore(drains)
         departure = Departure(
-            ClientWatcher(0.01), None, lambda: cancelled.append("cancel"), drain_s=drain_s, drains=tokens
+            ClientWatcher(0.01),
+            None,
+            lambda reason: cancelled.append(reason.code),
+            total_s=60,
+            drain_s=drain_s,
+            drains=tokens,
         )
         return departure, cancelled, tokens
 
@@ -251,7 +256,7 @@ class TestDeparture:
         departure.leave()
         departure.leave()
         assert departure.left_at is not None
-        assert (cancelled, departure.drains_call) == (["cancel"], False)
+        assert (cancelled, departure.drains_call) == (["client_gone"], False)
 
     def test_drains_within_the_cap(self) -> None:
         """With a token the call goes on, and the token comes back at the end, once."""
@@ -269,7 +274,7 @@ class TestDeparture:
         departure, cancelled, tokens = self.make(drain_s=5, drains=0)
         departure.leave()
         departure.end()
-        assert (cancelled, departure.drains_call) == (["cancel"], False)
+        assert (cancelled, departure.drains_call) == (["client_gone"], False)
         assert not tokens.acquire(blocking=False)
 
     def test_after_the_end_nobody_leaves(self) -> None:

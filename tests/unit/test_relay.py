@@ -123,7 +123,8 @@ class Exchange:
         self.departure = Departure(
             ClientWatcher(),
             None,
-            lambda: self.call.cancel(ClientGoneError()),
+            self.call.cancel,
+            total_s=1e6,
             drain_s=drain_s,
             drains=threading.Semaphore(1),
         )

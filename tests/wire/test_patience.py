@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -219,6 +220,30 @@ def test_deadlines_of_a_whole_reply(
         upstream.handler = handler
         reply = ask(server, stream=False)
         assert (reply.status_code, reply.json()["error"]["code"]) == (504, code)
+
+
+def test_a_slow_reader_does_not_outlast_the_total(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
+    """A client that takes what it was given drop by drop is hung up on when all time is over."""
+    server = make_gateway(GROKFLASK_TOTAL_TIMEOUT_S="1")
+    left = threading.Event()
+
+    def flood(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.sock.settimeout(WAIT_S)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                exchange.event(chat_chunk("x" * 20_000_000))
+        left.set()
+        exchange.close()
+
+    upstream.handler = flood
+    with connect(server) as sock:
+        sock.sendall(build_request("X-Request-ID: drop.by.drop"))
+        while not left.wait(0.05):
+            assert sock.recv(4096), "the answer ended before upstream was left"
+    server.wait_for_line("request_id=drop.by.drop", "outcome=timeout", "code=total_timeout")
 
 
 def test_connect_timeout(make_gateway: Callable[..., GatewayServer]) -> None:
