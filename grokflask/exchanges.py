@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from grokflask.errors import GatewayFullError, ShuttingDownError, StreamStoppedError
@@ -45,6 +46,7 @@ class OpenExchanges:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._count = 0
+        self._uploads = 0
         self._calls: dict[UpstreamCall, OpenStream | None] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -57,8 +59,19 @@ class OpenExchanges:
         """Raises GatewayFullError or ShuttingDownError when `start` would."""
         if self._closed:
             raise ShuttingDownError
-        if self._count >= self._capacity:
+        if self._count + self._uploads >= self._capacity:
             raise GatewayFullError
+
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[None]:
+        """A request's body is being read, which may take long: it has a place, but is not an exchange yet."""
+        with self._lock:
+            self._uploads += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._uploads -= 1
 
     def start(self, begin: Callable[[], UpstreamCall]) -> UpstreamCall:
         """The call that `begin` makes, which holds a place until `end`.

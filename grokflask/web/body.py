@@ -11,6 +11,7 @@ from werkzeug.exceptions import ClientDisconnected
 
 from grokflask.clients import ClientWatcher, shut_down
 from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError, MediaTypeError
+from grokflask.gateway import Gateway
 
 PEEK_BYTES = 1024 * 1024
 PEEK_S = 5.0
@@ -31,7 +32,9 @@ def read_body() -> bytes:
     # Werkzeug ends a chunked body at its limit without a word: one byte more shows that there was more.
     request.max_content_length = limit + 1
     g.body = b""  # what an error finds when reading fails halfway
-    g.body = body = _take(current_app.config["BODY_TIMEOUT_S"])
+    gateway: Gateway = current_app.extensions["gateway"]
+    with gateway.exchanges.upload():
+        g.body = body = _take(current_app.config["BODY_TIMEOUT_S"])
     if len(body) > limit:
         raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
     if len(body) < (request.content_length or 0):

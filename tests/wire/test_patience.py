@@ -13,9 +13,9 @@ from typing import Any
 import openai
 import pytest
 import requests
-from support.processes import CLIENT_KEY, GatewayServer
+from support.processes import CLIENT_KEY, GatewayServer, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
-from support.wire import AUTH, CHAT, build_request, connect, read_all
+from support.wire import AUTH, CHAT, build_request, connect, read_all, read_until
 
 BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
 HEARTBEAT = b": keep-alive\n"
@@ -296,6 +296,24 @@ def test_a_slow_upload_does_not_hold_its_place(make_gateway: Callable[..., Gatew
     assert got.startswith(b"HTTP/1.1 408 ")
     assert b"body_timeout" in got
     server.wait_for_line("msg=refused", "code=body_timeout")
+
+
+def test_slow_uploads_take_places(make_gateway: Callable[..., GatewayServer]) -> None:
+    """While as many bodies dribble in as there are places, the next client gets its 503 at once."""
+    server = make_gateway(GROKFLASK_CAPACITY="3")
+    request = build_request("Expect: 100-continue")
+    socks = [connect(server) for _ in range(3)]
+    try:
+        for sock in socks:
+            sock.sendall(request[:-1])
+            assert sock.recv(65536).startswith(b"HTTP/1.1 100 ")
+        wait_for(lambda: ask(server).status_code == 503, "every place to be taken")
+        socks[0].sendall(request[-1:])
+        read_until(socks[0], b"[DONE]")
+        wait_for(lambda: ask(server).status_code == 200, "a place to be free")
+    finally:
+        for sock in socks:
+            sock.close()
 
 
 def test_a_slow_upload_without_a_key_does_not_hold_its_place(
