@@ -186,7 +186,10 @@ class Settings:
         "are then only in the log), `closed` refuses new work (503).",
     )
     connect_timeout_s: float = _setting(
-        "GROKFLASK_CONNECT_TIMEOUT_S", seconds(0.1, 120), 5.0, "To connect to upstream."
+        "GROKFLASK_CONNECT_TIMEOUT_S",
+        seconds(0.1, 120),
+        5.0,
+        "To connect to upstream; each of its addresses that does not answer takes so long.",
     )
     heartbeat_s: float = _setting(
         "GROKFLASK_HEARTBEAT_S",
