@@ -61,6 +61,12 @@ def _raise_descriptor_limit():
 _raise_descriptor_limit()
 
 
+def _limit_connections(wanted):
+    """No more than there are descriptors for: a stream takes two, and 100 are for files, stores and spare."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if soft == resource.RLIM_INFINITY else min(wanted, max(1, (soft - 100) // 2))
+
+
 def _make_offload():
     """Runs functions in threads of the operating system, apart from those where gevent looks names up."""
     threads = ThreadPool(8)
@@ -199,7 +205,8 @@ class Worker(GeventWorker):
 bind = f"0.0.0.0:{_number('PORT', 8000, 65535)}"
 worker_class = Worker
 workers = _number("WEB_CONCURRENCY", 1, 256)
-worker_connections = _number("GROKFLASK_WORKER_CONNECTIONS", 4000)
+_wanted_connections = _number("GROKFLASK_WORKER_CONNECTIONS", 4000)
+worker_connections = _limit_connections(_wanted_connections)
 keepalive = _number("GROKFLASK_KEEPALIVE_S", 95)
 graceful_timeout = _number("GROKFLASK_GRACE_S", 25)
 # How long a worker's event loop may stall before it is killed. It does not limit a request.
@@ -211,6 +218,13 @@ control_socket_disable = True
 
 
 def on_starting(server):
-    """Tells the app how many workers there really are when `-w` says so."""
+    """Tells the app how many workers there really are when `-w` says so, and how many connections."""
     if server.cfg.workers != workers:
         os.environ["WEB_CONCURRENCY"] = str(server.cfg.workers)
+    if worker_connections < _wanted_connections:
+        os.environ["GROKFLASK_WORKER_CONNECTIONS"] = str(worker_connections)
+        server.log.warning(
+            "%d connections a worker, not %d: the limit of open files (ulimit -n) has room for no more",
+            worker_connections,
+            _wanted_connections,
+        )

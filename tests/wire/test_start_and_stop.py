@@ -101,6 +101,51 @@ def test_it_says_how_to_make_the_first_key(tmp_path: Path, upstream: ScriptedUps
         server.stop()
 
 
+def test_a_low_limit_of_open_files_is_kept(tmp_path: Path, upstream: ScriptedUpstream) -> None:
+    """Where descriptors are few a worker has fewer places, says so, and is full before they run out."""
+    go_on = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.event(chat_chunk("Once"))
+        assert go_on.wait(WAIT_S)
+        exchange.event("[DONE]")
+        exchange.end()
+
+    upstream.handler = answer
+    env = {
+        "XAI_API_KEY": UPSTREAM_KEY,
+        "XAI_API_BASE": upstream.base_url,
+        "GROKFLASK_KEYS": f"alice:{CLIENT_KEY}",
+    }
+    gunicorn = f"exec {sys.executable} -m gunicorn -c {ROOT}/gunicorn.conf.py wsgi:app"
+    server = GatewayServer(tmp_path, env, ["sh", "-c", f"ulimit -n 160; {gunicorn}"])
+    held = []
+    try:
+        assert server.find_lines("30 connections a worker, not 4000")
+        for _ in range(27):
+            held.append(
+                requests.post(
+                    f"{server.url}{CHAT}",
+                    json={**BODY, "stream": True},
+                    headers=AUTH,
+                    timeout=30,
+                    stream=True,
+                )
+            )
+        assert [reply.status_code for reply in held] == [200] * 27
+        refused = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_full")
+        go_on.set()
+        assert all(reply.content.endswith(b"[DONE]\n\n") for reply in held)
+    finally:
+        go_on.set()
+        for reply in held:
+            reply.close()
+        server.stop()
+    assert "Too many open files" not in server.log
+
+
 def test_sigterm_ends_it(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """SIGTERM lets a running stream finish and then ends the process with 0."""
     go_on = threading.Event()
