@@ -23,6 +23,8 @@ SMALL_RECEIVE_BYTES = 8 * 1024
 """Asked for while little comes at once: the memory for a read is taken before it is known how little."""
 
 MAX_REPLY_BYTES = 256 * 2**20
+TURN_BYTES = 64 * 1024
+"""After so many a stream lets others run: one that never has to wait would keep the worker to itself."""
 LINGER_S = 0.05
 """How long a finished answer's connection is waited for, so that it can be used again."""
 
@@ -51,6 +53,7 @@ class UpstreamStream:
         self._attempt = attempt
         self._closed = False
         self._receive_bytes = SMALL_RECEIVE_BYTES
+        self._turn_left = TURN_BYTES
         self.retried = retried
         self.status = response.status_code
         self.headers = _visible_headers(response.headers)
@@ -134,6 +137,10 @@ class UpstreamStream:
             broken.detail = repr(error)[:200]
             raise broken from error
         self._receive_bytes = RECEIVE_BYTES if len(data) >= SMALL_RECEIVE_BYTES else SMALL_RECEIVE_BYTES
+        self._turn_left -= len(data)
+        if self._turn_left <= 0:
+            self._turn_left = TURN_BYTES
+            time.sleep(0)
         return data
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,6 +39,39 @@ def test_an_event_arrives_before_upstream_sends_the_next(
             read_until(sock, f"token-{number:02d}".encode())
             seen.release()
         read_until(sock, b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_flood_leaves_others_their_turn(gateway: GatewayServer, shared_upstream: ScriptedUpstream) -> None:
+    """A stream whose next bytes are always there already does not keep the worker to itself."""
+    answered = threading.Event()
+    block = (b"data: " + json.dumps(chat_chunk("x" * 200)).encode() + b"\n\n") * 20_000
+
+    def flood(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.sock.settimeout(WAIT_S)
+        while not answered.is_set():
+            exchange.chunk(block)
+        exchange.event("[DONE]")
+        exchange.end()
+
+    def take(sock: socket.socket) -> None:
+        buffer = bytearray(2**20)
+        tail = b""
+        while not tail.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+            size = sock.recv_into(buffer)
+            assert size
+            tail = (tail + buffer[max(0, size - 100) : size])[-100:]
+
+    shared_upstream.handler = flood
+    with connect(gateway) as sock, ThreadPoolExecutor(1) as pool:
+        sock.sendall(build_request())
+        taken = pool.submit(take, sock)
+        try:
+            for _ in range(20):
+                assert requests.get(f"{gateway.url}/health", timeout=WAIT_S).status_code == 200
+        finally:
+            answered.set()
+        taken.result(WAIT_S)
 
 
 def test_an_event_cut_into_bytes_is_whole(gateway: GatewayServer, shared_upstream: ScriptedUpstream) -> None:
