@@ -242,7 +242,9 @@ class Adapter(BaseAdapter):
                 connection.close()
                 raise
         except (OSError, HTTPError) as error:  # urllib3's are no OSErrors
-            raise _explain(error, attempt.phase) from error
+            failure = _explain(error, attempt.phase)
+            _drop_frames(error)
+            raise failure from None
         response = requests.Response()
         response.status_code = head.status
         response.headers.update(head.headers)
@@ -361,6 +363,14 @@ def _is_quiet(sock: Any) -> bool:
     except (OSError, ValueError):
         pass
     return False
+
+
+def _drop_frames(error: BaseException) -> None:
+    """urllib3's frames hold errors that hold the frames: a cycle, and in it the request with its body."""
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
 
 
 def _explain(error: Exception, phase: str) -> Exception:

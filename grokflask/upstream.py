@@ -166,6 +166,9 @@ class UpstreamCall:
             stream = send(self._attempt)
         except Exception as error:
             self._error = error
+            if isinstance(error, GrokflaskError):
+                # What is kept of it must not keep the frames below, and in them the request's body.
+                error.__traceback__ = error.__cause__ = error.__context__ = None
         with self._lock:
             if self.cancelled is None:
                 self._stream, stream = stream, None

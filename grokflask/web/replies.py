@@ -63,6 +63,8 @@ def reply_json(body: bytes, status: int = 200, headers: Mapping[str, str] | None
 def reply_error(error: GrokflaskError) -> Response:
     """`error` in the shape that this client reads."""
     g.error_code = error.code
+    # Its frames hold the request's body, and objects that hold the error: a cycle, megabytes until collected.
+    error.__traceback__ = None
     in_stream = asked_for_stream() if error.in_stream is None else error.in_stream
     if not in_stream or wants_json():
         return reply_json(render_json(error), error.status, error.headers)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, wait_for
-from support.scripted import Exchange, ScriptedUpstream, chat_chunk, reply_story
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, chat_chunk, reply_story
+
+from grokflask.shaping import ClientRequest, UpstreamRequest
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
 JSON_ACCEPT = {"Accept": "application/json"}
@@ -474,7 +478,62 @@ def test_bug_in_the_gateway_is_a_json_500(client: FlaskClient, logged: io.String
     assert "the details" in logged.getvalue()
 
 
+def find_bodies() -> list[object]:
+    """What holds a request's body, garbage that waits for the collector included."""
+    return [each for each in gc.get_objects() if isinstance(each, ClientRequest | UpstreamRequest)]
+
+
+@pytest.fixture
+def _without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_without_collector")
 def test_a_body_is_not_kept_alive_by_its_stream(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Once the first event is out the request's body is gone, without waiting for the collector."""
+    seen = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.event(chat_chunk("Once"))
+        assert seen.wait(WAIT_S)
+        exchange.event("[DONE]")
+        exchange.end()
+
+    upstream.handler = answer
+    reply = client.post(CHAT, json={"messages": MESSAGES, "stream": True}, headers=AUTH)
+    events = reply.iter_encoded()
+    assert b"Once" in next(events)
+    wait_for(lambda: not find_bodies(), "the body to be let go of")
+    seen.set()
+    assert b"".join(events) == b"data: [DONE]\n\n"
+    reply.close()
+
+
+@pytest.mark.usefixtures("_without_collector")
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("failure", ["refused", "dropped", "unreachable"])
+def test_a_body_is_not_kept_alive_by_its_failure(
+    client: FlaskClient, upstream: ScriptedUpstream, failure: str, stream: bool
+) -> None:
+    """A request that failed leaves nothing behind that holds its body."""
+    upstream.handler = Exchange.close if failure == "dropped" else answering_no
+    if failure == "unreachable":
+        upstream.close()
+    reply = ask(client, messages=MESSAGES, stream=stream)
+    assert reply.status_code == (403 if failure == "refused" else 502)
+    reply.close()
+    wait_for(lambda: not find_bodies(), "the body to be let go of")
+
+
+def answering_no(exchange: Exchange) -> None:
+    exchange.reply({"code": "permission-denied", "error": "no"}, 403)
+
+
+def test_an_event_is_not_touched(client: FlaskClient, upstream: ScriptedUpstream) -> None:
     """An event's chunk survives untouched however unusual its JSON is."""
     odd = b'{"choices":[{"delta":{"content":"\\u0065 \xc3\xa9 \\"error\\" [DONE]"}}],  "x":1e400}'
 
