@@ -1,33 +1,25 @@
 """The transport below the requests session: one exchange over a kept connection, and nothing around it.
 
-urllib3 makes the connections (names, TCP, TLS); what goes over one is written and read here, for
-http.client's buffers and e-mail parser and urllib3's queue cost more than all else that a request needs.
-An `Attempt` is the handle by which another thread sees how far a request has come, and ends it.
+It is an adapter of requests, as the session's own one is, but without http.client and urllib3's pool: their
+buffers, queue and e-mail parser cost more than all else that a request needs.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import ssl
-import threading
-import time
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 
-import certifi
 import requests
 from requests.adapters import BaseAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
-from urllib3.util.ssl_ import create_urllib3_context
 
 from grokflask.answer_head import AnswerHead, parse_head
-from grokflask.clients import shut_down
+from grokflask.connections import Attempt, Connector
 from grokflask.errors import (
     ConnectTimeoutError,
     NoAnswerError,
@@ -41,49 +33,12 @@ RECEIVE_BYTES = 64 * 1024
 JOINED_BYTES = 64 * 1024
 """Up to this size a body goes out in one piece with its head."""
 
-NAME_S = 5.0
-"""How long the addresses of a name are good for, unless a connection fails."""
-
 _FORGED = re.compile(r"[\x00-\x20\x7f]")  # in a path
 _BROKEN = re.compile(r"[\r\n\x00]")  # in a header
 
 
 class StaleConnectionError(Exception):
     """A kept connection was dead before a byte of the answer: upstream has not worked on the request."""
-
-
-class Attempt:
-    """One try at sending a request.
-
-    Attributes:
-        phase: "reused" (a kept connection, and not a byte of an answer), "connecting", "connected", or
-            "answering".
-    """
-
-    def __init__(self) -> None:
-        self.phase = "reused"
-        self._sock: socket.socket | None = None
-        self._cancelled = False
-        self._lock = threading.Lock()
-
-    def cancel(self) -> None:
-        """Ends whatever the attempt waits for; nothing is sent after it. Idempotent, from any thread."""
-        with self._lock:
-            self._cancelled = True
-            shut_down(self._sock, socket.SHUT_RDWR)
-
-    def hold(self, sock: socket.socket | None) -> None:
-        """The attempt now waits on `sock`. Raises ConnectionAbortedError when it has been cancelled."""
-        with self._lock:
-            self._sock = sock
-            if self._cancelled:
-                raise ConnectionAbortedError
-
-    def release(self) -> bool:
-        """The connection is out of reach for `cancel` from now on. False when that had come first."""
-        with self._lock:
-            self._sock = None
-            return not self._cancelled
 
 
 class OutgoingRequest(requests.PreparedRequest):
@@ -132,65 +87,6 @@ class Answer:
             self._connection.close()
 
 
-_Address = tuple[int, Any]
-"""A socket's family, and what its `connect` takes."""
-
-
-class _Phases:
-    """Tells the attempt, around what urllib3 does by itself, how far it has come."""
-
-    sock: Any
-    timeout: Any
-    attempt: Attempt
-    addresses: list[_Address]
-
-    def _new_conn(self) -> socket.socket:
-        """A TCP connection to the first address that takes one, in `timeout` seconds each."""
-        error = OSError("the name has no address")
-        for family, address in self.addresses:
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.settimeout(self.timeout)
-                sock.connect(address)
-            except OSError as failure:
-                sock.close()
-                error = failure
-            else:
-                return sock
-        raise error
-
-    def connect(self) -> None:
-        attempt = self.attempt
-        super().connect()  # type: ignore[misc]
-        attempt.phase = "connected"
-        attempt.hold(self.sock)
-
-
-class _Connection(_Phases, HTTPConnection):
-    pass
-
-
-class _SecureConnection(_Phases, HTTPSConnection):
-    _twin: socket.socket | None = None
-
-    def connect(self) -> None:
-        try:
-            super().connect()
-        finally:
-            if self._twin is not None:
-                self._twin.close()
-                self._twin = None
-
-    def _new_conn(self) -> socket.socket:
-        # The TLS handshake can take long, and wrapping takes the descriptor away from this object: a
-        # duplicate stays within the attempt's reach until `connect` is through.
-        sock = super()._new_conn()
-        self._twin = socket.socket(fileno=os.dup(sock.fileno()))
-        self.attempt.hold(self._twin)
-        return sock
-
-
 class Adapter(BaseAdapter):
     """The session's way to the one server at `base_url`, over connections that it keeps.
 
@@ -200,12 +96,7 @@ class Adapter(BaseAdapter):
 
     def __init__(self, base_url: str, *, pool_size: int) -> None:
         super().__init__()
-        url = urlsplit(base_url)
-        self._address = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-        self._host = url.netloc.rpartition("@")[2]
-        self._context = _make_context() if url.scheme == "https" else None
-        self._found: list[_Address] = []
-        self._look_up_at = 0.0  # monotonic
+        self._connector = Connector(base_url)
         self._pool_size = pool_size
         self._idle: list[HTTPConnection] = []  # the last one used goes out first, so the others may age
         weakref.finalize(self, _close_all, self._idle)
@@ -271,46 +162,15 @@ class Adapter(BaseAdapter):
                 break
             if _is_quiet(connection.sock):
                 request.attempt.phase = "reused"
-                request.attempt.hold(connection.sock)
                 return connection
             connection.close()
-        return self._open(request.attempt, timeout_s)
-
-    def _open(self, attempt: Attempt, timeout_s: float) -> HTTPConnection:
-        host, port = self._address
-        connection: _Connection | _SecureConnection
-        if self._context is None:
-            connection = _Connection(host, port, timeout=timeout_s)
-        else:
-            connection = _SecureConnection(
-                host, port, timeout=timeout_s, ssl_context=self._context, cert_reqs="CERT_REQUIRED"
-            )
-        connection.attempt = attempt
-        attempt.phase = "connecting"
-        connection.addresses = self._look_up()
-        try:
-            connection.connect()
-        except BaseException:
-            self._look_up_at = 0.0
-            connection.close()
-            raise
-        del connection.attempt  # it may be long over while the connection is kept
-        return connection
-
-    def _look_up(self) -> list[_Address]:
-        """The server's addresses. A look-up takes a thread of its own under gevent, so many share one."""
-        now = time.monotonic()
-        if now >= self._look_up_at:
-            host, port = self._address
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            self._found = [(family, address) for family, _, _, _, address in found]
-            self._look_up_at = now + NAME_S
-        return self._found
+        return self._connector.open(request.attempt, timeout_s)
 
     def _exchange(
         self, connection: HTTPConnection, request: OutgoingRequest, timeout_s: float
     ) -> tuple[AnswerHead, bytes]:
         sock: Any = connection.sock
+        request.attempt.hold(sock)
         sock.settimeout(timeout_s)
         head, body = self._write_head(request), request.body or b""
         # Upstream may refuse, and close, before it has taken all: then its answer is there to be read.
@@ -333,19 +193,11 @@ class Adapter(BaseAdapter):
 
     def _write_head(self, request: OutgoingRequest) -> bytes:
         target = request.path_url
-        lines = [f"{request.method} {target} HTTP/1.1", f"Host: {self._host}"]
+        lines = [f"{request.method} {target} HTTP/1.1", f"Host: {self._connector.host}"]
         lines += [f"{name}: {value}" for name, value in request.headers.items()]
         if _FORGED.search(target) or any(map(_BROKEN.search, lines)):
             raise ValueError("a path or header that would not stay one line")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
-
-
-def _make_context() -> ssl.SSLContext:
-    """One for all connections: to load the CA file takes some 15 ms of CPU in which no stream moves."""
-    context = create_urllib3_context()
-    context.load_verify_locations(certifi.where())
-    context.load_default_certs()  # and what the system, or SSL_CERT_FILE, trusts besides
-    return context
 
 
 def _close_all(connections: list[HTTPConnection]) -> None:

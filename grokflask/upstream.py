@@ -16,9 +16,10 @@ from collections.abc import Callable
 
 import requests
 
+from grokflask.connections import Attempt
 from grokflask.errors import GrokflaskError, UpstreamProtocolError
 from grokflask.shaping import UpstreamRequest
-from grokflask.transport import Adapter, Attempt, OutgoingRequest, StaleConnectionError
+from grokflask.transport import Adapter, OutgoingRequest, StaleConnectionError
 from grokflask.upstream_errors import parse_error
 from grokflask.upstream_stream import UpstreamStream
 

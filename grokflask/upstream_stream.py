@@ -14,10 +14,11 @@ from typing import Any, Self
 
 import requests
 
+from grokflask.connections import Attempt
 from grokflask.errors import StreamBrokenError, UpstreamError
 from grokflask.framing import Framing
 from grokflask.shaping import UpstreamRequest
-from grokflask.transport import RECEIVE_BYTES, Answer, Attempt
+from grokflask.transport import RECEIVE_BYTES, Answer
 
 SMALL_RECEIVE_BYTES = 8 * 1024
 """Asked for while little comes at once: the memory for a read is taken before it is known how little."""

@@ -18,12 +18,12 @@ from support.processes import CLIENT_KEY
 from werkzeug.test import EnvironBuilder
 
 from grokflask.clients import ClientWatcher, Departure
+from grokflask.connections import Attempt
 from grokflask.framing import ChunkedFraming
 from grokflask.relay import Relay
 from grokflask.terms import Terms
-from grokflask.transport import Attempt
 from grokflask.upstream import UpstreamClient
-from grokflask.upstream_stream import UpstreamStream
+from grokflask.upstream_stream import TURN_BYTES, UpstreamStream
 from grokflask.usage import Settlement
 
 ROUNDS = 20
@@ -86,7 +86,7 @@ def relay(pieces: list[bytes]) -> tuple[list[bytes], CountingSocket, int]:
     relay = Relay(
         call,
         Terms(False, False, heartbeat_s=15, first_event_timeout_s=60, idle_timeout_s=60, total_timeout_s=600),
-        Departure(ClientWatcher(), None, lambda: None, drains=threading.Semaphore(1)),
+        Departure(ClientWatcher(), None, lambda _: None, total_s=600, drains=threading.Semaphore(1)),
         lambda _: None,
         settled.append,
         started_at=0.0,
@@ -118,10 +118,10 @@ def test_events_that_come_together() -> None:
 
 
 def test_events_that_come_in_one_chunk() -> None:
-    """Where upstream frames them together, a hundred cost what ten do."""
+    """Where upstream frames them together, a hundred cost what ten do, but for stepping aside now and then."""
     _, _, few_calls = relay([frame(EVENT * 10)] * 10)
     _, _, many_calls = relay([frame(EVENT * 100)] * 10)
-    assert many_calls == few_calls
+    assert many_calls <= few_calls + len(EVENT * 1000) // TURN_BYTES
 
 
 @pytest.mark.parametrize(("stream", "bound"), [(False, 1530), (True, 1730)])
@@ -177,6 +177,9 @@ class ReadyCall:
 
     def wait(self, _timeout_s: float) -> ReadyStream:
         return self._stream
+
+    def cancel(self, _reason: Exception) -> None:
+        pass
 
 
 class ReadyStream:

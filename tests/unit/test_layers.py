@@ -15,7 +15,7 @@ LEVELS = {
     **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "answer_head", "usage"), 0),
     **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types", "terms", "event_filter"), 0),
     **dict.fromkeys(("money", "key_limits", "stored_key", "ledger_row", "prices", "billing"), 0),
-    **dict.fromkeys(("clients", "transport", "upstream", "upstream_stream", "log"), 1),
+    **dict.fromkeys(("clients", "connections", "transport", "upstream", "upstream_stream", "log"), 1),
     **dict.fromkeys(
         (
             "migrations",
@@ -81,7 +81,8 @@ LIBRARIES = {
     "redis_counters": {"redis"},
     "services": {"redis"},
     "request_storage": {"limits"},
-    "transport": {"requests", "urllib3", "certifi"},
+    "connections": {"urllib3", "certifi"},
+    "transport": {"requests", "urllib3"},
     **{module: {"msgspec", *FLASK} for module in LEVELS if module.startswith("web")},
     "web.extensions": {"msgspec", *FLASK, "redis", "limits"},
     **{module: {"click", "flask", "msgspec", "sqlalchemy"} for module in LEVELS if module.startswith("cli")},

@@ -11,6 +11,7 @@ import pytest
 from support.processes import find_free_port, wait_for
 from support.scripted import ScriptedUpstream
 
+from grokflask.connections import Attempt
 from grokflask.errors import (
     NoAnswerError,
     UpstreamConnectError,
@@ -19,7 +20,7 @@ from grokflask.errors import (
     UpstreamTimeoutError,
 )
 from grokflask.shaping import UpstreamRequest
-from grokflask.transport import JOINED_BYTES, Attempt
+from grokflask.transport import JOINED_BYTES
 from grokflask.upstream import UpstreamClient
 from grokflask.upstream_stream import UpstreamStream
 
