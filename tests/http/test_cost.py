@@ -118,7 +118,7 @@ def test_events_that_come_together() -> None:
 
 
 def test_events_that_come_in_one_chunk() -> None:
-    """Where upstream frames them together, a hundred cost what ten do, but for stepping aside now and then."""
+    """Where upstream frames them together a hundred cost what ten do, but for stepping aside at times."""
     _, _, few_calls = relay([frame(EVENT * 10)] * 10)
     _, _, many_calls = relay([frame(EVENT * 100)] * 10)
     assert many_calls <= few_calls + len(EVENT * 1000) // TURN_BYTES
