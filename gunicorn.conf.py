@@ -96,6 +96,18 @@ def _calm_collector():
     gc.set_threshold(20_000, 10, 10)
 
 
+def _keep_alive(sock):
+    """Has the kernel find out, in a minute of silence, that a peer has vanished without a word.
+
+    A stream's heartbeats would tell, but nothing is sent while a whole answer is waited for.
+    """
+    if sock.family != socket.AF_UNIX and hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
 _LOST = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
@@ -138,6 +150,7 @@ class Worker(GeventWorker):
 
     def handle(self, listener, client, addr):
         """One connection, from its first request to its last."""
+        _keep_alive(client)
         self._open.add(client)
         self._idle[client] = (time.monotonic(), False)
         self._make_room()

@@ -143,7 +143,9 @@ class Relay:
         finally:
             self._departure.end()
             self._error = self._error or cut
-            self._on_settle(self._sum_up(reached_client=self._exhausted or cut is not None))
+            on_settle = self._on_settle
+            del self._on_settle, self._on_finish  # they know the relay: a cycle, with what it has read in it
+            on_settle(self._sum_up(reached_client=self._exhausted or cut is not None))
 
     def _sum_up(self, *, reached_client: bool) -> Settlement:
         ttft_s = None

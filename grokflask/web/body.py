@@ -14,7 +14,7 @@ from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequest
 from grokflask.gateway import Gateway
 
 PEEK_BYTES = 1024 * 1024
-PEEK_S = 5.0
+PEEK_S = 1.0
 """How much of a refused request's body is read, and for how long, to learn whether it asked for a stream."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -776,3 +778,22 @@ def test_an_answer_that_is_refused_is_no_abort() -> None:
     assert exchange.departure.left_at is None
     (settlement,) = exchange.settlements
     assert (settlement.outcome, settlement.error) == (Outcome.UPSTREAM_ERROR, refused)
+
+
+def test_an_aborted_stream_goes_without_the_collector() -> None:
+    """What it has read, half an event of megabytes perhaps, is freed though its callback knows it."""
+    settled: list[bool] = []
+
+    def abort() -> weakref.ref[Relay]:
+        relay = Exchange(b'data: {"half":"').relay
+        relay._on_settle = lambda _: settled.append(isinstance(relay, Relay))
+        relay.close()
+        return weakref.ref(relay)
+
+    gc.disable()
+    try:
+        gone = abort()
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert settled == [True]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trustme
 from support.processes import GatewayServer, start_gateway
-from support.scripted import WAIT_S, Exchange, ScriptedUpstream, chat_chunk
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 from support.wire import build_request, connect, read_until
 
 LIMIT_S = 1.0
@@ -284,6 +284,35 @@ def test_reader_that_takes_nothing_is_gone(impatient: GatewayServer, upstream: S
         impatient.wait_for_line("request_id=leave.stuck", "outcome=client_abort")
     # What was taken in for it is bounded by the socket buffers on the way, not by what upstream had.
     assert sent[0] < 30_000_000
+
+
+def test_a_client_that_has_vanished_is_probed_for(
+    gateway: GatewayServer, shared_upstream: ScriptedUpstream
+) -> None:
+    """While a whole answer is waited for nothing is sent, so the kernel asks whether the client is there."""
+    asked, seen = threading.Event(), threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        asked.set()
+        assert seen.wait(WAIT_S)
+        answer_chat(exchange)
+
+    shared_upstream.handler = answer
+    with connect(gateway) as sock:
+        sock.sendall(build_request("X-Request-ID: probed", stream=False))
+        assert asked.wait(WAIT_S)
+        assert read_timer(gateway.port, sock.getsockname()[1]) == "02"
+        seen.set()
+        read_until(sock, b"Once upon")
+
+
+def read_timer(port: int, peer_port: int) -> str:
+    """The timer that runs for a connection: 02 is keep-alive (the kernel's proc_net_tcp.txt)."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, ours, theirs, _, _, timer, *_ = line.split()
+        if (ours[-5:], theirs[-5:]) == (f":{port:04X}", f":{peer_port:04X}"):
+            return timer[:2]
+    raise AssertionError("no such connection")
 
 
 def test_slow_reader_slows_its_upstream(gateway: GatewayServer, shared_upstream: ScriptedUpstream) -> None:
