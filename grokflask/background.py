@@ -6,9 +6,10 @@ Not when the app is made, for a server may fork after that: by the server's own 
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 from typing import Protocol
+
+from grokflask.process import get_pid
 
 CLOSE_S = 3.0
 
@@ -33,19 +34,19 @@ class Background:
 
     def start(self) -> None:
         """Starts all that has not been started in this process."""
-        if self._pid == os.getpid():
+        if self._pid == get_pid():
             return
         with self._lock:
-            if self._pid == os.getpid():
+            if self._pid == get_pid():
                 return
-            self._pid = os.getpid()
+            self._pid = get_pid()
             atexit.register(self.close)
         for service in self._services:
             service.start()
 
     def close(self) -> None:
         """Ends them, in a process that has started them."""
-        if self._pid != os.getpid():
+        if self._pid != get_pid():
             return
         self._pid = None
         atexit.unregister(self.close)

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grokflask.errors import ClientGoneError, GrokflaskError, TotalTimeoutError
+from grokflask.process import get_pid
 
 INTERVAL_S = 0.25
 SPARE_S = 1.0
@@ -125,13 +126,13 @@ class ClientWatcher:
 
     def _start_once(self) -> None:
         """Not before the first: a server may fork after it has made the app."""
-        if self._pid == os.getpid():
+        if self._pid == get_pid():
             return
         with self._lock:
-            if self._pid == os.getpid():
+            if self._pid == get_pid():
                 return
             self._poll = self.make_poll() if self.make_poll else None
-            self._pid = os.getpid()
+            self._pid = get_pid()
             threading.Thread(target=self._run, name="client-watcher", daemon=True).start()
 
     def _run(self) -> None:

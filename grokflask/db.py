@@ -39,6 +39,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.migrations import DatabaseVersionError, is_current, migrate
+from grokflask.process import get_pid
 
 READ_TIMEOUT_S = 0.5
 WRITE_TIMEOUT_S = 5.0
@@ -113,7 +114,7 @@ class Database:
 
     def close(self) -> None:
         """Closes the connections; a later use opens new ones. Idempotent."""
-        opened = self._opened.pop(os.getpid(), None)
+        opened = self._opened.pop(get_pid(), None)
         if opened is None:
             return
         if opened.anchor is not None:
@@ -169,9 +170,9 @@ class Database:
 
     def _open(self, timeout_s: float) -> _Opened:
         """The connections of this process, its tables up to date."""
-        opened = self._opened.get(os.getpid())
+        opened = self._opened.get(get_pid())
         if opened is None:
-            opened = self._opened.setdefault(os.getpid(), _Opened())
+            opened = self._opened.setdefault(get_pid(), _Opened())
         if opened.engine is not None:
             return opened
         # Not inside `offload`: there a lock that gevent has patched would stop the whole thread.

@@ -8,7 +8,6 @@ that was open then is found by the other processes, or by the next one, and sett
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from grokflask.db import Database
 from grokflask.errors import StoreUnavailableError
 from grokflask.ledger_row import LedgerRow, to_day
 from grokflask.ledger_store import Fields, Worker, find_self, read_fields
+from grokflask.process import get_pid
 
 FLUSH_S = 0.25
 BEAT_S = 5.0
@@ -75,7 +75,7 @@ class LedgerWriter:
         self.lost = 0
         self._database = database
         self._worker = worker
-        self._made_in = os.getpid()
+        self._made_in = get_pid()
         self._me = Worker(worker, "", 0)  # told when the thread starts
         self._retention_days = retention_days
         self._on_lost = on_lost
@@ -103,7 +103,7 @@ class LedgerWriter:
     @property
     def worker(self) -> str:
         """The process's name in the ledger; a fork of the process that made the writer has another."""
-        return self._worker if os.getpid() == self._made_in else f"{self._worker}-{os.getpid()}"
+        return self._worker if get_pid() == self._made_in else f"{self._worker}-{get_pid()}"
 
     @property
     def queued(self) -> int:
@@ -120,7 +120,7 @@ class LedgerWriter:
         """`away` while rows cannot be delivered, `idle` while no thread runs."""
         if self._away:
             return "away"
-        return "up" if self._pid == os.getpid() else "idle"
+        return "up" if self._pid == get_pid() else "idle"
 
     def open(self, row: LedgerRow) -> None:
         """An exchange has begun: its row is written with outcome None. The row is copied."""
@@ -158,7 +158,7 @@ class LedgerWriter:
         Idempotent. A row that comes later starts the thread again.
         """
         with self._lock:
-            thread = self._thread if self._pid == os.getpid() else None
+            thread = self._thread if self._pid == get_pid() else None
             self._close_by = time.monotonic() + timeout_s
             self._closing = True
             self._wake.set()
@@ -172,10 +172,10 @@ class LedgerWriter:
         return read_fields(row)
 
     def _start_once(self) -> None:
-        if self._pid == os.getpid():
+        if self._pid == get_pid():
             return
         with self._lock:
-            if self._pid == os.getpid():
+            if self._pid == get_pid():
                 return
             if self._pid:  # a fork: what the parent has queued is the parent's to write
                 self._pending, self._batch, self._flushes = {}, {}, []
@@ -190,7 +190,7 @@ class LedgerWriter:
             except RuntimeError as error:  # no more threads; the next row tries again
                 _log.error("the ledger's writer cannot start", extra={"fields": {"detail": str(error)}})
                 return
-            self._thread, self._pid = thread, os.getpid()
+            self._thread, self._pid = thread, get_pid()
 
     def _run(self) -> None:
         try:

@@ -11,7 +11,6 @@ When the store is away, or what a key has spent cannot be learnt, each limit doe
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
@@ -25,6 +24,7 @@ from grokflask.counters import RENEW_S, Ask, Counters, Grant, Refusal, Standing,
 from grokflask.errors import StoreUnavailableError
 from grokflask.key_limits import KeyLimits
 from grokflask.ledger_row import LedgerRow
+from grokflask.process import get_pid
 from grokflask.refusals import explain, tell_tokens
 from grokflask.settlements import Settlements
 from grokflask.stand_in import FindSpent, StandIn
@@ -204,9 +204,9 @@ class Limits:
 
     def start(self) -> None:
         """Starts the thread that renews leases and delivers what waits. Once for each process."""
-        if self._thread is None or self._pid != os.getpid():
+        if self._thread is None or self._pid != get_pid():
             self._closed = False
-            self._pid = os.getpid()
+            self._pid = get_pid()
             self._catch_up_at = time.monotonic() + self._settings.grace_s
             self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
             self._thread.start()

@@ -32,7 +32,12 @@ MAX_ANSWERS = 128
 
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
+# Made once: to find out what a type means takes longer than to read it.
 _DECODER = msgspec.json.Decoder(Fields)
+_OPTIONS: msgspec.json.Decoder[Fields | None] = msgspec.json.Decoder(Fields | None)
+_TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
+_COUNT: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(int | None)
+_FLAG: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +115,7 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
     fields = read_fields(request.body)
     shaped = rule(fields, settings)
     body = msgspec.json.encode(fields)
-    model = msgspec.json.decode(fields["model"], type=str)
+    model = _TEXT.decode(fields["model"]) or ""
     return UpstreamRequest(
         method=request.route.method,
         path=path,
@@ -217,7 +222,7 @@ def _default_model(fields: Fields, default: str) -> str:
 
 def _read_text(fields: Fields, name: str) -> str | None:
     try:
-        return msgspec.json.decode(fields.get(name, b"null"), type=str | None)
+        return _TEXT.decode(fields.get(name, b"null"))
     except MALFORMED:
         raise InvalidRequestError(f"{name!r} must be a string.", param=name) from None
 
@@ -226,7 +231,7 @@ def _read_count(fields: Fields, *names: str) -> int | None:
     """The first of these that is a number, 0 or more. What is wrong with others is for upstream to say."""
     for name in names:
         try:
-            count = msgspec.json.decode(fields.get(name, b"null"), type=int | None)
+            count = _COUNT.decode(fields.get(name, b"null"))
         except MALFORMED:
             continue
         if count is not None and count >= 0:
@@ -254,7 +259,7 @@ def _is_reasoning(model: str) -> bool:
 
 def _read_flag(fields: Fields, name: str) -> bool:
     try:
-        return bool(msgspec.json.decode(fields.get(name, b"null"), type=bool | None))
+        return bool(_FLAG.decode(fields.get(name, b"null")))
     except MALFORMED:
         raise InvalidRequestError(f"{name!r} must be true or false.", param=name) from None
 
@@ -262,7 +267,7 @@ def _read_flag(fields: Fields, name: str) -> bool:
 def _ask_for_usage(fields: Fields) -> bool:
     """Sets `stream_options.include_usage`, keeps its other fields; tells whether the client had set it."""
     try:
-        options = msgspec.json.decode(fields.get("stream_options", b"null"), type=Fields | None) or {}
+        options = _OPTIONS.decode(fields.get("stream_options", b"null")) or {}
     except MALFORMED:
         raise InvalidRequestError("'stream_options' must be an object.", param="stream_options") from None
     asked = _read_flag(options, "include_usage")

@@ -138,7 +138,7 @@ class Adapter(BaseAdapter):
             raise failure from None
         response = requests.Response()
         response.status_code = head.status
-        response.headers.update(head.headers)
+        response.headers = head.headers  # type: ignore[assignment]  # names are in lower case already
         response.raw = Answer(self, connection, head, received)
         return response
 

@@ -29,7 +29,7 @@ TURN_BYTES = 64 * 1024
 LINGER_S = 0.05
 """How long a finished answer's connection is waited for, so that it can be used again."""
 
-_RESPONSE_HEADERS = frozenset(("retry-after", "retry-after-ms", "x-should-retry"))
+_RESPONSE_HEADERS = frozenset(("retry-after", "retry-after-ms", "x-should-retry", "x-request-id"))
 _NAME = re.compile(r"[a-z0-9_-]+")
 
 
@@ -146,18 +146,15 @@ class UpstreamStream:
 
 
 def _visible_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The allow-list: when to retry, and the limits' state. Cookies, cf-* and CORS headers stay here.
+    """The allow-list: when to retry, the limits' state, upstream's id. Cookies, cf-* and CORS stay here.
 
     An odd name, or a value with anything but visible ASCII, is left out: the server would refuse the whole
     response, and drop it without closing its stream.
     """
     visible = {}
     for name, value in headers.items():
-        name = name.lower()
-        if not (_NAME.fullmatch(name) and value.isascii() and value.isprintable()):
+        if not (name.startswith("x-ratelimit-") or name in _RESPONSE_HEADERS):
             continue
-        if name in _RESPONSE_HEADERS or name.startswith("x-ratelimit-"):
-            visible[name] = value
-        elif name == "x-request-id":
-            visible["x-upstream-request-id"] = value
+        if _NAME.fullmatch(name) and value.isascii() and value.isprintable():
+            visible["x-upstream-request-id" if name == "x-request-id" else name] = value
     return visible

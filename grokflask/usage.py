@@ -96,14 +96,14 @@ class Chunk(msgspec.Struct):
     def read_model(self) -> str | None:
         """The model that answered."""
         try:
-            return msgspec.json.decode(self.model, type=str | None)
+            return _MODEL_DECODER.decode(self.model)
         except MALFORMED:
             return None
 
     def read_usage(self) -> Usage | None:
         """The usage it states, or None; a usage of another shape counts as none."""
         try:
-            wire = msgspec.json.decode(self.usage, type=_WireUsage | None, strict=False)
+            wire = _USAGE_DECODER.decode(self.usage)
         except MALFORMED:
             return None
         if wire is None:
@@ -125,6 +125,10 @@ def _check(figure: int | None) -> int | None:
 
 
 _DECODER = msgspec.json.Decoder(Chunk)
+_MODEL_DECODER: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
+_USAGE_DECODER: msgspec.json.Decoder[_WireUsage | None] = msgspec.json.Decoder(
+    _WireUsage | None, strict=False
+)
 
 
 def read_chunk(data: bytes) -> Chunk | None:
