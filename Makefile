@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+INSTALL := -m pip install --quiet --disable-pip-version-check --require-hashes
+PIP := $(BIN)/python $(INSTALL)
+BENCH := .bench/venv/bin/python
 
 .DEFAULT_GOAL := help
 .PHONY: help demo run sandbox test check soak growth format docs lock clean
+.PHONY: bench bench-quick bench-growth bench-hold bench-start bench-peers
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: .venv/runtime ## stream a story from the built-in sandbox, look at a picture, make one
 	@$(BIN)/python scripts/demo.py
@@ -34,6 +37,24 @@ check: .venv/dev ## before a commit: format, lint, types, and the tests that nee
 growth: .venv/dev ## what a thousand and a million ledger rows cost; minutes
 	@$(BIN)/python benchmarks/growth.py
 
+bench: .bench/ready ## the gateway beside its peers, and how it grows; 40 minutes; writes docs/performance.md
+	@$(BENCH) benchmarks/bench.py all $(ARGS)
+
+bench-quick: .bench/ready ## about a minute: CPU, delay and memory beside nginx; writes nothing
+	@$(BENCH) benchmarks/bench.py quick $(ARGS)
+
+bench-growth: .bench/ready ## how cost grows with open streams, the ledger, keys and workers
+	@$(BENCH) benchmarks/bench.py growth $(ARGS)
+
+bench-hold: .bench/ready ## 5,000 open streams for five minutes, every event counted at both ends
+	@$(BENCH) benchmarks/bench.py hold $(ARGS)
+
+bench-start: .bench/ready ## the CPU time of a cold start
+	@$(BENCH) benchmarks/bench.py start $(ARGS)
+
+bench-peers: .venv/bin/python ## install nginx, Portkey and LiteLLM to be measured beside; the last two in .bench
+	@$(BIN)/python benchmarks/peers.py
+
 format: .venv/dev ## let ruff format and mend
 	$(BIN)/ruff check --quiet --fix .
 	$(BIN)/ruff format --quiet .
@@ -47,9 +68,10 @@ docs: .venv/runtime ## write the generated pages anew
 lock: .venv/dev ## choose the newest versions again and pin them with their hashes
 	$(COMPILE) --upgrade -o requirements.txt requirements.in
 	$(COMPILE) --upgrade -o requirements-dev.txt requirements-dev.in
+	$(COMPILE) --upgrade -o requirements-bench.txt requirements-bench.in
 
 clean: ## remove what was set up
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -67,3 +89,9 @@ clean: ## remove what was set up
 	@echo "Installing into .venv, tests and checks included ..."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@ .venv/runtime
+
+.bench/ready: requirements-bench.txt | .venv/bin/python
+	@echo "Installing into .bench/venv ..."
+	@$(BIN)/python -m venv .bench/venv
+	@$(BENCH) $(INSTALL) -r requirements-bench.txt
+	@touch $@
