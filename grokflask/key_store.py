@@ -20,6 +20,7 @@ from grokflask.db import Database
 from grokflask.errors import InvalidRequestError, KeyExistsError, KeyNotFoundError, KeyRevokedError
 from grokflask.key_limits import FIELDS, KeyLimits, read_name
 from grokflask.stored_key import FoundKey, StoredKey, StoredSecret
+from grokflask.tables import key_changes as changes_table
 from grokflask.tables import key_secrets as secrets_table
 from grokflask.tables import keys as keys_table
 
@@ -74,6 +75,7 @@ class KeyStore:
             row = {"models": "[]", **_to_columns(changes), "name": name, "created_at": now}
             connection.execute(insert(keys_table).values(row))
             _add_secret(connection, name, secret, now)
+            _note_change(connection)
             return _read_key(connection, name)
 
         try:
@@ -112,6 +114,7 @@ class KeyStore:
             connection.execute(
                 update(keys_table).where(keys_table.c.name == name).values(_to_columns(changes))
             )
+            _note_change(connection)
             return _read_key(connection, name)
 
         return self._database.write(change)
@@ -136,6 +139,7 @@ class KeyStore:
             connection.execute(update(secrets_table).where(mine, later).values(expires_at=end))
             connection.execute(delete(secrets_table).where(mine, expires_at < now - KEPT_S))
             _add_secret(connection, name, secret, now)
+            _note_change(connection)
             return _read_key(connection, name)
 
         return self._database.write(change), secret
@@ -148,6 +152,7 @@ class KeyStore:
         def change(connection: Connection) -> StoredKey:
             open_key = (keys_table.c.name == name) & keys_table.c.revoked_at.is_(None)
             connection.execute(update(keys_table).where(open_key).values(revoked_at=now))
+            _note_change(connection)
             return _read_key(connection, name)
 
         return self._database.write(change)
@@ -160,9 +165,13 @@ class KeyStore:
             if row is None:
                 return None
             secret = StoredSecret(row["hint"], row["secret_created_at"], row["secret_expires_at"])
-            return FoundKey(_to_key(row, (secret,)), row["sha256"], secret.expires_at)
+            return FoundKey(_to_key(row, (secret,)), row["sha256"], secret.expires_at, row["changes"])
 
         return self._database.read(query)
+
+    def count_changes(self) -> int:
+        """How often any key has been changed: while that stands still, each that was found is as it was."""
+        return self._database.read(lambda connection: int(connection.execute(_SELECT_CHANGES).scalar_one()))
 
 
 def hash_secret(secret: str) -> str:
@@ -172,6 +181,8 @@ def hash_secret(secret: str) -> str:
 
 _SELECT_SECRETS = select(secrets_table).order_by(secrets_table.c.created_at.desc(), secrets_table.c.sha256)
 
+_SELECT_CHANGES = select(changes_table.c.number).where(changes_table.c.id == 1)
+
 _SELECT_BY_SECRET = (
     select(
         keys_table,
@@ -179,6 +190,7 @@ _SELECT_BY_SECRET = (
         secrets_table.c.hint,
         secrets_table.c.created_at.label("secret_created_at"),
         secrets_table.c.expires_at.label("secret_expires_at"),
+        _SELECT_CHANGES.scalar_subquery().label("changes"),
     )
     .join_from(secrets_table, keys_table, secrets_table.c.key_name == keys_table.c.name)
     .where(secrets_table.c.sha256 == bindparam("sha256"))
@@ -198,6 +210,13 @@ def _hold(connection: Connection, name: str) -> None:
         error = KeyRevokedError(f"The key {name!r} has been revoked and cannot be changed any more.")
         error.status = 409  # it is not the caller's own key that was refused
         raise error
+
+
+def _note_change(connection: Connection) -> None:
+    """The last step of each change: it stands in the way of all others until the transaction ends."""
+    connection.execute(
+        update(changes_table).where(changes_table.c.id == 1).values(number=changes_table.c.number + 1)
+    )
 
 
 def _read_key(connection: Connection, name: str) -> StoredKey:

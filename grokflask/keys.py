@@ -31,7 +31,7 @@ CACHE_S = 5.0
 UNKNOWN_S = 1.0
 """How long a secret that nobody knows is not asked for again: a new key works within it."""
 
-MAX_REMEMBERED = 10_000
+MAX_REMEMBERED = 20_000
 """Known secrets, and as many unknown ones apart: guesses do not push out keys."""
 
 LOOKUPS = 3
@@ -154,6 +154,9 @@ class _Memory:
         self._lock = threading.Lock()  # never held while the database is asked
         self._known: dict[str, _Lookup] = {}
         self._unknown: dict[str, _Lookup] = {}
+        self._changes = -1
+        self._changes_at = 0.0  # when the database was asked for them
+        self._changes_lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(LOOKUPS)
         self._asking: dict[str, Future[_Lookup | None]] = {}
 
@@ -161,7 +164,7 @@ class _Memory:
         """The key of this secret, None when there is none. Raises StoreUnavailableError."""
         known = self._known.get(sha256)
         lookup = known or self._unknown.get(sha256)
-        if lookup is not None and self._is_fresh(lookup):
+        if lookup is not None and (self._is_fresh(lookup) or self._is_unchanged(lookup)):
             return lookup.found
         answer = self._ask(sha256)
         if answer is not None:
@@ -175,6 +178,28 @@ class _Memory:
             return False  # what is remembered does not count; the database says at once that it is away
         # A clock that was set back must not keep a revoked key alive.
         return 0 <= self._clock() - lookup.asked_at < (self._cache_s if lookup.found else UNKNOWN_S)
+
+    def _is_unchanged(self, lookup: _Lookup) -> bool:
+        """No key has changed since this one was looked up. One question tells that for all of them.
+
+        With thousands of keys in use each would else be looked up again nearly every time that it is used.
+        """
+        if lookup.found is None or not self._cache_s or (self._closed and self._store.is_away):
+            return False
+        if not self._knows_changes() and self._changes_lock.acquire(timeout=WAIT_S):
+            try:
+                if not self._knows_changes():  # whoever was here before has not asked, or to no avail
+                    asked_at = self._clock()
+                    self._changes = self._store.count_changes()
+                    self._changes_at = asked_at
+            except StoreUnavailableError:
+                return False
+            finally:
+                self._changes_lock.release()
+        return self._knows_changes() and lookup.found.changes == self._changes
+
+    def _knows_changes(self) -> bool:
+        return 0 <= self._clock() - self._changes_at < self._cache_s
 
     def _ask(self, sha256: str) -> _Lookup | None:
         """What the database says, None while it is away. Callers with the same secret share one question."""

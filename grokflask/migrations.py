@@ -170,9 +170,19 @@ def _4_note_retention(connection: Connection) -> None:
     )
 
 
+def _5_count_key_changes(connection: Connection) -> None:
+    """One number tells whether any key has changed."""
+    _run(
+        connection,
+        "CREATE TABLE key_changes (id INTEGER PRIMARY KEY CHECK (id = 1), number BIGINT NOT NULL)",
+        "INSERT INTO key_changes (id, number) VALUES (1, 0)",
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _1_create_keys,
     _2_create_ledger,
     _3_keep_daily_sums,
     _4_note_retention,
+    _5_count_key_changes,
 )

@@ -70,8 +70,10 @@ class FoundKey:
         key: with this one secret in its `secrets`.
         sha256: of the secret, in hex, as it is stored.
         expires_at: the secret's own end, epoch seconds; None when it lasts as long as its key.
+        changes: how often any key had been changed by then.
     """
 
     key: StoredKey
     sha256: str
     expires_at: float | None
+    changes: int

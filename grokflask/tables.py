@@ -33,6 +33,14 @@ key_secrets = Table(
 )
 """A key's secrets: one, or two while it is being rotated."""
 
+key_changes = Table(
+    "key_changes",
+    metadata,
+    Column("id", Integer, primary_key=True),  # 1
+    Column("number", BigInteger, nullable=False),
+)
+"""How often any key has been changed: while that stands still, what was read of all of them holds."""
+
 exchanges = Table(
     "exchanges",
     metadata,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from grokflask.db import Database
 from grokflask.errors import (
     AuthenticationError,
     GrokflaskError,
+    KeyExistsError,
     KeyExpiredError,
     KeyRevokedError,
     StoreUnavailableError,
@@ -168,7 +169,12 @@ class CountingStore(KeyStore):
     """The real store, which notes how often it is asked; a test may hold its answers back."""
 
     asked = 0
+    asked_for_changes = 0
     gate: threading.Event | None = None
+
+    def count_changes(self) -> int:
+        self.asked_for_changes += 1
+        return super().count_changes()
 
     def find(self, sha256: str) -> FoundKey | None:
         self.asked += 1
@@ -255,13 +261,52 @@ def test_the_database_is_asked_for_its_keys_only(store: CountingStore, clock: Cl
 
 
 def test_a_key_is_remembered(store: CountingStore, clock: Clock) -> None:
-    """The database is asked once in CACHE_S for a key."""
+    """A key is looked up again only once another change has been noticed, after CACHE_S at the most."""
     _, secret = store.create("carl", {})
     ring = KeyRing(make_settings(), store, clock)
-    for passed_s, asked in ((0, 1), (CACHE_S - 0.01, 1), (CACHE_S, 2), (CACHE_S + 1, 2), (2 * CACHE_S, 3)):
+    for passed_s, asked in ((0, 1), (CACHE_S - 0.01, 1), (CACHE_S, 1), (3 * CACHE_S, 1)):
         clock.now = START + passed_s
         assert call(ring, secret) == "carl"
         assert store.asked == asked
+    store.create("dora", {})
+    clock.now = START + 4 * CACHE_S - 0.01
+    assert (call(ring, secret), store.asked) == ("carl", 1)
+    clock.now = START + 4 * CACHE_S
+    assert (call(ring, secret), store.asked) == ("carl", 2)
+
+
+def test_one_question_serves_all_keys(store: CountingStore, clock: Clock) -> None:
+    """However many keys are in use, the database is asked once in CACHE_S whether any has changed."""
+    secrets = [store.create(f"key-{number}", {})[1] for number in range(20)]
+    ring = KeyRing(make_settings(), store, clock)
+    for round_ in range(3):
+        clock.now = START + round_ * CACHE_S
+        assert [call(ring, secret) for secret in secrets] == [f"key-{number}" for number in range(20)]
+    assert (store.asked, store.asked_for_changes) == (20, 2)
+
+
+@pytest.mark.parametrize("change", ["set", "rotate", "revoke", "create"])
+def test_each_change_counts(store: CountingStore, change: str) -> None:
+    """Whatever may alter what a secret opens is noticed by those who remember it."""
+    store.create("carl", {})
+    before = store.count_changes()
+    changes: dict[str, Callable[[], object]] = {
+        "set": lambda: store.set("carl", {"streams": 2}),
+        "rotate": lambda: store.rotate("carl"),
+        "revoke": lambda: store.revoke("carl"),
+        "create": lambda: store.create("dora", {}),
+    }
+    changes[change]()
+    assert store.count_changes() == before + 1
+
+
+def test_a_change_that_fails_does_not_count(store: CountingStore) -> None:
+    """It has not happened."""
+    store.create("carl", {})
+    before = store.count_changes()
+    with pytest.raises(KeyExistsError):
+        store.create("carl", {})
+    assert store.count_changes() == before
 
 
 def test_cache_s_is_the_default() -> None:

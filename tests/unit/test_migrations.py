@@ -35,7 +35,8 @@ def use_bare(database: Database) -> Database:
     """The database without the tables that its first use has made."""
 
     def drop(connection: Connection) -> None:
-        for table in ("key_secrets", "keys", "exchanges", "workers", "daily", "retention", "schema_version"):
+        tables = ("key_secrets", "keys", "key_changes", "exchanges", "workers", "daily", "retention")
+        for table in (*tables, "schema_version"):
             connection.execute(text(f"DROP TABLE {table}"))
 
     database.upgrade()
