@@ -20,9 +20,6 @@ from grokflask.framing import Framing
 from grokflask.shaping import UpstreamRequest
 from grokflask.transport import RECEIVE_BYTES, Answer
 
-SMALL_RECEIVE_BYTES = 8 * 1024
-"""Asked for while little comes at once: the memory for a read is taken before it is known how little."""
-
 MAX_REPLY_BYTES = 256 * 2**20
 TURN_BYTES = 64 * 1024
 """After so many a stream lets others run: one that never has to wait would keep the worker to itself."""
@@ -36,8 +33,7 @@ _NAME = re.compile(r"[a-z0-9_-]+")
 class UpstreamStream:
     """An answer of upstream's, read as it comes. It owns the connection until `close`.
 
-    One greenlet or thread reads and closes it; another one ends its wait by
-    cancelling the call.
+    One greenlet or thread reads and closes it; another one ends its wait by cancelling the call.
 
     Attributes:
         retried: the request was sent a second time, for its first connection was dead.
@@ -53,7 +49,6 @@ class UpstreamStream:
         self._framing: Framing = answer.framing
         self._attempt = attempt
         self._closed = False
-        self._receive_bytes = SMALL_RECEIVE_BYTES
         self._turn_left = TURN_BYTES
         self.retried = retried
         self.status = response.status_code
@@ -130,14 +125,13 @@ class UpstreamStream:
     def _receive(self, timeout_s: float) -> bytes | None:
         try:
             self._socket.settimeout(timeout_s)
-            data: bytes = self._socket.recv(self._receive_bytes)
+            data: bytes = self._socket.recv(RECEIVE_BYTES)
         except (TimeoutError, ssl.SSLWantReadError):
             return None
         except (OSError, ValueError) as error:  # ValueError: a TLS socket that was closed meanwhile
             broken = StreamBrokenError()
             broken.detail = repr(error)[:200]
             raise broken from error
-        self._receive_bytes = RECEIVE_BYTES if len(data) >= SMALL_RECEIVE_BYTES else SMALL_RECEIVE_BYTES
         self._turn_left -= len(data)
         if self._turn_left <= 0:
             self._turn_left = TURN_BYTES
