@@ -18,6 +18,7 @@ import gevent
 gevent.config.track_greenlet_tree = False
 
 import errno
+import functools
 import gc
 import itertools
 import os
@@ -27,6 +28,8 @@ import time
 
 from dotenv import dotenv_values
 from gevent.threadpool import ThreadPool
+from gunicorn import util
+from gunicorn.http import wsgi
 from gunicorn.workers.ggevent import GeventWorker
 
 
@@ -107,6 +110,70 @@ def _keep_alive(sock):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
+class Response(wsgi.Response):
+    """gunicorn's response, whose head goes out together with the first bytes of the body.
+
+    gunicorn makes the head only when there is something to send behind it, so nothing waits for anything. Two
+    sends for one are two wake-ups of the client, and a system call that costs more than most of a request.
+    """
+
+    _head = b""
+
+    def send_headers(self):
+        """Makes the head, and keeps it for `write` and `close`, which both begin with this."""
+        if self.headers_sent:
+            return
+        lines = [*self.default_headers(), *[f"{name}: {value}\r\n" for name, value in self.headers], "\r\n"]
+        self._head = "".join(lines).encode("latin-1")
+        self.headers_sent = True
+
+    def write(self, arg):
+        """As gunicorn's."""
+        super().write(arg)
+        self._flush()  # what is left is the head of a response that has no body
+
+    def _emit_body(self, data):
+        if self.chunked:
+            data = b"%s%X\r\n%s\r\n" % (self._head, len(data), data)
+        elif self._head:
+            data = self._head + data
+        self._head = b""
+        _send(self.sock, data)
+
+    def sendfile(self, respiter):
+        """Never: it would overtake the head."""
+        return False
+
+    def close(self):
+        """Sends what a response needs to be whole."""
+        self.send_headers()
+        if self.chunked:
+            self._head += b"0\r\n\r\n"
+        self._flush()
+
+    def _flush(self):
+        if self._head:
+            data, self._head = self._head, b""
+            _send(self.sock, data)
+
+
+def _send(sock, data):
+    """As `sendall`, which asks each time how large the kernel's buffer is, though nearly all fits at once."""
+    sent = sock.send(data)
+    if sent < len(data):
+        sock.sendall(memoryview(data)[sent:])
+
+
+@functools.lru_cache(maxsize=2)
+def _format_second(second):
+    return _format_date(second)
+
+
+_format_date = util.http_date
+# gunicorn asks for these by the names of its modules.
+util.http_date = lambda timestamp=None: _format_second(int(time.time() if timestamp is None else timestamp))
+wsgi.Response = Response
+
 _LOST = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
@@ -139,6 +206,8 @@ class Worker(GeventWorker):
             # SQLite's calls would block every stream of the worker: they get threads that gevent leaves be.
             services["database"].offload = _make_offload()
             services["background"].start()
+        # They are fixed now, and to read one of them the usual way is a failed look-up and two calls.
+        vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
         gevent.spawn(self._drain)
         _calm_collector()
         try:

@@ -7,8 +7,8 @@ section 6.3).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
+import msgspec
 from gunicorn_h1c import IncompleteError, ParseError, parse_response
 
 from grokflask.errors import UpstreamProtocolError
@@ -19,8 +19,7 @@ _SOUND = re.compile(rb"[!#-'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*")  #
 _FRAMING = (b"transfer-encoding", b"content-length")
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerHead:
+class AnswerHead(msgspec.Struct, frozen=True):
     """What stands before the body.
 
     Attributes:

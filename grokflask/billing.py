@@ -8,7 +8,9 @@ what is booked for an answer that was cut short is what was seen of it, without 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from grokflask.errors import Outcome, UpstreamStatusError
 from grokflask.prices import price_images, price_tokens
@@ -27,8 +29,7 @@ _ASCII = bytes(range(128))
 _PICTURE = re.compile(rb'"(?:image_)?url"\s*:\s*"data:image\\?/[a-z.+-]{1,40};base64,', re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What a request may use.
 
     Attributes:
@@ -53,8 +54,7 @@ class Estimate:
 FREE = Estimate("free", "")
 
 
-@dataclass(frozen=True, slots=True)
-class Bill:
+class Bill(msgspec.Struct, frozen=True):
     """What an exchange used. `estimated`: not all of it is upstream's own figures."""
 
     usage: Usage

@@ -11,8 +11,9 @@ A lease lapses unless its worker renews it, so what a killed process held comes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
 
 LEASE_S = 30.0
 """How long a lease, and a worker, lives after it was last renewed."""
@@ -44,8 +45,7 @@ RETRY_S = 1.0
 HELD_RETRY_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What a request wants to hold, and the limits of its key (None: no such limit).
 
     Attributes:
@@ -72,12 +72,11 @@ class Ask:
 
     def __post_init__(self) -> None:
         if not (0 <= self.tokens <= MOST and 0 <= self.ticks <= MOST):
-            object.__setattr__(self, "tokens", max(0, min(self.tokens, MOST)))
-            object.__setattr__(self, "ticks", max(0, min(self.ticks, MOST)))
+            msgspec.structs.force_setattr(self, "tokens", max(0, min(self.tokens, MOST)))
+            msgspec.structs.force_setattr(self, "ticks", max(0, min(self.ticks, MOST)))
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(msgspec.Struct, frozen=True):
     """The request may go on, and holds its lease.
 
     Attributes:
@@ -89,8 +88,7 @@ class Grant:
     tokens_left: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """The request may not go on. Nothing has changed.
 
     Attributes:
@@ -105,13 +103,11 @@ class Refusal:
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Unloaded:
+class Unloaded(msgspec.Struct, frozen=True):
     """The key has a budget, and what it has spent is not in this store yet: `load`, then ask again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True):
     """What a request has really used.
 
     Attributes:
@@ -135,12 +131,11 @@ class Settled:
 
     def __post_init__(self) -> None:
         if not (0 <= self.tokens <= MOST and -MOST <= self.ticks <= MOST):
-            object.__setattr__(self, "tokens", max(0, min(self.tokens, MOST)))
-            object.__setattr__(self, "ticks", max(-MOST, min(self.ticks, MOST)))
+            msgspec.structs.force_setattr(self, "tokens", max(0, min(self.tokens, MOST)))
+            msgspec.structs.force_setattr(self, "ticks", max(-MOST, min(self.ticks, MOST)))
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """Where a key stands.
 
     Attributes:

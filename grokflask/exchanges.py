@@ -6,7 +6,8 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from grokflask.errors import GatewayFullError, ShuttingDownError, StreamStoppedError
 from grokflask.ledger_row import LedgerRow
@@ -20,8 +21,7 @@ LEAD_S = 1.5
 after a second, and what comes in until then has nowhere else to go."""
 
 
-@dataclass(frozen=True, slots=True)
-class OpenStream:
+class OpenStream(msgspec.Struct, frozen=True):
     """A stream that is open, for whoever watches over them.
 
     Attributes:

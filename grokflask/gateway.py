@@ -9,8 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from typing import Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from grokflask import vision
 from grokflask.billing import Bill, make_bill
@@ -36,21 +38,19 @@ from grokflask.upstream import UpstreamCall, UpstreamClient
 from grokflask.usage import Settlement
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """An answer given whole: JSON, byte for byte as upstream sent it (but for `/vision/analyze`)."""
 
     status: int
     body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class StreamReply:
+class StreamReply(msgspec.Struct, frozen=True):
     """An answer given as events: iterate `relay` for its bytes, and close it whatever happens."""
 
     relay: Relay
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Rows(Protocol):

@@ -7,6 +7,7 @@ all that is known by then. Prompts, answers and secrets have no field here.
 from __future__ import annotations
 
 import logging
+import operator
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ _log = logging.getLogger("grokflask.exchange")
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens")
 _BEFORE = ("request_id", "key", "route", "model", "model_served", "stream", "status", "outcome", "code")
 _AFTER = ("bytes_out", "ttft_ms", "duration_ms", *_TOKENS, "cost_ticks")
+_read_before = operator.attrgetter(*_BEFORE)  # one call for all of them
+_read_after = operator.attrgetter(*_AFTER)
 
 
 @dataclass(slots=True)
@@ -105,10 +108,10 @@ class LedgerEntry:
 
     def _list_fields(self) -> dict[str, object]:
         row = self.row
-        fields: dict[str, object] = {name: getattr(row, name) for name in _BEFORE}
+        fields: dict[str, object] = dict(zip(_BEFORE, _read_before(row), strict=True))
         fields["detail"] = self.detail
         fields["events"] = self.events if row.stream else None
-        fields |= {name: getattr(row, name) for name in _AFTER}
+        fields.update(zip(_AFTER, _read_after(row), strict=True))
         fields["estimated"] = True if row.estimated else None
         fields["upstream_request_id"] = row.upstream_request_id
         fields["retries"] = 1 if self.retried else None

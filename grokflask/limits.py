@@ -15,8 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
+
+from msgspec.structs import replace
 
 from grokflask.billing import Bill, Estimate
 from grokflask.config import Settings

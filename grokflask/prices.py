@@ -7,6 +7,7 @@ Prices are ticks per token (12,500 ticks a token is 1.25 USD per million) as xAI
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 AS_OF = "2026-10"
 SOURCE = "docs.x.ai, Models and Pricing"
@@ -62,9 +63,17 @@ _IMAGES = {
 
 DEAREST_IMAGE_TICKS = 700_000_000
 
+MAX_NAME = 64
+"""No name in the tables is longer."""
+
 
 def find_price(model: str) -> Price:
     """The price of a chat model; the dearest there is for one that nobody here knows."""
+    return _find_price(model[:MAX_NAME])  # what is remembered comes from clients
+
+
+@lru_cache(maxsize=500)
+def _find_price(model: str) -> Price:
     if model == "grok-4":
         return _GROK_4_3
     fitting = [name for name in _PRICES if model.startswith(name)]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from grokflask.clients import Departure
 from grokflask.errors import (
@@ -25,8 +26,7 @@ from grokflask.upstream_stream import MAX_REPLY_BYTES, UpstreamStream
 from grokflask.usage import Usage, read_chunk
 
 
-@dataclass(frozen=True, slots=True)
-class WholeReply:
+class WholeReply(msgspec.Struct, frozen=True):
     """Upstream's answer, complete, and what can be read off it."""
 
     status: int

@@ -11,8 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
+
+from msgspec.structs import replace
 
 from grokflask.counters import Ask, Counters, Settled
 

@@ -8,7 +8,6 @@ of upstream besides (usage), and which parameters are dropped because xAI would 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from socket import socket
 from typing import NamedTuple
 
@@ -40,8 +39,7 @@ _COUNT: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(int | None)
 _FLAG: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 
 
-@dataclass(frozen=True, slots=True)
-class ClientRequest:
+class ClientRequest(msgspec.Struct, frozen=True):
     """What the client asks.
 
     Attributes:
@@ -61,8 +59,7 @@ class ClientRequest:
     client: socket | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True):
     """What is asked of upstream.
 
     Attributes:

@@ -7,7 +7,8 @@ For each limit a setting says `open` (it does not hold), `local` (this worker's 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from grokflask.config import Settings
 from grokflask.counters import Ask, Grant, Refusal, Standing, Unloaded

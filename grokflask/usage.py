@@ -6,8 +6,6 @@ total = prompt + completion + reasoning. Zero is a figure, None is a missing one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from grokflask.errors import MALFORMED, GrokflaskError, Outcome
@@ -35,8 +33,7 @@ class _WireUsage(msgspec.Struct):
     cost_in_usd_ticks: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Tokens and cost as upstream told them; None where it did not."""
 
     prompt_tokens: int | None = None
@@ -47,8 +44,7 @@ class Usage:
     cost_ticks: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """How an exchange ended and what it used; all that is known, once.
 
     Attributes:

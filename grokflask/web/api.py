@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import Blueprint, Response, current_app, g, request
+from flask import Blueprint, Flask, Request, Response
 
 from grokflask.gateway import Gateway, Reply
 from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import drop_body, read_body
+from grokflask.web.current import get_app, get_notes, get_request
 from grokflask.web.replies import reply_json, reply_stream, wants_json
 from grokflask.web.usage import show_usage
 
@@ -33,32 +34,34 @@ def make_blueprints() -> list[Blueprint]:
     return blueprints
 
 
-def find_route() -> Route | None:
-    """The row that the current request has matched, or None outside the API."""
-    view = current_app.view_functions.get(request.endpoint or "")
+def find_route(app: Flask, asked: Request) -> Route | None:
+    """The row that a request has matched, or None outside the API."""
+    view = app.view_functions.get(asked.endpoint or "")
     return getattr(view, "route", None)
 
 
 def is_counted() -> bool:
     """The current request counts against its key's requests: those that go upstream do."""
-    route: Route | None = g.get("route")
+    route: Route | None = get_notes().get("route")
     return route is not None and bool(route.upstream_path)
 
 
 def _make_view(route: Route) -> Callable[..., Response]:
     def view(model_id: str | None = None) -> Response:
-        gateway: Gateway = current_app.extensions["gateway"]
-        asked = ClientRequest(
+        app, asked, notes = get_app(), get_request(), get_notes()
+        gateway: Gateway = app.extensions["gateway"]
+        given = asked.headers
+        wanted = ClientRequest(
             route=route,
-            request_id=g.request_id,
+            request_id=notes.request_id,
             body=read_body() if route.method == "POST" else b"",
-            headers={name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers},
+            headers={name: given[name] for name in FORWARDED_HEADERS if name in given},
             model_id=model_id,
             wants_json=wants_json(),
-            client=request.environ.get("gunicorn.socket"),
+            client=asked.environ.get("gunicorn.socket"),
         )
-        g.opened = True  # from here on the exchange has a log line of its own
-        answer = gateway.open(g.api_key, asked)
+        notes.opened = True  # from here on the exchange has a log line of its own
+        answer = gateway.open(notes.api_key, wanted)
         drop_body()
         if isinstance(answer, Reply):
             return reply_json(answer.body, answer.status, answer.headers)

@@ -6,12 +6,13 @@ import contextlib
 import threading
 from socket import SHUT_RD
 
-from flask import current_app, g, request
+from flask import Flask, Request
 from werkzeug.exceptions import ClientDisconnected
 
 from grokflask.clients import ClientWatcher, shut_down
 from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError, MediaTypeError
 from grokflask.gateway import Gateway
+from grokflask.web.current import get_app, get_notes, get_request
 
 PEEK_BYTES = 1024 * 1024
 PEEK_S = 1.0
@@ -23,54 +24,56 @@ def read_body() -> bytes:
 
     A stated length over the limit is refused unread, a chunked body when it passes the limit.
     """
-    if not request.is_json:
+    app, asked, notes = get_app(), get_request(), get_notes()
+    if not asked.is_json:
         raise MediaTypeError
-    coding = request.headers.get("Content-Encoding", "identity").lower()
+    coding = asked.headers.get("Content-Encoding", "identity").lower()
     if coding != "identity":
         raise MediaTypeError(f"The request's body is compressed as {coding[:64]!r}: send it as plain JSON.")
-    limit = current_app.config["MAX_CONTENT_LENGTH"]
+    limit = app.config["MAX_CONTENT_LENGTH"]
     # Werkzeug ends a chunked body at its limit without a word: one byte more shows that there was more.
-    request.max_content_length = limit + 1
-    g.body = b""  # what an error finds when reading fails halfway
-    gateway: Gateway = current_app.extensions["gateway"]
+    asked.max_content_length = limit + 1
+    notes.body = b""  # what an error finds when reading fails halfway
+    gateway: Gateway = app.extensions["gateway"]
     with gateway.exchanges.upload():
-        g.body = body = _take(current_app.config["BODY_TIMEOUT_S"])
+        notes.body = body = _take(app, asked, app.config["BODY_TIMEOUT_S"])
     if len(body) > limit:
         raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
-    if len(body) < (request.content_length or 0):
+    if len(body) < (asked.content_length or 0):
         raise InvalidRequestError("The request's body ended before the length that was announced.")
     return body
 
 
 def peek_body() -> bytes:
     """The body of a request that is refused for another reason, as far as that costs little; else b""."""
-    if "body" not in g:
-        g.body = b""
-        if 0 < (request.content_length or 0) <= PEEK_BYTES:
+    app, asked, notes = get_app(), get_request(), get_notes()
+    if "body" not in notes:
+        notes.body = b""
+        if 0 < (asked.content_length or 0) <= PEEK_BYTES:
             with contextlib.suppress(BodyTimeoutError):  # then it is refused without being understood
-                g.body = _take(min(PEEK_S, current_app.config["BODY_TIMEOUT_S"]))
-    body: bytes = g.body
+                notes.body = _take(app, asked, min(PEEK_S, app.config["BODY_TIMEOUT_S"]))
+    body: bytes = notes.body
     return body
 
 
 def drop_body() -> None:
     """Lets go of it: a stream may run for an hour and must not keep megabytes alive so long."""
-    g.pop("body", None)
+    get_notes().pop("body", None)
 
 
-def _take(timeout_s: float) -> bytes:
+def _take(app: Flask, asked: Request, timeout_s: float) -> bytes:
     """What comes within `timeout_s`. Raises BodyTimeoutError; a client that leaves cuts it short."""
     late = threading.Event()
-    sock = request.environ.get("gunicorn.socket")
+    sock = asked.environ.get("gunicorn.socket")
 
     def give_up() -> None:
         late.set()
         shut_down(sock, SHUT_RD)  # the read ends; the answer can still be sent
 
-    clients: ClientWatcher = current_app.extensions["clients"]
+    clients: ClientWatcher = app.extensions["clients"]
     watch = clients.limit(sock, timeout_s, give_up)
     try:
-        body = request.get_data(cache=False)
+        body = asked.get_data(cache=False)
     except (OSError, ClientDisconnected):
         body = b""
     finally:

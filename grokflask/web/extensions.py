@@ -13,18 +13,21 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from flask import Flask, Response, g
+from flask import Flask, Response
 from flask_cors import CORS
-from flask_limiter import Limiter, RequestLimit
+from flask_limiter import Limiter
+from flask_limiter._extension import LimiterContext
 from limits import RateLimitItem, parse_many
+from limits.storage.base import SlidingWindowCounterSupport
 
 from grokflask.config import Settings
 from grokflask.errors import GrokflaskError, RateLimitError, StoreUnavailableError
 from grokflask.key_limits import KeyLimits
 from grokflask.keys import ApiKey
 from grokflask.request_storage import RequestStorage
+from grokflask.web.current import get_notes
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
@@ -42,6 +45,14 @@ HEADERS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset")
 _log = logging.getLogger("grokflask.limits")
 
 
+class _Window(NamedTuple):
+    """One limit of one key, and the name that its hits are stored under."""
+
+    limit: RateLimitItem
+    scope: tuple[str, ...]
+    name: str
+
+
 class _Limiter(Limiter):
     """flask-limiter's, for an app whose every request has the limits of its key and no other.
 
@@ -50,10 +61,8 @@ class _Limiter(Limiter):
     of it, goes the library's own way.
     """
 
-    find_limits: Callable[[], tuple[RateLimitItem, ...]]
+    find_windows: Callable[[], tuple[_Window, ...]]
     """Those of the current request, () when it is not counted."""
-
-    find_key: Callable[[], str]
 
     explain: Callable[[], GrokflaskError]
     """Why it is refused."""
@@ -78,17 +87,27 @@ class _Limiter(Limiter):
 
     def _hit(self) -> bool:
         """Counts the request; True where one limit has no room for it."""
-        limits = self.find_limits()
-        if not limits:
+        windows = self.find_windows()
+        if not windows:
             return False
-        scope = [PREFIX, self.find_key(), "global"]  # as the library names those of a whole application
-        context = self.context
-        for limit in limits:
-            if not self.limiter.hit(limit, *scope):
-                context.view_rate_limit = RequestLimit(self, limit, scope, True, True)
+        notes = get_notes()
+        # What the library's strategy does, without making the window's name anew for each request.
+        hit = cast(SlidingWindowCounterSupport, self.storage).acquire_sliding_window_entry
+        for window in windows:
+            if not hit(window.name, window.limit.amount, window.limit.get_expiry()):
+                notes.window = window
                 return True
-        context.view_rate_limit = RequestLimit(self, limits[0], scope, False, True)
+        notes.window = windows[0]
         return False
+
+    @property
+    def context(self) -> LimiterContext:
+        """The library's notes about the current request, found without four looks through Flask's proxy."""
+        notes = get_notes()
+        if "limiter_context" not in notes:
+            notes.limiter_context = LimiterContext()
+        context: LimiterContext = notes.limiter_context
+        return context
 
 
 class RequestLimiter:
@@ -118,7 +137,7 @@ class RequestLimiter:
         options: dict[str, Any] = {"connection_pool": pool} if pool else {}
         self._is_counted = is_counted
         self._limiter = _Limiter(
-            key_func=lambda: g.api_key.limit_id,  # never empty, which would skip the limit
+            key_func=lambda: get_notes().api_key.limit_id,  # never empty, which would skip the limit
             app=app,
             application_limits=[self._find_current_limit],
             application_limits_exempt_when=lambda: (
@@ -133,8 +152,7 @@ class RequestLimiter:
             # Its own headers would cost a second look-up and put Retry-After on every answer.
             headers_enabled=False,
         )
-        self._limiter.find_limits = self._find_limits
-        self._limiter.find_key = lambda: str(g.api_key.limit_id)
+        self._limiter.find_windows = self._find_windows
         self._limiter.explain = self.explain
         logging.getLogger("flask-limiter").setLevel(logging.ERROR)  # `watch` says the same, once
 
@@ -147,11 +165,14 @@ class RequestLimiter:
 
     def _find_current_limit(self) -> str:
         # flask-limiter asks for requests that are not counted, too; nobody may have called there.
-        key: ApiKey | None = g.get("api_key")
+        key: ApiKey | None = get_notes().get("api_key")
         return self.find_limit(key.limits) if key else self._default
 
-    def _find_limits(self) -> tuple[RateLimitItem, ...]:
-        return _parse(self._find_current_limit()) if self._is_counted() else ()
+    def _find_windows(self) -> tuple[_Window, ...]:
+        if not self._is_counted():
+            return ()
+        key: ApiKey = get_notes().api_key
+        return _find_windows(self.find_limit(key.limits), key.limit_id)
 
     def find_limit(self, limits: KeyLimits) -> str:
         """A key's requests per window: its own limit, or the default."""
@@ -161,10 +182,9 @@ class RequestLimiter:
         """How many requests `key` may make now; None when the store has just gone."""
         limiter = self._limiter.limiter
         try:
-            # Under the names that flask-limiter counts them by, for limits of a whole application.
             stats = [
-                limiter.get_window_stats(limit, PREFIX, key.limit_id, "global")
-                for limit in _parse(self.find_limit(key.limits))
+                limiter.get_window_stats(window.limit, *window.scope)
+                for window in _find_windows(self.find_limit(key.limits), key.limit_id)
             ]
         except Exception:  # any store's error
             return None
@@ -197,7 +217,7 @@ class RequestLimiter:
 
     def check_outage(self) -> None:
         """Raises StoreUnavailableError when requests may not pass uncounted by all workers together."""
-        if self._must_refuse() and self._limiter.current_limit is not None:
+        if self._must_refuse() and self._find_current() is not None:
             raise StoreUnavailableError
 
     def _must_refuse(self) -> bool:
@@ -207,13 +227,13 @@ class RequestLimiter:
         """The error for a request that has just been turned away."""
         if self._must_refuse():
             return StoreUnavailableError()
-        limit = self._limiter.current_limit
-        if limit is None:
+        window = self._find_current()
+        if window is None:
             return RateLimitError()
-        reset_at, _ = self._read_window(limit)
+        reset_at, _ = self._read_window(window)
         wait_s = max(1, math.ceil(reset_at - time.time()))
         return RateLimitError(
-            f"Too many requests: the limit is {limit.limit}. Try again in {wait_s} s.",
+            f"Too many requests: the limit is {window.limit}. Try again in {wait_s} s.",
             headers={"Retry-After": str(wait_s)},
         )
 
@@ -222,28 +242,36 @@ class RequestLimiter:
 
         An error that came from upstream keeps upstream's own figures.
         """
-        limit = self._limiter.current_limit
-        if limit is None or (response.status_code >= 400 and HEADERS[0] in response.headers):
+        window = self._find_current()
+        if window is None or (response.status_code >= 400 and HEADERS[0] in response.headers):
             return
-        reset_at, remaining = self._read_window(limit)
-        figures = (limit.limit.amount, remaining, math.ceil(reset_at))
+        reset_at, remaining = self._read_window(window)
+        figures = (window.limit.amount, remaining, math.ceil(reset_at))
         for name, figure in zip(HEADERS, figures, strict=True):
             response.headers[name] = str(figure)
 
-    def _read_window(self, limit: RequestLimit) -> tuple[float, int]:
+    def _find_current(self) -> _Window | None:
+        """The window that stands against the current request, or the shortest that it was counted in."""
+        window: _Window | None = get_notes().get("window")
+        if window is None and (found := self._limiter.current_limit) is not None:  # the library's own way
+            window = _Window(found.limit, tuple(found.request_args), found.key)
+        return window
+
+    def _read_window(self, window: _Window) -> tuple[float, int]:
         """When the limit gives way, and how many requests are left; a guess when the store has just gone."""
         try:
-            window = limit.window
-            return window.reset_time, window.remaining
+            stats = self._limiter.limiter.get_window_stats(window.limit, *window.scope)
+            return stats.reset_time, stats.remaining
         except Exception as error:  # any store's error: a header is not worth a failed request
             _log.warning("the rate limit's state cannot be read", extra={"fields": {"error": repr(error)}})
-            return time.time() + limit.limit.get_expiry(), 0
+            return time.time() + window.limit.get_expiry(), 0
 
 
-@lru_cache(maxsize=1000)
-def _parse(text: str) -> tuple[RateLimitItem, ...]:
-    """The limits in `text`, such as "5/second;100/hour", the shortest first."""
-    return tuple(sorted(parse_many(text)))
+@lru_cache(maxsize=20_000)
+def _find_windows(text: str, key: str) -> tuple[_Window, ...]:
+    """What a key's requests are counted in: the limits in `text`, as "5/second;100/hour", shortest first."""
+    scope = (PREFIX, key, "global")  # as the library names the limits of a whole application
+    return tuple(_Window(limit, scope, limit.key_for(*scope)) for limit in sorted(parse_many(text)))
 
 
 def allow_origins(app: Flask, origins: tuple[str, ...]) -> None:

@@ -10,13 +10,14 @@ import logging
 import random
 import re
 
-from flask import Flask, Response, current_app, g, request
+from flask import Flask, Request, Response
 
 from grokflask.background import Background
 from grokflask.gateway import Gateway
 from grokflask.keys import ApiKey, KeyRing
 from grokflask.routes import Route
 from grokflask.web.api import find_route
+from grokflask.web.current import Notes, get_app, get_notes, get_request
 from grokflask.web.extensions import RequestLimiter
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -37,13 +38,14 @@ def register_after(app: Flask) -> None:
 
 def _begin() -> None:
     """One hook for all steps, for Flask's own work around each costs more than most of them."""
-    background: Background = current_app.extensions["background"]
+    app, asked, notes = get_app(), get_request(), get_notes()
+    background: Background = app.extensions["background"]
     background.start()
-    g.request_id = _choose_id(request.headers.get("X-Request-ID", ""))
-    g.route = route = None if request.method == "OPTIONS" else find_route()
+    notes.request_id = _choose_id(asked.headers.get("X-Request-ID", ""))
+    notes.route = route = None if asked.method == "OPTIONS" else find_route(app, asked)
     if route is not None:  # a browser that asks what it may send has no key
-        _authenticate(route)
-        _check_room()
+        _authenticate(route, app, asked, notes)
+        _check_room(app)
 
 
 def _choose_id(asked: str) -> str:
@@ -59,55 +61,57 @@ def is_sane_id(text: str) -> bool:
     return _SANE_ID.fullmatch(text) is not None
 
 
-def _authenticate(route: Route) -> None:
+def _authenticate(route: Route, app: Flask, asked: Request, notes: Notes) -> None:
     """Who calls an API route. Raises AuthenticationError and its kin."""
-    g.route_streams = route.streams
-    keys: KeyRing = current_app.extensions["keys"]
-    g.api_key = keys.authenticate(request.headers.get("Authorization"), request.remote_addr or "unknown")
+    notes.route_streams = route.streams
+    keys: KeyRing = app.extensions["keys"]
+    notes.api_key = keys.authenticate(asked.headers.get("Authorization"), asked.remote_addr or "unknown")
 
 
-def _check_room() -> None:
+def _check_room(app: Flask) -> None:
     """Refuses before anything is counted or read.
 
     Raises GatewayFullError, ShuttingDownError, and StoreUnavailableError when the ledger takes no more rows.
     """
-    gateway: Gateway = current_app.extensions["gateway"]
+    gateway: Gateway = app.extensions["gateway"]
     gateway.check()
 
 
 def _check_outage() -> None:
     """Refuses while Redis is away, where the settings want that. Raises StoreUnavailableError."""
-    if g.route is not None:
-        limits: RequestLimiter = current_app.extensions["request_limits"]
+    if get_notes().route is not None:
+        limits: RequestLimiter = get_app().extensions["request_limits"]
         limits.check_outage()
 
 
 def _finish_response(response: Response) -> Response:
     try:
-        response.headers["X-Request-ID"] = g.request_id
-        route: Route | None = g.route
+        notes = get_notes()
+        response.headers["X-Request-ID"] = notes.request_id
+        route: Route | None = notes.route
         if route is not None:
-            limits: RequestLimiter = current_app.extensions["request_limits"]
+            services = get_app().extensions
+            limits: RequestLimiter = services["request_limits"]
             limits.watch()
             limits.add_headers(response)
-            if current_app.extensions["upstream_name"] == "sandbox":
+            if services["upstream_name"] == "sandbox":
                 response.headers["X-Grokflask-Upstream"] = "sandbox"
-            if "opened" not in g:
-                _log_refusal(route.name, response.status_code)
+            if "opened" not in notes:
+                _log_refusal(route.name, response.status_code, notes)
     except Exception:
         _log.exception("a header could not be set")
     return response
 
 
-def _log_refusal(route: str, status: int) -> None:
+def _log_refusal(route: str, status: int, notes: Notes) -> None:
     """The line of a request that was turned away before it became an exchange."""
-    key: ApiKey | None = g.get("api_key")
+    key: ApiKey | None = notes.get("api_key")
     fields = {
-        "request_id": g.request_id,
+        "request_id": notes.request_id,
         "key": key.name if key else None,
         "route": route,
         "status": status,
         "outcome": "refused",
-        "code": g.get("error_code"),
+        "code": notes.get("error_code"),
     }
     _log.info("refused", extra={"fields": fields})

@@ -26,6 +26,7 @@ from grokflask.errors import (
 from grokflask.gateway import StreamReply
 from grokflask.shaping import asks_for_stream
 from grokflask.web.body import peek_body
+from grokflask.web.current import get_request
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -38,7 +39,7 @@ _log = logging.getLogger("grokflask.web")
 
 def wants_json() -> bool:
     """The request's Accept header names application/json, as OpenAI's SDKs do."""
-    return "application/json" in request.headers.get("Accept", "").lower()
+    return "application/json" in get_request().headers.get("Accept", "").lower()
 
 
 def reply_stream(reply: StreamReply) -> Response:

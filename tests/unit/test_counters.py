@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from redis import BlockingConnectionPool, Redis
 from support.processes import RedisServer
 
@@ -610,7 +610,7 @@ def test_huge_ticks_are_exact(store: Counters) -> None:
     assert store.standing("alice", DAY, NOW) == Standing(1, 10**15 - 1, 10**15 - 1, 10**15, 3 * 10**15)
     store.settle([settled(1, "a", ticks=10**15 - 1)], "w", NOW)
     assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 2 * 10**15 - 1, 4 * 10**15 - 1)
-    assert store.admit(dataclasses.replace(wanted, ticks=1), NOW) == Refusal(
+    assert store.admit(replace(wanted, ticks=1), NOW) == Refusal(
         "budget_month", None, 4 * 10**15 - 1, 4 * 10**15 - 1
     )
 

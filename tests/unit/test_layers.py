@@ -48,9 +48,19 @@ LEVELS = {
     "gateway": 3,
     "reconciliation": 3,
     **dict.fromkeys(
-        ("web", "web.api", "web.body", "web.extensions", "web.health", "web.hooks", "web.replies"), 4
+        (
+            "web",
+            "web.api",
+            "web.body",
+            "web.current",
+            "web.extensions",
+            "web.health",
+            "web.hooks",
+            "web.replies",
+        ),
+        4,
     ),
-    **dict.fromkeys(("web.admin", "web.streams", "web.usage"), 4),
+    **dict.fromkeys(("web.admin", "web.replies", "web.streams", "web.usage"), 4),
     **dict.fromkeys(("cli", "cli.db", "cli.group", "cli.keys", "cli.tables", "cli.usage"), 4),
     **dict.fromkeys(("", "services", "wsgi"), 5),
 }
@@ -69,7 +79,7 @@ FLASK = {"flask", "werkzeug", "flask_limiter", "flask_cors"}
 LIBRARIES = {
     **{module: {"msgspec"} for module in LEVELS if module},
     "config": {"msgspec", "dotenv"},
-    "answer_head": {"gunicorn_h1c"},
+    "answer_head": {"gunicorn_h1c", "msgspec"},
     "upstream": {"msgspec", "requests"},
     "upstream_stream": {"requests"},
     **{module: {"sqlalchemy"} for module in ("db", "migrations", "tables")},

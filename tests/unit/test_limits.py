@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from grokflask.billing import Bill, Estimate
 from grokflask.config import Settings
