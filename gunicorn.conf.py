@@ -89,6 +89,56 @@ def _make_offload():
     return offload
 
 
+class _Wait:
+    """Waits until a connection has something to read: called with seconds, it tells whether it has.
+
+    gevent's own way is to try first, which nearly always fails, and to make a timer for each wait. This one's
+    timer is set again only once it has run out, and is then found to have been too early.
+    """
+
+    LONGEST_S = 10.0  # a timer keeps what it belongs to alive
+
+    def __init__(self, sock):
+        self._hub = gevent.get_hub()
+        self._readable = self._hub.loop.io(sock.fileno(), 1)
+        self._pending = getattr(sock, "pending", None)  # tells what TLS has taken in already
+        self._timer = None
+        self._due = self._until = 0.0
+        self._waiting = None
+
+    def __call__(self, seconds):
+        if self._pending is not None and self._pending():
+            return True
+        self._until = time.monotonic() + seconds
+        if self._timer is None or self._due > self._until:
+            self._set_timer(seconds)
+        self._waiting = gevent.getcurrent()
+        self._readable.start(self._waiting.switch, True)
+        try:
+            return self._hub.switch()
+        finally:
+            self._waiting = None
+            self._readable.stop()
+
+    def _set_timer(self, seconds):
+        if self._timer is not None:
+            self._timer.stop()
+        seconds = min(seconds, self.LONGEST_S)
+        self._due = time.monotonic() + seconds
+        self._timer = self._hub.loop.timer(seconds)
+        self._timer.start(self._ring)
+
+    def _ring(self):
+        self._timer = None
+        left = self._until - time.monotonic()
+        if self._waiting is None:
+            return
+        if left > 0.0:
+            self._set_timer(left)
+        else:
+            self._waiting.switch(False)
+
+
 def _calm_collector():
     """Has Python's garbage collector not look at what lives as long as the process.
 
@@ -202,6 +252,8 @@ class Worker(GeventWorker):
         services = getattr(self.wsgi, "extensions", {})  # none if somebody has wrapped the app
         if "clients" in services:
             services["clients"].make_poll = _epoll
+        if "upstream" in services:
+            services["upstream"].connector.make_wait = _Wait
         if "database" in services:
             # SQLite's calls would block every stream of the worker: they get threads that gevent leaves be.
             services["database"].offload = _make_offload()

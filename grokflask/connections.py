@@ -11,6 +11,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -58,6 +59,9 @@ class Attempt:
             return not self._cancelled
 
 
+Wait = Callable[[float], bool]
+"""Waits, for so many seconds at the most, until a connection has something to read; whether it has."""
+
 _Address = tuple[int, Any]
 """A socket's family, and what its `connect` takes."""
 
@@ -69,6 +73,7 @@ class _Phases:
     timeout: Any
     attempt: Attempt
     addresses: list[_Address]
+    wait: Wait | None = None
 
     def _new_conn(self) -> socket.socket:
         """A TCP connection to the first address that takes one, in `timeout` seconds each."""
@@ -117,14 +122,20 @@ class _SecureConnection(_Phases, HTTPSConnection):
         return sock
 
 
+Connection = _Connection | _SecureConnection
+
+
 class Connector:
     """Makes connections to the server at `base_url`. From any thread.
 
     Attributes:
         host: as the Host header names it.
+        make_wait: makes what waits for a connection, None to leave that to the socket's own timeout. A server
+            whose sockets find out by trying first, and make a timer each time, puts a cheaper way in.
     """
 
     def __init__(self, base_url: str) -> None:
+        self.make_wait: Callable[[Any], Wait] | None = None
         url = urlsplit(base_url)
         self.host = url.netloc.rpartition("@")[2]
         self._address = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
@@ -132,13 +143,13 @@ class Connector:
         self._found: list[_Address] = []
         self._look_up_at = 0.0  # monotonic
 
-    def open(self, attempt: Attempt, timeout_s: float) -> HTTPConnection:
+    def open(self, attempt: Attempt, timeout_s: float) -> Connection:
         """A new connection, held by `attempt`; each step of making it takes `timeout_s` at the most.
 
         Raises OSError, and urllib3's HTTPError.
         """
         host, port = self._address
-        connection: _Connection | _SecureConnection
+        connection: Connection
         if self._context is None:
             connection = _Connection(host, port, timeout=timeout_s)
         else:
@@ -154,6 +165,8 @@ class Connector:
             self._look_up_at = 0.0
             connection.close()
             raise
+        if self.make_wait is not None:
+            connection.wait = self.make_wait(connection.sock)
         del connection.attempt  # it may be long over while the connection is kept
         return connection
 

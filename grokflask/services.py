@@ -40,6 +40,7 @@ class Services:
     """What views and commands find in `app.extensions`, under these names."""
 
     settings: Settings
+    upstream: UpstreamClient
     clients: ClientWatcher
     database: Database
     key_store: KeyStore
@@ -95,6 +96,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     gateway = Gateway(upstream, clients, limits, writer, settings)
     return Services(
         settings=settings,
+        upstream=upstream,
         clients=clients,
         database=database,
         key_store=key_store,

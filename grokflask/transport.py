@@ -15,11 +15,10 @@ from typing import Any
 
 import requests
 from requests.adapters import BaseAdapter
-from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
 from grokflask.answer_head import AnswerHead, parse_head
-from grokflask.connections import Attempt, Connector
+from grokflask.connections import Attempt, Connection, Connector
 from grokflask.errors import (
     ConnectTimeoutError,
     NoAnswerError,
@@ -65,13 +64,13 @@ class OutgoingRequest(requests.PreparedRequest):
 class Answer:
     """What is left of an exchange once its head has been read: the body, on its connection.
 
-    It is the `raw` of a requests.Response. `sock` is read by its owner; `close` ends it.
+    It is the `raw` of a requests.Response. `sock` is read, after a `wait` if there is one, by its owner;
+    `close` ends it.
     """
 
-    def __init__(
-        self, adapter: Adapter, connection: HTTPConnection, head: AnswerHead, received: bytes
-    ) -> None:
+    def __init__(self, adapter: Adapter, connection: Connection, head: AnswerHead, received: bytes) -> None:
         self.sock: Any = connection.sock
+        self.wait = connection.wait
         self.framing = head.framing
         self.received = received
         self._keeps = head.keeps
@@ -87,18 +86,31 @@ class Answer:
             self._connection.close()
 
 
+class _Response(requests.Response):
+    """What the session wants to see. It has no jar for cookies, which the base class makes each time."""
+
+    def __init__(self, head: AnswerHead, answer: Answer) -> None:
+        self.status_code = head.status
+        self.headers = head.headers  # type: ignore[assignment]  # names are in lower case already
+        self.raw = answer
+        self.history = []
+
+
 class Adapter(BaseAdapter):
     """The session's way to the one server at `base_url`, over connections that it keeps.
 
     Args:
         pool_size: idle connections kept at the most.
+
+    Attributes:
+        connector: makes them.
     """
 
     def __init__(self, base_url: str, *, pool_size: int) -> None:
         super().__init__()
-        self._connector = Connector(base_url)
+        self.connector = Connector(base_url)
         self._pool_size = pool_size
-        self._idle: list[HTTPConnection] = []  # the last one used goes out first, so the others may age
+        self._idle: list[Connection] = []  # the last one used goes out first, so the others may age
         weakref.finalize(self, _close_all, self._idle)
 
     def send(
@@ -136,13 +148,9 @@ class Adapter(BaseAdapter):
             failure = _explain(error, attempt.phase)
             _drop_frames(error)
             raise failure from None
-        response = requests.Response()
-        response.status_code = head.status
-        response.headers = head.headers  # type: ignore[assignment]  # names are in lower case already
-        response.raw = Answer(self, connection, head, received)
-        return response
+        return _Response(head, Answer(self, connection, head, received))
 
-    def keep(self, connection: HTTPConnection) -> None:
+    def keep(self, connection: Connection) -> None:
         """Takes a connection back whose last answer has come whole."""
         if len(self._idle) < self._pool_size:
             self._idle.append(connection)
@@ -153,7 +161,7 @@ class Adapter(BaseAdapter):
         """Closes the idle connections."""
         _close_all(self._idle)
 
-    def _connect(self, request: OutgoingRequest, timeout_s: float) -> HTTPConnection:
+    def _connect(self, request: OutgoingRequest, timeout_s: float) -> Connection:
         """A kept connection that is still good, or a new one."""
         while not request.fresh:
             try:
@@ -164,10 +172,10 @@ class Adapter(BaseAdapter):
                 request.attempt.phase = "reused"
                 return connection
             connection.close()
-        return self._connector.open(request.attempt, timeout_s)
+        return self.connector.open(request.attempt, timeout_s)
 
     def _exchange(
-        self, connection: HTTPConnection, request: OutgoingRequest, timeout_s: float
+        self, connection: Connection, request: OutgoingRequest, timeout_s: float
     ) -> tuple[AnswerHead, bytes]:
         sock: Any = connection.sock
         request.attempt.hold(sock)
@@ -182,6 +190,8 @@ class Adapter(BaseAdapter):
                 sock.sendall(body)
         received = b""
         while True:
+            if connection.wait is not None and not connection.wait(timeout_s):
+                raise TimeoutError
             data = sock.recv(RECEIVE_BYTES)
             if not data:
                 raise ConnectionResetError("closed before the end of a head")
@@ -193,14 +203,14 @@ class Adapter(BaseAdapter):
 
     def _write_head(self, request: OutgoingRequest) -> bytes:
         target = request.path_url
-        lines = [f"{request.method} {target} HTTP/1.1", f"Host: {self._connector.host}"]
+        lines = [f"{request.method} {target} HTTP/1.1", f"Host: {self.connector.host}"]
         lines += [f"{name}: {value}" for name, value in request.headers.items()]
         if _FORGED.search(target) or any(map(_BROKEN.search, lines)):
             raise ValueError("a path or header that would not stay one line")
         return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
-def _close_all(connections: list[HTTPConnection]) -> None:
+def _close_all(connections: list[Connection]) -> None:
     while connections:
         connections.pop().close()
 

@@ -43,6 +43,9 @@ class UpstreamClient:
         connect_timeout_s: to connect, TLS included.
         header_timeout_s: from the request to the headers of the answer.
         pool_size: idle connections kept at the most.
+
+    Attributes:
+        connector: makes them.
     """
 
     def __init__(
@@ -53,7 +56,9 @@ class UpstreamClient:
         self._session = _Session()
         self._session.trust_env = False
         self._session.adapters.clear()  # there is one way out of here
-        self._session.mount(base_url, Adapter(base_url, pool_size=pool_size))
+        adapter = Adapter(base_url, pool_size=pool_size)
+        self.connector = adapter.connector
+        self._session.mount(base_url, adapter)
 
     def call(self, request: UpstreamRequest, key: str | None) -> UpstreamCall:
         """Sends `request` in a thread of its own (a greenlet, where gevent has patched threads)."""

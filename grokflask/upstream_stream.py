@@ -23,6 +23,8 @@ from grokflask.transport import RECEIVE_BYTES, Answer
 MAX_REPLY_BYTES = 256 * 2**20
 TURN_BYTES = 64 * 1024
 """After so many a stream lets others run: one that never has to wait would keep the worker to itself."""
+LARGE_BYTES = 4096
+"""After so many at once more are likely to have come."""
 LINGER_S = 0.05
 """How long a finished answer's connection is waited for, so that it can be used again."""
 
@@ -46,10 +48,12 @@ class UpstreamStream:
         answer: Any = response.raw
         self._answer: Answer = answer
         self._socket: Any = answer.sock
+        self._wait = answer.wait
         self._framing: Framing = answer.framing
         self._attempt = attempt
         self._closed = False
         self._turn_left = TURN_BYTES
+        self._drained = True  # there is nothing more to read for now, as far as can be told
         self.retried = retried
         self.status = response.status_code
         self.headers = _visible_headers(response.headers)
@@ -114,7 +118,7 @@ class UpstreamStream:
             return
         self._closed = True
         self._answer.close(keep=self._attempt.release())
-        self._socket = None
+        self._socket = self._wait = None
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +128,8 @@ class UpstreamStream:
 
     def _receive(self, timeout_s: float) -> bytes | None:
         try:
+            if self._wait is not None and self._drained and not self._wait(timeout_s):
+                return None
             self._socket.settimeout(timeout_s)
             data: bytes = self._socket.recv(RECEIVE_BYTES)
         except (TimeoutError, ssl.SSLWantReadError):
@@ -132,6 +138,7 @@ class UpstreamStream:
             broken = StreamBrokenError()
             broken.detail = repr(error)[:200]
             raise broken from error
+        self._drained = len(data) < LARGE_BYTES
         self._turn_left -= len(data)
         if self._turn_left <= 0:
             self._turn_left = TURN_BYTES

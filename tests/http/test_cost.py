@@ -76,7 +76,9 @@ def frame(*datas: bytes) -> bytes:
 def relay(pieces: list[bytes]) -> tuple[list[bytes], CountingSocket, int]:
     """What a client gets of a stream that comes in `pieces`, and the calls that it took."""
     sock = CountingSocket([*pieces, frame(LAST) + b"0\r\n\r\n"])
-    answer = SimpleNamespace(sock=sock, framing=ChunkedFraming(), received=b"", close=lambda **_: None)
+    answer = SimpleNamespace(
+        sock=sock, framing=ChunkedFraming(), received=b"", wait=None, close=lambda **_: None
+    )
     response: Any = SimpleNamespace(
         raw=answer, status_code=200, headers={"content-type": "text/event-stream"}
     )
