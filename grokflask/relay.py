@@ -203,6 +203,8 @@ class Relay:
                 return HEARTBEAT
             events = self._receive(until - now)
             out = self._filter.take(events) if events else b""
+            if self._filter.done:
+                self._departure.check()  # the watcher may not have come round, and nothing is sent after this
             # Only now: what was read counts, and may hold the usage, though the client has left meanwhile.
             self._check_cancelled()
             if self._filter.error:

@@ -184,9 +184,12 @@ class Adapter(BaseAdapter):
         # Upstream may refuse, and close, before it has taken all: then its answer is there to be read.
         with suppress(BrokenPipeError):
             if len(body) <= JOINED_BYTES:
-                sock.sendall(head + body)
-            else:
-                sock.sendall(head)
+                head, body = head + body, b""
+            # `sendall` of gevent asks each time how large the kernel's buffer is, though nearly all fits.
+            sent = sock.send(head)
+            if sent < len(head):
+                sock.sendall(head[sent:])
+            if body:
                 sock.sendall(body)
         received = b""
         while True:
