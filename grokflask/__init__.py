@@ -17,6 +17,7 @@ from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
 from grokflask.web import admin, api, health, hooks, replies, streams
+from grokflask.web.application import Application
 from grokflask.web.extensions import RequestLimiter, allow_origins
 
 __all__ = ["create_app"]
@@ -38,7 +39,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or _load_settings()
     configure_logging(settings.log_level, settings.secrets)
 
-    app = Flask(__name__, static_folder=None)
+    app = Application(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["BODY_TIMEOUT_S"] = settings.body_timeout_s
     app.json.sort_keys = False  # type: ignore[attr-defined]

@@ -51,6 +51,7 @@ LEVELS = {
         (
             "web",
             "web.api",
+            "web.application",
             "web.body",
             "web.current",
             "web.extensions",
