@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from support.databases import PostgresServer
     from support.processes import RedisServer
 
-DESCRIPTORS = 32_768
-"""Enough for a gateway with 12,000 connections, of which each stream takes two."""
-
 
 @dataclass(frozen=True)
 class Started:
@@ -139,26 +136,15 @@ def open_hall() -> Iterator[Hall]:
     """The rig, compiled and with its upstream running. All but the gateway leave it its core."""
     cores = rig.Cores.divide()
     os.sched_setaffinity(0, cores.rest)
-    allow_descriptors()
+    # Inherited by all: not every gateway raises its own limit, and each stream takes two sockets.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory(prefix="grokflask-bench-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         rig.build(folder)
         upstream = rig.Upstream(folder)
         stack.callback(upstream.close)
         yield Hall(folder, cores, upstream, stack)
-
-
-def allow_descriptors() -> None:
-    """Lets this process and all that it starts have as many sockets as may be, and at least DESCRIPTORS.
-
-    Not every gateway raises its own limit. The administrator's is raised by root alone; for anybody else it
-    stays, and the gateway says how many connections it takes then.
-    """
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, DESCRIPTORS),) * 2)
-    except (ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def end(process: subprocess.Popen[bytes], tree: ProcessTree) -> None:
