@@ -171,7 +171,7 @@ def test_a_request(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, stream:
     assert replies == [EVENT * 7 + b"data: [DONE]\n\n" if stream else REPLY] * ROUNDS
     assert calls / ROUNDS <= bound
 
-    # What only the collector takes away makes memory grow, or the collector run. Other threads may leave some.
+    # What only the collector takes away costs memory until it runs. Other threads may leave some.
     prepare()
     gc.collect()
     gc.disable()
