@@ -142,7 +142,7 @@ class _Wait:
 def _calm_collector():
     """Has Python's garbage collector not look at what lives as long as the process.
 
-    It looks at the rest as often as ever: when it did so less often, memory grew over thousands of exchanges.
+    It looks at the rest as often as ever: an exchange leaves nothing to it, and what fails may.
     """
     gc.collect()
     gc.freeze()
