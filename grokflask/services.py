@@ -25,6 +25,7 @@ from grokflask.ledger_writer import LedgerWriter
 from grokflask.limits import Limits
 from grokflask.memory_counters import MemoryCounters
 from grokflask.reconciliation import check_counters
+from grokflask.replay import Replays
 from grokflask.reports import Drift, read_spent
 from grokflask.upstream import UpstreamClient
 
@@ -51,6 +52,7 @@ class Services:
     limits: Limits
     background: Background
     gateway: Gateway
+    replays: Replays
     checks: list[Callable[[bool], list[Drift]]]
 
 
@@ -94,6 +96,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         catch_up=None if pool else catch_up,
     )
     gateway = Gateway(upstream, clients, limits, writer, settings)
+    replays = Replays(gateway, clients, settings)
     return Services(
         settings=settings,
         upstream=upstream,
@@ -105,8 +108,9 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         counters=counters,
         ledger_writer=writer,
         limits=limits,
-        background=Background(limits, writer),
+        background=Background(replays, limits, writer),
         gateway=gateway,
+        replays=replays,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],
     )
 

@@ -31,6 +31,7 @@ LEVELS = {
         1,
     ),
     **dict.fromkeys(("keys", "ledger", "relay", "reply", "exchanges"), 2),
+    **dict.fromkeys(("recording", "recordings", "reader"), 2),
     **dict.fromkeys(
         (
             "key_store",
@@ -46,6 +47,7 @@ LEVELS = {
         2,
     ),
     "gateway": 3,
+    "replay": 3,
     "reconciliation": 3,
     **dict.fromkeys(
         (
@@ -69,7 +71,7 @@ LEVELS = {
 imports a higher one. A new module takes its place here."""
 
 APART = [
-    {"keys", "limits", "ledger", "relay", "reply", "exchanges"},
+    {"keys", "limits", "ledger", "relay", "reply", "exchanges", "recordings"},
     {"ledger", "ledger_writer", "reports", "key_store", "limits"},
     {"web.api", "web.health", "web.admin"},
 ]

@@ -1,0 +1,185 @@
+"""The recordings of this process: found by name, bounded in bytes and age, let go when nobody is left.
+
+Under a name there is one running attempt at a time. One that fails is forgotten at once, so that the next
+request with its key is a new attempt; one that ends well is kept for a while. One that no client reads goes
+on for its grace, and is then ended. Waits for nobody but its own lock; the thread that lets go of things is
+whoever calls `tick`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from grokflask.errors import KeyInUseError, KeyReusedError, StreamGoneError, TooManyStreamsError
+from grokflask.recording import Failure, Place, Recording
+
+MAX_READERS = 32
+"""As many clients of one process read one recording at once."""
+
+P = TypeVar("P", bound=Place)
+
+
+class Recordings:
+    """The register. Its methods may be called from any thread.
+
+    Args:
+        max_bytes: of one recording.
+        total_bytes: of all of them; then those that ended longest ago go first.
+        keep_s: how long one is kept after it has ended.
+        wake: called when `tick` may have something to do sooner than it said.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        total_bytes: int,
+        keep_s: float,
+        wake: Callable[[], object] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._max_bytes = max_bytes
+        self._total_bytes = total_bytes
+        self._keep_s = keep_s
+        self._wake = wake
+        self._clock = clock
+        self._by_name: dict[str, Recording] = {}
+        self._running: set[Recording] = set()
+        self._due: dict[Recording, float] = {}  # unread: when they are let go
+        self._kept: dict[Recording, float] = {}  # ended well: until when, the oldest first
+        self._sizes: dict[Recording, int] = {}
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def running(self) -> list[Recording]:
+        """Those whose exchange is under way here."""
+        with self._lock:
+            return list(self._running)
+
+    @property
+    def size(self) -> int:
+        """Bytes that all of them hold."""
+        return self._bytes
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def claim(
+        self,
+        name: str,
+        fingerprint: str,
+        make: Callable[[], Recording] | None,
+        enter: Callable[[Recording], P],
+    ) -> tuple[P, bool]:
+        """A reader of the recording of that name, and whether it was made for it, and is to be filled.
+
+        `make` makes a new one, and is None where only an old one will do; `enter` makes its reader.
+
+        Raises:
+            KeyReusedError: the name is another request's.
+            KeyInUseError: the recording runs, and has been given up.
+            StreamGoneError: there is none and none is to be made.
+            TooManyStreamsError: it has as many readers as it may.
+        """
+        with self._lock:
+            self._expire()
+            recording = self._by_name.get(name)
+            found = recording is not None
+            if recording is None:
+                if make is None:
+                    raise StreamGoneError
+                recording = self._by_name[name] = make()
+                self._running.add(recording)
+            elif recording.fingerprint != fingerprint:
+                raise KeyReusedError
+            elif recording.given_up:
+                raise KeyInUseError
+            elif len(recording.readers) >= MAX_READERS:
+                raise TooManyStreamsError("Too many clients read this answer.", headers={"Retry-After": "1"})
+            reader = enter(recording)
+            recording.add(reader)
+            self._due.pop(recording, None)
+            return reader, not found
+
+    def leave(self, recording: Recording, reader: Place) -> None:
+        """The reader has gone. Idempotent."""
+        with self._lock:
+            if reader not in recording.readers:
+                return
+            recording.remove(reader)
+            self._note_unread(recording)
+        self._wake()
+
+    def keep(self, recording: Recording, data: bytes) -> None:
+        """More of a running one. Waits for its foremost reader if it was given up."""
+        recording.append(data)
+        with self._lock:
+            self._weigh(recording)
+            while self._bytes > self._total_bytes and self._kept:
+                self._forget(next(iter(self._kept)))
+            if not recording.given_up and (
+                recording.size > self._max_bytes or self._bytes > self._total_bytes
+            ):
+                recording.give_up()
+                self._note_unread(recording)
+                self._wake()
+
+    def end(self, recording: Recording, *, complete: bool, failure: Failure | None = None) -> None:
+        """Its exchange is over. Only a complete one is kept. Idempotent."""
+        with self._lock:
+            if recording not in self._running:
+                return
+            self._running.remove(recording)
+            recording.finish(complete=complete, failure=failure)
+            if complete and not recording.given_up and self._keep_s:
+                self._due.pop(recording, None)
+                self._kept[recording] = self._clock() + self._keep_s
+            else:
+                self._forget(recording)
+        self._wake()
+
+    def tick(self) -> float | None:
+        """Lets go of what is due; seconds until the next is, None when nothing waits."""
+        with self._lock:
+            self._expire()
+            now = self._clock()
+            unread = [recording for recording, due in self._due.items() if due <= now]
+            for recording in unread:
+                self._forget(recording)
+            times = [*self._due.values(), *list(self._kept.values())[:1]]
+        for recording in unread:
+            recording.leave()
+        return max(0.0, min(times) - now) if times else None
+
+    def _note_unread(self, recording: Recording) -> None:
+        """Nobody who comes back would find anything of one that was given up."""
+        if not recording.readers and not recording.ended:
+            self._due[recording] = self._clock() + (0.0 if recording.given_up else recording.grace_s)
+
+    def _expire(self) -> None:
+        now = self._clock()
+        while self._kept:
+            recording, until = next(iter(self._kept.items()))
+            if until > now:
+                return
+            self._forget(recording)
+
+    def _forget(self, recording: Recording) -> None:
+        """The name is free. Those who read it go on."""
+        if self._by_name.get(recording.name) is recording:
+            del self._by_name[recording.name]
+        self._due.pop(recording, None)
+        self._kept.pop(recording, None)
+        if recording.ended:
+            self._bytes -= self._sizes.pop(recording, 0)
+
+    def _weigh(self, recording: Recording) -> None:
+        if recording in self._running:
+            size = recording.size
+            self._bytes += size - self._sizes.get(recording, 0)
+            self._sizes[recording] = size

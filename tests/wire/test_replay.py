@@ -1,0 +1,322 @@
+"""Idempotency-Key and resume over real sockets: attached, replayed, cut at every event, paid once."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+from openai import OpenAI
+from support.processes import UPSTREAM_KEY, RedisServer, wait_for
+from support.scripted import USAGE, WAIT_S, Exchange, ScriptedUpstream, chat_chunk, reply_story
+from support.stores import KeyedGateway
+from support.wire import CHAT
+
+from grokflask.sandbox import Sandbox
+
+DONE = b"data: [DONE]\n\n"
+LEAVE_S = 1.0
+"""The contract's second, from the last client's leaving to upstream's end."""
+
+Headers = dict[str, str]
+
+
+@pytest.fixture(params=["memory"])
+def replay_stores(request: pytest.FixtureRequest) -> Headers:
+    """The settings of each place where recordings are shared: one worker, and two over Redis."""
+    if request.param == "memory":
+        return {"GROKFLASK_HEARTBEAT_S": "0.3"}  # a response's head comes with its first bytes
+    redis: RedisServer = request.getfixturevalue("redis_server")
+    return {"GROKFLASK_HEARTBEAT_S": "0.3", "REDIS_URL": redis.url, "WEB_CONCURRENCY": "2"}
+
+
+@pytest.fixture
+def gate(make_keyed: Callable[..., KeyedGateway], replay_stores: Headers) -> KeyedGateway:
+    """A gateway over each of them."""
+    return make_keyed(**replay_stores)
+
+
+def ask(gateway: KeyedGateway, key: Headers, name: str, **more: Any) -> requests.Response:
+    """A chat with an Idempotency-Key; `more` are headers with `_` for `-`, `body` fields of the body."""
+    body = {"messages": [{"role": "user", "content": "hello"}], **more.pop("body", {})}
+    headers = {**key, "Idempotency-Key": name, **{k.replace("_", "-"): v for k, v in more.items()}}
+    return requests.post(f"{gateway.url}{CHAT}", json=body, headers=headers, stream=True, timeout=60)
+
+
+STREAM = {"stream": True}
+
+
+class Story:
+    """An upstream that tells event by event, each when the test lets it."""
+
+    def __init__(self, upstream: ScriptedUpstream, words: int = 4) -> None:
+        self.asked = threading.Semaphore(0)
+        self.go = threading.Semaphore(0)
+        self.left = threading.Event()
+        self.left_at = 0.0
+        self.words = words
+        self.calls = 0
+        upstream.handler = self.tell
+
+    def tell(self, exchange: Exchange) -> None:
+        self.calls += 1
+        self.asked.release()
+        exchange.start()
+        for number in range(self.words):
+            self._wait(exchange)
+            exchange.event(chat_chunk(f" w{number}"))
+        self._wait(exchange)
+        exchange.event(chat_chunk("", choices=[], usage=USAGE))
+        exchange.event("[DONE]")
+        exchange.end()
+
+    def _wait(self, exchange: Exchange) -> None:
+        while not self.go.acquire(timeout=0.02):
+            exchange.sock.settimeout(0.001)
+            try:
+                gone = exchange.sock.recv(1) == b""
+            except TimeoutError:
+                gone = False
+            except OSError:
+                gone = True
+            exchange.sock.settimeout(WAIT_S)
+            if gone:
+                self.left_at = time.monotonic()
+                self.left.set()
+                exchange.close()
+                raise ConnectionError
+
+
+def test_a_second_request_reads_along(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
+    """It gets the stream from its start, then live, and says that it is a replay; upstream is asked once."""
+    key = gate.make_key("ann")
+    story = Story(upstream)
+    first = ask(gate, key, "k1", body=STREAM)
+    story.go.release()
+    head = read_event(first)
+    assert "Idempotent-Replayed" not in first.headers
+    others = [ask(gate, key, "k1", body=STREAM) for _ in range(6)]
+    assert [read_event(other) for other in others] == [head] * 6
+    for _ in range(story.words):
+        story.go.release()
+    whole = head + read_rest(first)
+    assert [head + read_rest(other) for other in others] == [whole] * 6
+    assert whole.endswith(DONE)
+    assert {other.headers["Idempotent-Replayed"] for other in others} == {"true"}
+    assert {other.headers["Content-Type"] for other in others} == {first.headers["Content-Type"]}
+    assert [ask(gate, key, "k1", body=STREAM).content for _ in range(4)] == [whole] * 4
+    assert story.calls == 1
+    rows = gate.wait_for_rows(1)
+    assert [(row["outcome"], row["cost_ticks"]) for row in rows] == [("complete", USAGE["cost_in_usd_ticks"])]
+    wait_for(lambda: len(gate.server.find_lines("msg=replay", "outcome=complete")) == 10, "ten lines")
+
+
+def test_whole_replies(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
+    """A reply that is given whole likewise: while it is made, and after it."""
+    key = gate.make_key("ann")
+    go, asked = threading.Event(), threading.Semaphore(0)
+
+    def answer(exchange: Exchange) -> None:
+        asked.release()
+        assert go.wait(WAIT_S)
+        reply_story(exchange)
+
+    upstream.handler = answer
+    with ThreadPoolExecutor(5) as pool:
+        first = pool.submit(ask, gate, key, "k1")
+        assert asked.acquire(timeout=WAIT_S)
+        others = [pool.submit(ask, gate, key, "k1") for _ in range(4)]
+        wait_for(lambda: gate.read_ready()["open"] >= 2, "somebody to read along")
+        go.set()
+        replies = [each.result() for each in others]
+        whole = first.result()
+    again = ask(gate, key, "k1")
+    assert {reply.content for reply in [*replies, again]} == {whole.content}
+    assert {reply.headers["Idempotent-Replayed"] for reply in [*replies, again]} == {"true"}
+    assert len(upstream.exchanges) == 1
+    assert len(gate.wait_for_rows(1)) == 1
+
+
+def test_another_body_is_refused(gate: KeyedGateway) -> None:
+    """422 for another body or route under the same key; another client's same key is its own."""
+    ann, bob = gate.make_key("ann"), gate.make_key("bob")
+    first = ask(gate, ann, "k1")
+    assert first.status_code == 200
+    for _ in range(4):
+        refused = ask(gate, ann, "k1", body={"temperature": 1})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    other = ask(gate, bob, "k1", body={"temperature": 1})
+    assert other.status_code == 200
+    assert "Idempotent-Replayed" not in other.headers
+    for bad in ("", "x" * 256):
+        assert ask(gate, ann, bad).status_code == 400
+
+
+def test_failures_are_not_kept(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
+    """What fails, before or inside the answer, is told to who waits for it; the next request tries anew."""
+    key = gate.make_key("ann")
+    upstream.handler = lambda exchange: exchange.reply({"error": "broken", "code": "x"}, 500)
+    assert ask(gate, key, "k1", body=STREAM).status_code == 500
+
+    def cut(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.event(chat_chunk("Once"))
+        exchange.close()
+
+    upstream.handler = cut
+    got = ask(gate, key, "k1", body=STREAM).content
+    assert b"stream_broken" in got
+    assert DONE not in got
+    story = Story(upstream)
+    for _ in range(5):
+        story.go.release()
+    got = ask(gate, key, "k1", body=STREAM).content
+    assert got.endswith(DONE)
+    assert len(upstream.exchanges) == 3
+    assert len(gate.wait_for_rows(3)) == 3
+
+
+def cut_off(reply: requests.Response) -> None:
+    """The client drops: its connection is closed, not drained."""
+    sock = socket.socket(fileno=os.dup(reply.raw.fileno()))
+    with sock:
+        sock.shutdown(socket.SHUT_RDWR)
+    reply.close()
+
+
+def test_the_first_leaves_and_the_second_goes_on(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
+    """Upstream goes on as long as one of them is there, and ends within a second of the last one leaving."""
+    key = gate.make_key("ann")
+    story = Story(upstream)
+    first = ask(gate, key, "k1", body=STREAM)
+    story.go.release()
+    head = read_event(first)
+    second = ask(gate, key, "k1", body=STREAM)
+    assert read_event(second) == head
+    cut_off(first)
+    assert not story.left.wait(2.5)
+    story.go.release()
+    assert b" w1" in read_event(second)
+    left_at = time.monotonic()
+    cut_off(second)
+    assert story.left.wait(WAIT_S)
+    print(f"ended {story.left_at - left_at:.2f} s after the last client")
+    assert story.left_at - left_at < LEAVE_S
+    assert [row["outcome"] for row in gate.wait_for_rows(1)] == ["client_abort"]
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    """The emulator at a pace at which a client can drop between two events."""
+    with Sandbox(events_per_s=400, key=UPSTREAM_KEY) as running:
+        yield running
+
+
+def test_cut_at_every_event(
+    make_keyed: Callable[..., KeyedGateway], replay_stores: Headers, sandbox: Sandbox
+) -> None:
+    """A stream that is cut behind every event and resumed is the uncut one, byte for byte, and paid once."""
+    gateway = make_keyed(**replay_stores, XAI_API_BASE=sandbox.base_url)
+    key = gateway.make_key("ann")
+    body = {"stream": True, "max_tokens": 12, "stream_options": {"include_usage": True}}
+    got, last = b"", ""
+    connections = 0
+    while not got.endswith(DONE):
+        more = {"Last_Event_ID": last} if last else {}
+        with ask(gateway, key, "k1", body=body, X_Stream_Resume="true", **more) as reply:
+            assert reply.status_code == 200, reply.text
+            event = read_event(reply)
+            cut_off(reply)
+        connections += 1
+        got += event
+        last = event.partition(b"id: ")[2].partition(b"\n")[0].decode()
+    assert connections == got.count(b"data: ") > 12
+    uncut = ask(gateway, key, "k1", body=body, X_Stream_Resume="true").content
+    assert got == uncut
+    assert re.sub(rb"id: .*\n", b"", uncut) == ask(gateway, key, "k1", body=body).content
+    rows = gateway.wait_for_rows(1)
+    charged = [each.cost_ticks for each in sandbox.journal]
+    assert [row["outcome"] for row in rows] == ["complete"]
+    assert [row["cost_ticks"] for row in rows] == charged
+    assert len(charged) == 1
+
+
+def read_event(reply: requests.Response) -> bytes:
+    """The next event, byte by byte; comments are left out."""
+    lines = []
+    while True:
+        line = reply.raw.readline()
+        assert line, f"ended inside {lines}"
+        if line.startswith(b":"):
+            continue
+        lines.append(line)
+        if line == b"\n":
+            return b"".join(lines)
+
+
+def read_rest(reply: requests.Response) -> bytes:
+    """All further events."""
+    return b"".join(line for line in iter(reply.raw.readline, b"") if not line.startswith(b":"))
+
+
+def test_the_grace(
+    make_keyed: Callable[..., KeyedGateway], replay_stores: Headers, upstream: ScriptedUpstream
+) -> None:
+    """Upstream goes on for the grace, then is ended; the stream is gone then, and its key is free."""
+    gateway = make_keyed(**replay_stores, GROKFLASK_RESUME_GRACE_S="2")
+    key = gateway.make_key("ann")
+    story = Story(upstream)
+    first = ask(gateway, key, "k1", body=STREAM, X_Stream_Resume="true")
+    story.go.release()
+    event = read_event(first)
+    last = event.partition(b"id: ")[2].partition(b"\n")[0].decode()
+    dropped_at = time.monotonic()
+    cut_off(first)
+    assert story.left.wait(WAIT_S)
+    assert story.left_at - dropped_at > 1.9
+    assert [row["outcome"] for row in gateway.wait_for_rows(1)] == ["client_abort"]
+    gone = ask(gateway, key, "k1", body=STREAM, X_Stream_Resume="true", Last_Event_ID=last)
+    assert (gone.status_code, gone.json()["error"]["code"]) == (410, "stream_gone")
+    for _ in range(9):
+        story.go.release()
+    again = ask(gateway, key, "k1", body=STREAM, X_Stream_Resume="true")
+    assert again.content.endswith(DONE)
+    for wrong in (last, "x", "-", "0-0", "9" * 500):
+        gone = ask(gateway, key, "k1", body=STREAM, Last_Event_ID=wrong)
+        assert gone.status_code == 410, wrong
+
+
+def test_an_sdk_that_retries_pays_once(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
+    """OpenAI's SDK gives up on a slow answer and asks again, with the same key: upstream is asked once."""
+    key = gate.make_key("ann")["Authorization"].removeprefix("Bearer ")
+    story = Story(upstream)
+    answered = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        assert answered.wait(WAIT_S)
+        reply_story(exchange)
+
+    upstream.handler = answer
+    with OpenAI(api_key=key, base_url=f"{gate.url}/v1", max_retries=4, timeout=1.0) as client:
+        timer = threading.Timer(2.2, answered.set)
+        timer.start()
+        done = client.chat.completions.create(
+            model="grok-4.3",
+            messages=[{"role": "user", "content": "hello"}],
+            extra_headers={"Idempotency-Key": "retry-1"},
+        )
+        timer.join()
+    assert done.choices[0].message.content == "Once upon"
+    assert len(upstream.exchanges) == 1
+    assert [row["outcome"] for row in gate.wait_for_rows(1)] == ["complete"]
+    assert story.calls == 0
+    assert gate.server.find_lines("msg=replay", "outcome=client_abort") or gate.server.find_lines(
+        "msg=replay"
+    )
