@@ -255,7 +255,7 @@ class Settings:
         "GROKFLASK_REPLAY_TOTAL_BYTES",
         integer(0, 2**36),
         64 * 2**20,
-        "What all answers that one worker keeps may take, in its memory; then the oldest go.",
+        "What all answers that one worker keeps may take, in its memory or in Redis; then the oldest go.",
     )
     replay_keep_s: float = _setting(
         "GROKFLASK_REPLAY_KEEP_S",

@@ -6,6 +6,7 @@ not come back here: the relay carries what is to be done then.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -231,7 +232,8 @@ class Gateway:
         return Terms(
             wants_usage=asked.wants_usage,
             wants_json=request.wants_json,
-            heartbeat_s=settings.heartbeat_s,
+            # Whoever reads a recorded answer has heartbeats of its own.
+            heartbeat_s=math.inf if request.bind_leave else settings.heartbeat_s,
             first_event_timeout_s=settings.first_event_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             total_timeout_s=settings.total_timeout_s,

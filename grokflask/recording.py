@@ -123,6 +123,11 @@ class Recording:
         self._changed = threading.Condition()
 
     @property
+    def left(self) -> bool:
+        """It was let go: nobody reads it, or will."""
+        return self._left
+
+    @property
     def size(self) -> int:
         """Bytes that it holds."""
         return self.end - self.start

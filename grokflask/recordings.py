@@ -2,22 +2,31 @@
 
 Under a name there is one running attempt at a time. One that fails is forgotten at once, so that the next
 request with its key is a new attempt; one that ends well is kept for a while. One that no client reads goes
-on for its grace, and is then ended. Waits for nobody but its own lock; the thread that lets go of things is
-whoever calls `tick`.
+on for its grace, and is then ended, by a thread that only looks what is due.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from grokflask.errors import KeyInUseError, KeyReusedError, StreamGoneError, TooManyStreamsError
+from grokflask.process import get_pid
 from grokflask.recording import Failure, Place, Recording
 
 MAX_READERS = 32
 """As many clients of one process read one recording at once."""
+
+LINGER_S = 0.55
+"""How long an exchange that nobody reads goes on for one that comes back at once: SDKs that retry begin with
+half a second at the most. With the watcher's interval it ends within a second."""
+
+RETRY_S = 1.0
+
+_log = logging.getLogger("grokflask.replay")
 
 P = TypeVar("P", bound=Place)
 
@@ -29,8 +38,10 @@ class Recordings:
         max_bytes: of one recording.
         total_bytes: of all of them; then those that ended longest ago go first.
         keep_s: how long one is kept after it has ended.
-        wake: called when `tick` may have something to do sooner than it said.
         clock: monotonic seconds.
+
+    Attributes:
+        let_go: asked before an unread one is ended; 0 to do it, else how long it has at least.
     """
 
     def __init__(
@@ -39,14 +50,13 @@ class Recordings:
         max_bytes: int,
         total_bytes: int,
         keep_s: float,
-        wake: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_bytes = max_bytes
         self._total_bytes = total_bytes
         self._keep_s = keep_s
-        self._wake = wake
         self._clock = clock
+        self.let_go: Callable[[Recording], float] = lambda _: 0.0
         self._by_name: dict[str, Recording] = {}
         self._running: set[Recording] = set()
         self._due: dict[Recording, float] = {}  # unread: when they are let go
@@ -54,6 +64,10 @@ class Recordings:
         self._sizes: dict[Recording, int] = {}
         self._bytes = 0
         self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        self._pid = 0
 
     @property
     def running(self) -> list[Recording]:
@@ -113,7 +127,7 @@ class Recordings:
                 return
             recording.remove(reader)
             self._note_unread(recording)
-        self._wake()
+        self._wake.set()
 
     def keep(self, recording: Recording, data: bytes) -> None:
         """More of a running one. Waits for its foremost reader if it was given up."""
@@ -127,7 +141,7 @@ class Recordings:
             ):
                 recording.give_up()
                 self._note_unread(recording)
-                self._wake()
+                self._wake.set()
 
     def end(self, recording: Recording, *, complete: bool, failure: Failure | None = None) -> None:
         """Its exchange is over. Only a complete one is kept. Idempotent."""
@@ -141,7 +155,7 @@ class Recordings:
                 self._kept[recording] = self._clock() + self._keep_s
             else:
                 self._forget(recording)
-        self._wake()
+        self._wake.set()
 
     def tick(self) -> float | None:
         """Lets go of what is due; seconds until the next is, None when nothing waits."""
@@ -149,12 +163,45 @@ class Recordings:
             self._expire()
             now = self._clock()
             unread = [recording for recording, due in self._due.items() if due <= now]
-            for recording in unread:
-                self._forget(recording)
-            times = [*self._due.values(), *list(self._kept.values())[:1]]
         for recording in unread:
+            more_s = self.let_go(recording)
+            with self._lock:
+                if recording not in self._due:
+                    continue  # somebody has come meanwhile, or it has ended
+                if more_s:
+                    self._due[recording] = now + more_s
+                    continue
+                self._forget(recording)
             recording.leave()
-        return max(0.0, min(times) - now) if times else None
+        with self._lock:
+            times = [*self._due.values(), *list(self._kept.values())[:1]]
+        return max(0.0, min(times) - self._clock()) if times else None
+
+    def start(self) -> None:
+        """Starts the thread that calls `tick`. Once for each process."""
+        if self._thread is None or self._pid != get_pid():
+            self._closed = False
+            self._pid = get_pid()
+            self._thread = threading.Thread(target=self._run, name="recordings", daemon=True)
+            self._thread.start()
+
+    def close(self, timeout_s: float) -> None:
+        """Ends the thread. Idempotent."""
+        self._closed = True
+        self._wake.set()
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.clear()
+            try:
+                wait_s = self.tick()
+            except Exception:
+                _log.exception("recordings cannot be let go")
+                wait_s = RETRY_S
+            self._wake.wait(wait_s)
 
     def _note_unread(self, recording: Recording) -> None:
         """Nobody who comes back would find anything of one that was given up."""

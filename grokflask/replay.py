@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import secrets
-import threading
 import time
 from _thread import start_new_thread
 from collections.abc import Callable
@@ -24,17 +23,13 @@ from grokflask.config import Settings
 from grokflask.errors import GrokflaskError, InvalidRequestError
 from grokflask.gateway import Gateway, Reply, StreamReply
 from grokflask.keys import ApiKey
-from grokflask.process import get_pid
 from grokflask.reader import Reader
 from grokflask.recording import Head, Recording, describe
-from grokflask.recordings import Recordings
+from grokflask.recordings import LINGER_S, Recordings
 from grokflask.relay import Relay
 from grokflask.shaping import ClientRequest
+from grokflask.shared_recordings import SharedRecordings
 from grokflask.terms import HEARTBEAT
-
-LINGER_S = 0.55
-"""How long an exchange that nobody reads goes on for one that comes back at once: SDKs that retry begin with
-half a second at the most. With the watcher's interval it ends within a second."""
 
 MAX_KEY_CHARS = 255
 """As many characters has a key at the most (Stripe's limit)."""
@@ -60,11 +55,26 @@ class Repetition:
     last_event_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """The line of a request that is no exchange. It keeps nothing of the request's body."""
+
+    request_id: str
+    key: str
+    route: str
+
+    def write(self, of: str | None, outcome: str, bytes_out: int) -> None:
+        """`of` is the id of the request whose answer it got."""
+        fields = {"request_id": self.request_id, "key": self.key, "route": self.route, "of": of}
+        _log.info("replay", extra={"fields": {**fields, "outcome": outcome, "bytes_out": bytes_out}})
+
+
 class Replays:
     """Opens requests that may be repeated. One for each process.
 
     Args:
         gateway: carries the exchanges.
+        recordings: where their answers are kept.
         clients: knows who has left.
         clock: monotonic seconds.
     """
@@ -72,25 +82,16 @@ class Replays:
     def __init__(
         self,
         gateway: Gateway,
+        recordings: Recordings | SharedRecordings,
         clients: ClientWatcher,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._gateway = gateway
+        self._recordings = recordings
         self._clients = clients
         self._settings = settings
         self._clock = clock
-        self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._pid = 0
-        self._closed = False
-        self.recordings = Recordings(
-            max_bytes=settings.replay_bytes,
-            total_bytes=settings.replay_total_bytes,
-            keep_s=settings.replay_keep_s,
-            wake=self._wake.set,
-            clock=clock,
-        )
 
     def open(self, key: ApiKey, request: ClientRequest, repetition: Repetition) -> Reply | StreamReply:
         """The answer to `request`, or to the one that it repeats.
@@ -99,22 +100,22 @@ class Replays:
         """
         if not self._settings.replay_bytes:
             return self._gateway.open(key, request)
-        if not 1 <= len(repetition.key) <= MAX_KEY_CHARS or not repetition.key.isprintable():
-            raise InvalidRequestError(
-                f"Idempotency-Key must have 1 to {MAX_KEY_CHARS} printable characters.",
-                param="Idempotency-Key",
-            )
-        reader, first = self._claim(key, request, repetition)
+        log = _Log(request.request_id, key.name, request.route.name)
+        try:
+            reader, first = self._claim(key, request, repetition)
+        except GrokflaskError as error:
+            log.write(None, error.code, 0)
+            raise
+        if not first:
+            of = reader.recording.request_id
+            reader.on_close.append(lambda: log.write(of, reader.outcome, reader.bytes_out))
         try:
             self._seat(reader, request)
-            if first:
-                return self._carry(key, request, reader)
-            self._log_at_close(reader, key, request)
-            return self._attach(reader, repetition)
+            return self._carry(key, request, reader) if first else self._attach(reader, repetition)
         except BaseException as error:
             if first:
                 failure = error if isinstance(error, GrokflaskError) else GrokflaskError()
-                self.recordings.end(reader.recording, complete=False, failure=describe(failure))
+                self._recordings.end(reader.recording, complete=False, failure=describe(failure))
             elif isinstance(error, GrokflaskError):
                 reader.outcome = error.code
             reader.close()
@@ -122,6 +123,9 @@ class Replays:
 
     def _claim(self, key: ApiKey, request: ClientRequest, repetition: Repetition) -> tuple[Reader, bool]:
         """A reader of the key's recording, and whether the exchange is still to be begun."""
+        if not 1 <= len(repetition.key) <= MAX_KEY_CHARS or not repetition.key.isprintable():
+            text = f"Idempotency-Key must have 1 to {MAX_KEY_CHARS} printable characters."
+            raise InvalidRequestError(text, param="Idempotency-Key")
         settings = self._settings
         name = _digest(key.limit_id, repetition.key)
         print_ = _digest(request.route.upstream_path, request.model_id or "", request.body)
@@ -138,10 +142,10 @@ class Replays:
                 heartbeat_s=settings.heartbeat_s,
                 clock=self._clock,
             )
-            reader.on_close.append(lambda: self.recordings.leave(recording, reader))
+            reader.on_close.append(lambda: self._recordings.leave(recording, reader))
             return reader
 
-        return self.recordings.claim(name, print_, None if repetition.last_event_id else make, enter)
+        return self._recordings.claim(name, print_, None if repetition.last_event_id else make, enter)
 
     def _seat(self, reader: Reader, request: ClientRequest) -> None:
         """A reader has a place of its own in the gateway, for its connection outlasts the exchange."""
@@ -152,14 +156,14 @@ class Replays:
 
         def dismiss(reason: GrokflaskError) -> None:
             reader.cancel(reason)
-            self.recordings.leave(reader.recording, reader)
+            self._recordings.leave(reader.recording, reader)
 
         departure = Departure(self._clients, request.client, dismiss, total_s=self._settings.total_timeout_s)
         reader.on_close.append(departure.end)
 
     def _carry(self, key: ApiKey, request: ClientRequest, reader: Reader) -> Reply | StreamReply:
         """The first request: an ordinary exchange, whose client is the recording."""
-        recording, recordings = reader.recording, self.recordings
+        recording, recordings = reader.recording, self._recordings
         answer = self._gateway.open(key, replace(request, client=None, bind_leave=recording.bind))
         kept = {name: text for name, text in answer.headers.items() if not name.lower().startswith(_STALE)}
         if isinstance(answer, Reply):
@@ -184,12 +188,12 @@ class Replays:
         try:
             for data in relay:
                 if data is not HEARTBEAT:  # every reader has its own
-                    self.recordings.keep(recording, data)
+                    self._recordings.keep(recording, data)
         except BaseException:
             _log.exception("a recording failed")
             failure = describe(GrokflaskError())
         finally:
-            self.recordings.end(recording, complete=relay.complete and not failure, failure=failure)
+            self._recordings.end(recording, complete=relay.complete and not failure, failure=failure)
             relay.close()
 
     def _attach(self, reader: Reader, repetition: Repetition) -> Reply | StreamReply:
@@ -204,49 +208,15 @@ class Replays:
         reader.close()
         return Reply(head.status, body, headers)
 
-    def _log_at_close(self, reader: Reader, key: ApiKey, request: ClientRequest) -> None:
-        def log() -> None:
-            fields = {
-                "request_id": request_id,
-                "key": name,
-                "route": route,
-                "of": reader.recording.request_id,
-                "outcome": reader.outcome,
-                "bytes_out": reader.bytes_out,
-            }
-            _log.info("replay", extra={"fields": fields})
-
-        # Not the request itself, whose body would live as long as the stream.
-        request_id, name, route = request.request_id, key.name, request.route.name
-        reader.on_close.append(log)
-
     def start(self) -> None:
-        """Starts the thread that lets go of what is due. Once for each process."""
-        if self._thread is None or self._pid != get_pid():
-            self._closed = False
-            self._pid = get_pid()
-            self._thread = threading.Thread(target=self._run, name="replays", daemon=True)
-            self._thread.start()
+        """Starts what runs beside the requests. Once for each process."""
+        self._recordings.start()
 
     def close(self, timeout_s: float) -> None:
         """Ends what still runs here, for nobody reads it any more. Idempotent."""
-        if self.recordings.running:
+        if self._recordings.running:
             self._gateway.exchanges.cut(timeout_s)
-        self._closed = True
-        self._wake.set()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while not self._closed:
-            try:
-                wait_s = self.recordings.tick()
-            except Exception:
-                _log.exception("recordings cannot be let go")
-                wait_s = LINGER_S
-            self._wake.wait(wait_s)
-            self._wake.clear()
+        self._recordings.close(timeout_s)
 
 
 def _digest(*parts: str | bytes) -> str:

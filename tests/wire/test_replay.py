@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
-import requests
 from openai import OpenAI
 from support.processes import UPSTREAM_KEY, RedisServer, wait_for
+from support.replaying import (
+    DONE,
+    STREAM,
+    Headers,
+    Story,
+    ask,
+    close_replies,
+    cut_off,
+    read_event,
+    read_rest,
+)
 from support.scripted import USAGE, WAIT_S, Exchange, ScriptedUpstream, chat_chunk, reply_story
 from support.stores import KeyedGateway
-from support.wire import CHAT
 
 from grokflask.sandbox import Sandbox
 
-DONE = b"data: [DONE]\n\n"
 LEAVE_S = 1.0
 """The contract's second, from the last client's leaving to upstream's end."""
 
-Headers = dict[str, str]
+
+@pytest.fixture(autouse=True)
+def _replies() -> Iterator[None]:
+    """No test leaves a reply open."""
+    yield
+    close_replies()
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(params=["memory", "redis, 2 workers"])
 def replay_stores(request: pytest.FixtureRequest) -> Headers:
     """The settings of each place where recordings are shared: one worker, and two over Redis."""
     if request.param == "memory":
@@ -41,57 +51,6 @@ def replay_stores(request: pytest.FixtureRequest) -> Headers:
 def gate(make_keyed: Callable[..., KeyedGateway], replay_stores: Headers) -> KeyedGateway:
     """A gateway over each of them."""
     return make_keyed(**replay_stores)
-
-
-def ask(gateway: KeyedGateway, key: Headers, name: str, **more: Any) -> requests.Response:
-    """A chat with an Idempotency-Key; `more` are headers with `_` for `-`, `body` fields of the body."""
-    body = {"messages": [{"role": "user", "content": "hello"}], **more.pop("body", {})}
-    headers = {**key, "Idempotency-Key": name, **{k.replace("_", "-"): v for k, v in more.items()}}
-    return requests.post(f"{gateway.url}{CHAT}", json=body, headers=headers, stream=True, timeout=60)
-
-
-STREAM = {"stream": True}
-
-
-class Story:
-    """An upstream that tells event by event, each when the test lets it."""
-
-    def __init__(self, upstream: ScriptedUpstream, words: int = 4) -> None:
-        self.asked = threading.Semaphore(0)
-        self.go = threading.Semaphore(0)
-        self.left = threading.Event()
-        self.left_at = 0.0
-        self.words = words
-        self.calls = 0
-        upstream.handler = self.tell
-
-    def tell(self, exchange: Exchange) -> None:
-        self.calls += 1
-        self.asked.release()
-        exchange.start()
-        for number in range(self.words):
-            self._wait(exchange)
-            exchange.event(chat_chunk(f" w{number}"))
-        self._wait(exchange)
-        exchange.event(chat_chunk("", choices=[], usage=USAGE))
-        exchange.event("[DONE]")
-        exchange.end()
-
-    def _wait(self, exchange: Exchange) -> None:
-        while not self.go.acquire(timeout=0.02):
-            exchange.sock.settimeout(0.001)
-            try:
-                gone = exchange.sock.recv(1) == b""
-            except TimeoutError:
-                gone = False
-            except OSError:
-                gone = True
-            exchange.sock.settimeout(WAIT_S)
-            if gone:
-                self.left_at = time.monotonic()
-                self.left.set()
-                exchange.close()
-                raise ConnectionError
 
 
 def test_a_second_request_reads_along(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
@@ -183,14 +142,6 @@ def test_failures_are_not_kept(gate: KeyedGateway, upstream: ScriptedUpstream) -
     assert len(gate.wait_for_rows(3)) == 3
 
 
-def cut_off(reply: requests.Response) -> None:
-    """The client drops: its connection is closed, not drained."""
-    sock = socket.socket(fileno=os.dup(reply.raw.fileno()))
-    with sock:
-        sock.shutdown(socket.SHUT_RDWR)
-    reply.close()
-
-
 def test_the_first_leaves_and_the_second_goes_on(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
     """Upstream goes on as long as one of them is there, and ends within a second of the last one leaving."""
     key = gate.make_key("ann")
@@ -246,24 +197,6 @@ def test_cut_at_every_event(
     assert [row["outcome"] for row in rows] == ["complete"]
     assert [row["cost_ticks"] for row in rows] == charged
     assert len(charged) == 1
-
-
-def read_event(reply: requests.Response) -> bytes:
-    """The next event, byte by byte; comments are left out."""
-    lines = []
-    while True:
-        line = reply.raw.readline()
-        assert line, f"ended inside {lines}"
-        if line.startswith(b":"):
-            continue
-        lines.append(line)
-        if line == b"\n":
-            return b"".join(lines)
-
-
-def read_rest(reply: requests.Response) -> bytes:
-    """All further events."""
-    return b"".join(line for line in iter(reply.raw.readline, b"") if not line.startswith(b":"))
 
 
 def test_the_grace(
