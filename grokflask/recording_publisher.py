@@ -15,7 +15,7 @@ import msgspec
 from grokflask.errors import RecordingLostError
 from grokflask.recording import READ_BYTES, Failure, Recording, describe
 from grokflask.recording_store import LEASE_S, Entry, RecordingStore, State
-from grokflask.recordings import LINGER_S
+from grokflask.recordings import LINGER_S, OVERHEAD_BYTES
 
 RENEW_S = LEASE_S / 4
 """How often what is held is renewed where nothing else is published."""
@@ -136,8 +136,9 @@ class RecordingPublisher:
         if not self._store.publish(recording.name, recording.id, state, ttl_s, entries):
             over, more = True, False  # the store was away for too long, or nobody was left
         elif state == "ended":
-            self._stored[recording.id] = (recording.name, position, now + ttl_s)
-            self._stored_bytes += position
+            size = position + OVERHEAD_BYTES
+            self._stored[recording.id] = (recording.name, size, now + ttl_s)
+            self._stored_bytes += size
         progress.headed, progress.unkept = head is not None, unkept
         progress.position, progress.renew_at = position, now + RENEW_S
         if over:

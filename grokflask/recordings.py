@@ -24,6 +24,9 @@ LINGER_S = 0.55
 """How long an exchange that nobody reads goes on for one that comes back at once: SDKs that retry begin with
 half a second at the most. With the watcher's interval it ends within a second."""
 
+OVERHEAD_BYTES = 2048
+"""What a recording takes besides its bytes: many small ones are not for free."""
+
 RETRY_S = 1.0
 
 _log = logging.getLogger("grokflask.replay")
@@ -77,7 +80,7 @@ class Recordings:
 
     @property
     def size(self) -> int:
-        """Bytes that all of them hold."""
+        """Bytes that all of them take."""
         return self._bytes
 
     def __len__(self) -> int:
@@ -227,6 +230,6 @@ class Recordings:
 
     def _weigh(self, recording: Recording) -> None:
         if recording in self._running:
-            size = recording.size
+            size = recording.size + OVERHEAD_BYTES
             self._bytes += size - self._sizes.get(recording, 0)
             self._sizes[recording] = size

@@ -20,7 +20,7 @@ from grokflask.errors import (
 )
 from grokflask.reader import Reader
 from grokflask.recording import Head, Recording, describe
-from grokflask.recordings import LINGER_S, Recordings
+from grokflask.recordings import LINGER_S, OVERHEAD_BYTES, Recordings
 from grokflask.redis_pool import open_pool
 from grokflask.redis_recordings import PREFIX, RedisRecordings
 from grokflask.shared_recordings import SharedRecordings
@@ -271,7 +271,7 @@ def test_only_for_its_time(client: Redis, make_worker: Callable[..., Worker]) ->
 
 def test_the_oldest_make_room(client: Redis, make_worker: Callable[..., Worker]) -> None:
     """A worker has no more in Redis than it may; what ended longest ago goes first."""
-    worker = make_worker(total_bytes=25)
+    worker = make_worker(total_bytes=3 * (9 + OVERHEAD_BYTES) - 2)
     for name in "abc":
         first = worker.begin(EVENTS[0], name=name)
         worker.end(first)
