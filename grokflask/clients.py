@@ -82,8 +82,12 @@ class ClientWatcher:
         return self._add(Watch(self, sock, None), on_gone)
 
     def limit(self, sock: socket.socket | None, seconds: float, on_expiry: Callable[[], None]) -> Watch:
-        """Calls `on_expiry` when the watch has not been stopped within `seconds`."""
+        """Calls `on_expiry` when the watch has not been stopped within `seconds`. Without a socket never."""
         return self._add(Watch(self, sock, time.monotonic() + seconds), on_expiry)
+
+    def call_after(self, seconds: float, on_expiry: Callable[[], None]) -> Watch:
+        """As `limit`, where there need not be a socket."""
+        return self._keep(Watch(self, None, time.monotonic() + seconds), on_expiry)
 
     def forget(self, watch: Watch) -> None:
         """As `Watch.stop`."""
@@ -100,8 +104,9 @@ class ClientWatcher:
         return len(self._watches)
 
     def _add(self, watch: Watch, callback: Callable[[], None]) -> Watch:
-        if watch.sock is None:
-            return watch
+        return watch if watch.sock is None else self._keep(watch, callback)
+
+    def _keep(self, watch: Watch, callback: Callable[[], None]) -> Watch:
         self._start_once()
         self._watches[watch] = callback
         if watch.deadline is not None:
@@ -217,7 +222,7 @@ class Departure:
                 self.drains_call = self._drains.acquire(blocking=False)
             if self.drains_call:
                 self._watch.stop()
-                self._watch = self._watcher.limit(self._sock, self._drain_s, self._give_up)
+                self._watch = self._watcher.call_after(self._drain_s, self._give_up)
         if not self.drains_call:
             self._give_up()
         shut_down(self._sock, socket.SHUT_RDWR)  # whoever is still sending to it stops

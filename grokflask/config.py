@@ -244,6 +244,32 @@ class Settings:
         16,
         "With `drain`: calls read on at once; others are cancelled.",
     )
+    replay_bytes: int = _setting(
+        "GROKFLASK_REPLAY_BYTES",
+        integer(0, 2**30),
+        16 * 2**20,
+        "The longest answer that is kept for a repetition with the same `Idempotency-Key`; a longer one goes "
+        "to its own client only. 0 ignores that header.",
+    )
+    replay_total_bytes: int = _setting(
+        "GROKFLASK_REPLAY_TOTAL_BYTES",
+        integer(0, 2**36),
+        64 * 2**20,
+        "What all answers that one worker keeps may take, in its memory or in Redis; then the oldest go.",
+    )
+    replay_keep_s: float = _setting(
+        "GROKFLASK_REPLAY_KEEP_S",
+        seconds(0, 86400),
+        300.0,
+        "How long such an answer is kept after it has ended; 0 only while it runs.",
+    )
+    resume_grace_s: float = _setting(
+        "GROKFLASK_RESUME_GRACE_S",
+        seconds(0, 3600),
+        30.0,
+        "How long upstream goes on for a client that asked for it with `X-Stream-Resume: true` and has "
+        "dropped; then the exchange is ended.",
+    )
     capacity: int | None = _setting(
         "GROKFLASK_CAPACITY",
         integer(1, 65000),

@@ -13,8 +13,11 @@
     │   ├── MethodNotAllowedError   405 method_not_allowed
     │   ├── BodyTimeoutError        408 body_timeout
     │   ├── KeyExistsError          409 key_exists
+    │   ├── KeyInUseError           409 idempotency_key_in_use
+    │   ├── StreamGoneError         410 stream_gone: there is nothing to go on with
     │   ├── BodyTooLargeError       413 body_too_large
     │   ├── MediaTypeError          415 unsupported_media_type
+    │   ├── KeyReusedError          422 idempotency_key_reused
     │   ├── RateLimitError          429 rate_limit_exceeded
     │   │   ├── TokenLimitError         429 token_limit_exceeded
     │   │   ├── TooManyStreamsError     429 too_many_streams
@@ -24,6 +27,7 @@
     ├── GatewayFullError            503 gateway_full
     ├── ShuttingDownError           503 shutting_down
     ├── StreamStoppedError          503 stream_stopped: an admin has ended it
+    ├── RecordingLostError          503 recording_lost: an answer that was read along is no longer kept
     ├── StoreUnavailableError       503 store_unavailable: the database or Redis is away
     └── UpstreamError               xAI's side failed
         ├── UpstreamConnectError    502 upstream_unreachable: no connection, so nothing was paid
@@ -189,6 +193,45 @@ class KeyExistsError(ClientError):
     default_message = "There is a key of this name already."
 
 
+class KeyInUseError(ClientError):
+    """A request with this Idempotency-Key is running, and its answer cannot be read along.
+
+    The status is the one of draft-ietf-httpapi-idempotency-key-header, the code is Stripe's.
+    """
+
+    status = 409
+    code = "idempotency_key_in_use"
+    default_message = "A request with this Idempotency-Key is still running, and its answer is not kept."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, headers={"Retry-After": "1"})
+
+
+class KeyReusedError(ClientError):
+    """The Idempotency-Key belongs to a request with another body, or to another route.
+
+    The status is the one of draft-ietf-httpapi-idempotency-key-header.
+    """
+
+    status = 422
+    code = "idempotency_key_reused"
+    default_message = (
+        "This Idempotency-Key has been used for a different request. Choose a new key for each request, and "
+        "send it again only with the same body."
+    )
+
+
+class StreamGoneError(ClientError):
+    """The stream of this Last-Event-ID is not kept: it has failed, was too large, or ended too long ago."""
+
+    status = 410
+    code = "stream_gone"
+    default_message = (
+        "The stream with this Last-Event-ID is no longer kept, so it cannot go on. Send the request again "
+        "without Last-Event-ID to begin a new one."
+    )
+
+
 class MethodNotAllowedError(ClientError):
     """The path exists, but not for this method; `Allow` names those that do."""
 
@@ -309,6 +352,14 @@ class StreamStoppedError(GrokflaskError):
 
     def __init__(self) -> None:
         super().__init__(headers={"x-should-retry": "false"})  # or SDKs would begin it again
+
+
+class RecordingLostError(GrokflaskError):
+    """Who reads an answer along has fallen behind what is kept of it, or whoever kept it has gone."""
+
+    status = 503
+    code = "recording_lost"
+    default_message = "The gateway no longer has the rest of this answer; it is incomplete."
 
 
 class StoreUnavailableError(GrokflaskError):

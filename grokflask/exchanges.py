@@ -6,12 +6,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from grokflask.errors import GatewayFullError, ShuttingDownError, StreamStoppedError
+from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
 from grokflask.ledger_row import LedgerRow
-from grokflask.upstream import UpstreamCall
 
 FAREWELL_S = 5.0
 """How long before the end of the grace period the exchanges that are still open are ended."""
@@ -19,6 +19,16 @@ FAREWELL_S = 5.0
 LEAD_S = 1.5
 """How long new work is still taken after the end was announced: gunicorn's worker closes its listener only
 after a second, and what comes in until then has nowhere else to go."""
+
+
+class Cancellable(Protocol):
+    """What has a place: a call to upstream, or a client that reads an answer along."""
+
+    def cancel(self, reason: GrokflaskError) -> None:
+        """Ends it for that reason."""
+
+
+C = TypeVar("C", bound=Cancellable)
 
 
 class OpenStream(msgspec.Struct, frozen=True):
@@ -47,7 +57,7 @@ class OpenExchanges:
         self._capacity = capacity
         self._count = 0
         self._uploads = 0
-        self._calls: dict[UpstreamCall, OpenStream | None] = {}
+        self._calls: dict[Cancellable, OpenStream | None] = {}
         self._lock = threading.Lock()
         self._closed = False
         self.draining = False
@@ -73,7 +83,7 @@ class OpenExchanges:
             with self._lock:
                 self._uploads -= 1
 
-    def start(self, begin: Callable[[], UpstreamCall]) -> UpstreamCall:
+    def start(self, begin: Callable[[], C]) -> C:
         """The call that `begin` makes, which holds a place until `end`.
 
         Raises GatewayFullError and ShuttingDownError, without having begun anything.
@@ -90,7 +100,7 @@ class OpenExchanges:
         self._calls[call] = None
         return call
 
-    def show(self, call: UpstreamCall, stream: OpenStream) -> None:
+    def show(self, call: Cancellable, stream: OpenStream) -> None:
         """The call is one of `streams` until `end`."""
         with self._lock:
             if call in self._calls:
@@ -108,7 +118,7 @@ class OpenExchanges:
             call.cancel(StreamStoppedError())
         return len(found)
 
-    def end(self, call: UpstreamCall) -> None:
+    def end(self, call: Cancellable) -> None:
         """The call is over and its place is free. Idempotent."""
         with self._lock:
             if call in self._calls:
@@ -134,6 +144,16 @@ class OpenExchanges:
         while self._count and time.monotonic() < end:
             time.sleep(0.1)
         while self._count:  # again and again: one may have been admitted just before
-            for call in list(self._calls):
-                call.cancel(ShuttingDownError("The gateway is shutting down; the answer is incomplete."))
+            self._cancel_all()
             time.sleep(0.1)
+
+    def cut(self, timeout_s: float) -> None:
+        """Ends all that is open now, and waits until it has ended, for `timeout_s` at the most."""
+        end = time.monotonic() + timeout_s
+        while self._count and time.monotonic() < end:
+            self._cancel_all()
+            time.sleep(0.05)
+
+    def _cancel_all(self) -> None:
+        for call in list(self._calls):
+            call.cancel(ShuttingDownError("The gateway is shutting down; the answer is incomplete."))

@@ -6,9 +6,10 @@ not come back here: the relay carries what is to be done then.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -46,10 +47,19 @@ class Reply(msgspec.Struct, frozen=True):
     headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class Events(Protocol):
+    """The bytes of a stream, on their way to one client."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def close(self) -> None:
+        """Ends it wherever it is. Idempotent."""
+
+
 class StreamReply(msgspec.Struct, frozen=True):
     """An answer given as events: iterate `relay` for its bytes, and close it whatever happens."""
 
-    relay: Relay
+    relay: Events
     headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -205,7 +215,7 @@ class Gateway:
     def _watch(self, call: UpstreamCall, terms: Terms, request: ClientRequest) -> Departure:
         """From here on the client's leaving ends the call, or has it drained."""
         limit_sending(request.client, self._settings.send_timeout_s)
-        return Departure(
+        departure = Departure(
             self._clients,
             request.client,
             call.cancel,
@@ -213,13 +223,17 @@ class Gateway:
             drain_s=terms.drain_s,
             drains=self._drains,
         )
+        if request.bind_leave:
+            request.bind_leave(departure.leave)
+        return departure
 
     def _set_terms(self, asked: UpstreamRequest, request: ClientRequest, key: ApiKey) -> Terms:
         settings = self._settings
         return Terms(
             wants_usage=asked.wants_usage,
             wants_json=request.wants_json,
-            heartbeat_s=settings.heartbeat_s,
+            # Whoever reads a recorded answer has heartbeats of its own.
+            heartbeat_s=math.inf if request.bind_leave else settings.heartbeat_s,
             first_event_timeout_s=settings.first_event_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             total_timeout_s=settings.total_timeout_s,

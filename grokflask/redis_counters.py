@@ -7,8 +7,7 @@ one hash tag, so that a cluster keeps them together. Redis must not evict them: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis, RedisError
@@ -32,6 +31,7 @@ from grokflask.counters import (
     refuse_tokens,
 )
 from grokflask.errors import StoreUnavailableError
+from grokflask.redis_pool import prepare
 
 PREFIX = "{grokflask}:"
 MINUTE_S = 70
@@ -61,12 +61,12 @@ class RedisCounters:
     def __init__(self, client: Redis, capacity: int, fair_share: float = FAIR_SHARE) -> None:
         self._client = client
         self._own = (capacity, repr(fair_share))
-        self._run_admit = _prepare(client, "leases", "admit")
-        self._run_settle = _prepare(client, "leases", "settle")
-        self._run_renew = _prepare(client, "leases", "renew")
-        self._run_standing = _prepare(client, "leases", "standing")
-        self._run_load = _prepare(client, "load")
-        self._run_correct = _prepare(client, "correct")
+        self._run_admit = prepare(client, "leases", "admit")
+        self._run_settle = prepare(client, "leases", "settle")
+        self._run_renew = prepare(client, "leases", "renew")
+        self._run_standing = prepare(client, "leases", "standing")
+        self._run_load = prepare(client, "load")
+        self._run_correct = prepare(client, "correct")
 
     def admit(self, ask: Ask, now: float) -> Grant | Refusal | Unloaded:
         """As the protocol says."""
@@ -153,21 +153,6 @@ class RedisCounters:
         except RedisError as error:
             raise StoreUnavailableError from error
         return sorted(name.removeprefix(_SPENT) for name in found)
-
-
-def _prepare(client: Redis, *files: str) -> Callable[[Sequence[str], Sequence[Any]], Any]:
-    """Runs the script in these files of the folder `lua`, one behind the other."""
-    folder = Path(__file__).parent / "lua"
-    text = "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in files)
-    script = client.register_script(text)
-
-    def run(keys: Sequence[str], args: Sequence[Any]) -> Any:
-        try:
-            return script(keys, args)
-        except RedisError as error:
-            raise StoreUnavailableError from error
-
-    return run
 
 
 def _minute(key: str) -> str:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from redis import BlockingConnectionPool
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from redis import BlockingConnectionPool, Redis, RedisError
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from grokflask.errors import StoreUnavailableError
 
 TIMEOUT_S = 0.2
 CONNECTIONS = 32
@@ -24,3 +30,21 @@ def open_pool(url: str) -> BlockingConnectionPool:
         socket_timeout=TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )
+
+
+def prepare(client: Redis, *files: str) -> Callable[[Sequence[str], Sequence[Any]], Any]:
+    """Runs the script in these files of the folder `lua`, one behind the other.
+
+    What it gives raises StoreUnavailableError.
+    """
+    folder = Path(__file__).parent / "lua"
+    text = "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in files)
+    script = client.register_script(text)
+
+    def run(keys: Sequence[str], args: Sequence[Any]) -> Any:
+        try:
+            return script(keys, args)
+        except RedisError as error:
+            raise StoreUnavailableError from error
+
+    return run

@@ -27,13 +27,10 @@ from grokflask.errors import (
 )
 from grokflask.event_filter import EventFilter
 from grokflask.sse import EventDecoder
-from grokflask.terms import Terms
+from grokflask.terms import HEARTBEAT, Terms
 from grokflask.upstream import UpstreamCall
 from grokflask.upstream_stream import UpstreamStream
 from grokflask.usage import Settlement
-
-HEARTBEAT = b": keep-alive\n"
-"""One comment line. A blank line behind it would make some SDKs dispatch an empty event."""
 
 _log = logging.getLogger("grokflask.relay")
 
@@ -113,6 +110,16 @@ class Relay:
         self._stream = self._call.wait(timeout_s)
         if self._stream is not None:
             self.headers, self.retried = self._stream.headers, self._stream.retried
+
+    @property
+    def answered(self) -> bool:
+        """Upstream's answer has come."""
+        return self._stream is not None
+
+    @property
+    def complete(self) -> bool:
+        """The answer has been given out to its end, and upstream has said that it is one."""
+        return self._exhausted and self._filter.done and self._error is None
 
     def count_sent(self) -> tuple[int, int]:
         """Events and bytes that the client has been given so far."""

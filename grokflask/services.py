@@ -25,7 +25,10 @@ from grokflask.ledger_writer import LedgerWriter
 from grokflask.limits import Limits
 from grokflask.memory_counters import MemoryCounters
 from grokflask.reconciliation import check_counters
+from grokflask.recordings import Recordings
+from grokflask.replay import Replays
 from grokflask.reports import Drift, read_spent
+from grokflask.shared_recordings import SharedRecordings
 from grokflask.upstream import UpstreamClient
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ class Services:
     limits: Limits
     background: Background
     gateway: Gateway
+    replays: Replays
     checks: list[Callable[[bool], list[Drift]]]
 
 
@@ -94,6 +98,8 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         catch_up=None if pool else catch_up,
     )
     gateway = Gateway(upstream, clients, limits, writer, settings)
+    recordings = _make_recordings(settings, pool, lambda: writer.worker)
+    replays = Replays(gateway, recordings, clients, settings)
     return Services(
         settings=settings,
         upstream=upstream,
@@ -105,8 +111,9 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         counters=counters,
         ledger_writer=writer,
         limits=limits,
-        background=Background(limits, writer),
+        background=Background(replays, limits, writer),
         gateway=gateway,
+        replays=replays,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],
     )
 
@@ -129,3 +136,19 @@ def _make_counters(settings: Settings, pool: ConnectionPool | None) -> Counters:
 
     redis = Redis(connection_pool=pool)
     return RedisCounters(redis, capacity=settings.max_exchanges, fair_share=settings.fair_share)
+
+
+def _make_recordings(
+    settings: Settings, pool: ConnectionPool | None, worker: Callable[[], str]
+) -> Recordings | SharedRecordings:
+    total_bytes, keep_s = settings.replay_total_bytes, settings.replay_keep_s
+    kept_here_s = keep_s if pool is None else 0
+    own = Recordings(max_bytes=settings.replay_bytes, total_bytes=total_bytes, keep_s=kept_here_s)
+    if pool is None:
+        return own
+    from redis import Redis
+
+    from grokflask.redis_recordings import RedisRecordings
+
+    store = RedisRecordings(Redis(connection_pool=pool))
+    return SharedRecordings(own, store, total_bytes=total_bytes, keep_s=keep_s, worker=worker)

@@ -48,6 +48,7 @@ class ClientRequest(msgspec.Struct, frozen=True):
         model_id: from the path of `/models/<model_id>`.
         wants_json: errors in a stream take OpenAI's shape, not the guide's.
         client: the client's socket, where the server hands it over.
+        bind_leave: is given what to call when the client has left, where that is not told by a socket.
     """
 
     route: Route
@@ -57,6 +58,7 @@ class ClientRequest(msgspec.Struct, frozen=True):
     model_id: str | None = None
     wants_json: bool = False
     client: socket | None = None
+    bind_leave: Callable[[Callable[[], None]], None] | None = None
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+HEARTBEAT = b": keep-alive\n"
+"""One comment line. A blank line behind it would make some SDKs dispatch an empty event."""
+
 
 class Terms(msgspec.Struct, frozen=True):
     """How one exchange is carried. Times run from the client's request, by the monotonic clock.

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flask import Blueprint, Flask, Request, Response
+from werkzeug.datastructures import Headers
 
-from grokflask.gateway import Gateway, Reply
+from grokflask.gateway import Gateway, Reply, StreamReply
+from grokflask.keys import ApiKey
+from grokflask.replay import Repetition, Replays
 from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import drop_body, read_body
@@ -61,7 +64,10 @@ def _make_view(route: Route) -> Callable[..., Response]:
             client=asked.environ.get("gunicorn.socket"),
         )
         notes.opened = True  # from here on the exchange has a log line of its own
-        answer = gateway.open(notes.api_key, wanted)
+        if "HTTP_IDEMPOTENCY_KEY" in asked.environ and route.method == "POST":
+            answer = _open_once(app, given, notes.api_key, wanted)
+        else:
+            answer = gateway.open(notes.api_key, wanted)
         drop_body()
         if isinstance(answer, Reply):
             return reply_json(answer.body, answer.status, answer.headers)
@@ -73,6 +79,17 @@ def _make_view(route: Route) -> Callable[..., Response]:
     found: Callable[..., Response] = view if route.upstream_path else answer
     found.route = route  # type: ignore[attr-defined]
     return found
+
+
+def _open_once(app: Flask, given: Headers, key: ApiKey, wanted: ClientRequest) -> Reply | StreamReply:
+    """The answer to a request that may be a repetition."""
+    replays: Replays = app.extensions["replays"]
+    repetition = Repetition(
+        given["Idempotency-Key"],
+        resume=given.get("X-Stream-Resume", "").lower() == "true",
+        last_event_id=given.get("Last-Event-ID", ""),
+    )
+    return replays.open(key, wanted, repetition)
 
 
 _ANSWERS: dict[str, Callable[[], Response]] = {"usage": show_usage}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Upstream-Request-ID", "Retry-After", "X-Stream-Fallback", "X-Params-Dropped"),
     *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Grokflask-Upstream"),
-    *("X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens"),
+    *("X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens", "Idempotent-Replayed"),
 ]
 """What a page's script may read of a response."""
 

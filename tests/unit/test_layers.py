@@ -25,12 +25,16 @@ LEVELS = {
             "memory_counters",
             "redis_pool",
             "redis_counters",
+            "redis_recordings",
+            "recording_store",
             "request_storage",
             "background",
         ),
         1,
     ),
     **dict.fromkeys(("keys", "ledger", "relay", "reply", "exchanges"), 2),
+    **dict.fromkeys(("recording", "recordings", "shared_recordings", "reader"), 2),
+    **dict.fromkeys(("recording_publisher", "recording_follower"), 2),
     **dict.fromkeys(
         (
             "key_store",
@@ -46,6 +50,7 @@ LEVELS = {
         2,
     ),
     "gateway": 3,
+    "replay": 3,
     "reconciliation": 3,
     **dict.fromkeys(
         (
@@ -69,7 +74,7 @@ LEVELS = {
 imports a higher one. A new module takes its place here."""
 
 APART = [
-    {"keys", "limits", "ledger", "relay", "reply", "exchanges"},
+    {"keys", "limits", "ledger", "relay", "reply", "exchanges", "recordings"},
     {"ledger", "ledger_writer", "reports", "key_store", "limits"},
     {"web.api", "web.health", "web.admin"},
 ]
@@ -90,6 +95,7 @@ LIBRARIES = {
     },
     "redis_pool": {"redis"},
     "redis_counters": {"redis"},
+    "redis_recordings": {"redis"},
     "services": {"redis"},
     "request_storage": {"limits"},
     "connections": {"urllib3", "certifi"},

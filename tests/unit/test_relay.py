@@ -25,8 +25,8 @@ from grokflask.errors import (
     UpstreamStatusError,
     UpstreamTimeoutError,
 )
-from grokflask.relay import HEARTBEAT, Relay
-from grokflask.terms import Terms
+from grokflask.relay import Relay
+from grokflask.terms import HEARTBEAT, Terms
 from grokflask.usage import Settlement, Usage
 
 DONE = b"data: [DONE]\n\n"
