@@ -179,10 +179,28 @@ def _5_count_key_changes(connection: Connection) -> None:
     )
 
 
+def _6_create_owned(connection: Connection) -> None:
+    """Which key made what upstream keeps."""
+    _run(
+        connection,
+        """CREATE TABLE owned (
+            kind TEXT NOT NULL,
+            id TEXT NOT NULL,
+            owner TEXT NOT NULL,
+            key TEXT NOT NULL,
+            made_at DOUBLE PRECISION NOT NULL,
+            expires_at DOUBLE PRECISION NOT NULL,
+            PRIMARY KEY (kind, id)
+        )""",
+        "CREATE INDEX owned_by_end ON owned (expires_at)",
+    )
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _1_create_keys,
     _2_create_ledger,
     _3_keep_daily_sums,
     _4_note_retention,
     _5_count_key_changes,
+    _6_create_owned,
 )

@@ -24,6 +24,7 @@ from grokflask.keys import KeyRing
 from grokflask.ledger_writer import LedgerWriter
 from grokflask.limits import Limits
 from grokflask.memory_counters import MemoryCounters
+from grokflask.ownership import Ownership
 from grokflask.reconciliation import check_counters
 from grokflask.reports import Drift, read_spent
 from grokflask.upstream import UpstreamClient
@@ -49,6 +50,7 @@ class Services:
     counters: Counters
     ledger_writer: LedgerWriter
     limits: Limits
+    ownership: Ownership
     background: Background
     gateway: Gateway
     checks: list[Callable[[bool], list[Drift]]]
@@ -105,6 +107,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         counters=counters,
         ledger_writer=writer,
         limits=limits,
+        ownership=Ownership(database),
         background=Background(limits, writer),
         gateway=gateway,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],

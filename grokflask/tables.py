@@ -98,3 +98,15 @@ workers = Table(
     Column("pid", Integer, nullable=False),
 )
 """Processes that write to the ledger, and when each was last heard of."""
+
+owned = Table(
+    "owned",
+    metadata,
+    Column("kind", Text, primary_key=True),  # such as "response"
+    Column("id", Text, primary_key=True),  # upstream's
+    Column("owner", Text, nullable=False),  # ApiKey.owner
+    Column("key", Text, nullable=False),  # its name, for people
+    Column("made_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+"""Which key made what upstream keeps. Times are epoch seconds."""

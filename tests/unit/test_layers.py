@@ -35,6 +35,7 @@ LEVELS = {
         (
             "key_store",
             "limits",
+            "ownership",
             "refusals",
             "stand_in",
             "settlements",
@@ -83,7 +84,7 @@ LIBRARIES = {
     "answer_head": {"gunicorn_h1c", "msgspec"},
     "upstream": {"msgspec", "requests"},
     "upstream_stream": {"requests"},
-    **{module: {"sqlalchemy"} for module in ("db", "migrations", "tables")},
+    **{module: {"sqlalchemy"} for module in ("db", "migrations", "tables", "ownership")},
     **{
         module: {"msgspec", "sqlalchemy"}
         for module in ("key_store", "ledger_store", "ledger_query", "reports")
