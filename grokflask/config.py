@@ -295,6 +295,13 @@ class Settings:
         "What a vision request with `stream: true` gets: `fallback` is the whole answer as JSON with the "
         "header `X-Stream-Fallback`; `stream` relays chat with images as a stream.",
     )
+    models_cache_s: float = _setting(
+        "GROKFLASK_MODELS_CACHE_S",
+        seconds(0, 3600),
+        60.0,
+        "How long the lists of models are given out again before upstream is asked; the header `Age` tells "
+        "how old one is. 0 asks each time.",
+    )
     drop_params: bool = _setting(
         "GROKFLASK_DROP_PARAMS",
         read_flag,

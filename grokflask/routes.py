@@ -27,6 +27,8 @@ class Route:
             gateway answers by itself: that is neither counted nor an exchange.
         streams: `stream: true` may be answered with events.
         billing: what upstream charges for.
+        catalogue: its answer tells of models: it is kept for a moment, and shown without those that the
+            calling key may not use.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Route:
     upstream_path: str
     streams: bool = False
     billing: Billing = "free"
+    catalogue: bool = False
 
 
 ROUTES = (
@@ -42,8 +45,16 @@ ROUTES = (
     Route("images", "POST", "/images/generate", "/images/generations", billing="images"),
     Route("images", "POST", "/images/generations", "/images/generations", billing="images"),
     Route("vision", "POST", "/vision/analyze", "/chat/completions", billing="tokens"),
-    Route("models", "GET", "/models", "/models"),
-    Route("model", "GET", "/models/<model_id>", "/models/{model_id}"),
+    Route("models", "GET", "/models", "/models", catalogue=True),
+    Route("model", "GET", "/models/<model_id>", "/models/{model_id}", catalogue=True),
+    *(
+        row
+        for kind in ("language-models", "image-generation-models", "video-generation-models")
+        for row in (
+            Route(kind, "GET", f"/{kind}", f"/{kind}", catalogue=True),
+            Route(kind, "GET", f"/{kind}/<model_id>", f"/{kind}/{{model_id}}", catalogue=True),
+        )
+    ),
     Route("usage", "GET", "/usage", ""),
 )
 

@@ -21,11 +21,16 @@ from grokflask.sandbox.faults import find_fault
 from grokflask.sandbox.models import (
     IMAGE_TICKS,
     PRICES,
+    VIDEO_TICKS,
+    film_item,
     find_served,
     image_item,
     language_item,
     list_models,
+    list_pictures,
     model_item,
+    picture_item,
+    short_item,
 )
 from grokflask.sandbox.pictures import draw_named
 from grokflask.sandbox.refusals import (
@@ -153,16 +158,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def get_models(self, _path: str, _body: bytes) -> None:
         """List the models."""
-        self._send({"object": "list", "data": list_models()})
+        items = list_models()
+        self._send({"object": "list", "data": [self._shorten(item) for item in items]})
 
     def get_model(self, path: str, _body: bytes) -> None:
         """Show one model; a retired id shows what serves it, a fault model shows as grok-4.3 does."""
         asked = path.removeprefix("/v1/models/")
         served = "grok-4.3" if find_fault(asked) else find_served(asked)
         if served:
-            self._send(model_item(served))
+            self._send(self._shorten(model_item(served)))
         elif asked in IMAGE_TICKS:
-            self._send(image_item(asked))
+            self._send(self._shorten(image_item(asked)))
         else:
             raise refuse_model(asked)
 
@@ -177,6 +183,18 @@ class Handler(BaseHTTPRequestHandler):
         if served is None:
             raise refuse_model(asked)
         self._send(language_item(served))
+
+    def _shorten(self, item: dict[str, Any]) -> dict[str, Any]:
+        return short_item(item) if self.sandbox.short_models else item
+
+    def get_media_models(self, path: str, _body: bytes) -> None:
+        """List the models of pictures or videos, or show one."""
+        kind, _, asked = path.removeprefix("/v1/").partition("/")
+        known, show = (IMAGE_TICKS, picture_item) if kind.startswith("image") else (VIDEO_TICKS, film_item)
+        if asked and asked not in known:
+            raise refuse_model(asked)
+        current = list_pictures() if known is IMAGE_TICKS else list(known)
+        self._send(show(asked) if asked else {"models": [show(model) for model in current]})
 
     def get_api_key(self, _path: str, _body: bytes) -> None:
         """Show who the key belongs to: nobody."""
@@ -228,6 +246,7 @@ _ROUTES: list[tuple[re.Pattern[str], Mapping[str, Action]]] = [
     (re.compile(r"/v1/models/[^/]+"), {"GET": Handler.get_model}),
     (re.compile(r"/v1/language-models"), {"GET": Handler.get_language_models}),
     (re.compile(r"/v1/language-models/[^/]+"), {"GET": Handler.get_language_model}),
+    (re.compile(r"/v1/(image|video)-generation-models(/[^/]+)?"), {"GET": Handler.get_media_models}),
     (re.compile(r"/v1/api-key"), {"GET": Handler.get_api_key}),
     (re.compile(r"/sandbox/images/[^/]+\.png"), {"GET": Handler.get_picture}),
     (re.compile(r"/sandbox/journal"), {"GET": Handler.get_journal, "DELETE": Handler.delete_journal}),

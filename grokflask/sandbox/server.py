@@ -24,8 +24,8 @@ class Sandbox:
     """An emulator of xAI's REST API on `host` and `port` (0 picks a free one), with a journal beside it.
 
     Listens from construction, serves from `ensure_running`. `events_per_s` paces streams, 0 means no pause;
-    `key`, if given, is the only bearer key accepted. Both may be changed while it runs. The owner calls
-    `close`.
+    `key`, if given, is the only bearer key accepted; with `short_models`, `/v1/models` has its old form.
+    All may be changed while it runs. The owner calls `close`.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Sandbox:
     ) -> None:
         self.events_per_s = events_per_s
         self.key = key
+        self.short_models = False
         self.clock = clock
         self.journal = Journal()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

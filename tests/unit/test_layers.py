@@ -34,6 +34,7 @@ LEVELS = {
     **dict.fromkeys(
         (
             "key_store",
+            "catalogue",
             "limits",
             "ownership",
             "refusals",
