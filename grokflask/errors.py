@@ -8,6 +8,7 @@
     │   ├── KeyRevokedError         403 key_revoked
     │   ├── KeyExpiredError         403 key_expired
     │   ├── ModelNotAllowedError    403 model_not_allowed
+    │   ├── ToolsNotAllowedError    403 tools_not_allowed
     │   ├── RouteNotFoundError      404 not_found
     │   ├── KeyNotFoundError        404 key_not_found
     │   ├── MethodNotAllowedError   405 method_not_allowed
@@ -163,6 +164,17 @@ class ModelNotAllowedError(ClientError):
     status = 403
     code = "model_not_allowed"
     default_message = "This API key may not use that model."
+
+
+class ToolsNotAllowedError(ClientError):
+    """The key may not have tools run, or not those that run at xAI's."""
+
+    status = 403
+    code = "tools_not_allowed"
+    default_message = "This API key may not use tools."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, param="tools")
 
 
 class RouteNotFoundError(ClientError):

@@ -35,6 +35,7 @@ from grokflask.relay import Relay
 from grokflask.reply import ReplyReader
 from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
 from grokflask.terms import Terms
+from grokflask.tools import check_tools
 from grokflask.upstream import UpstreamCall, UpstreamClient
 from grokflask.usage import Settlement
 
@@ -117,6 +118,8 @@ class Gateway:
                 raise ModelNotAllowedError(
                     f"This API key may not use the model {asked.model}.", param="model"
                 )
+            if asked.tools:
+                check_tools(asked.tools, key.limits.tools)
             if request.route.catalogue and (kept := self._catalogue.find(asked.path, key)):
                 return self._tell_again(*kept, entry, key)
             terms = self._set_terms(asked, request, key)

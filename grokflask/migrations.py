@@ -190,10 +190,16 @@ def _6_create_owned(connection: Connection) -> None:
             key TEXT NOT NULL,
             made_at DOUBLE PRECISION NOT NULL,
             expires_at DOUBLE PRECISION NOT NULL,
+            billed_at DOUBLE PRECISION,
             PRIMARY KEY (kind, id)
         )""",
         "CREATE INDEX owned_by_end ON owned (expires_at)",
     )
+
+
+def _7_limit_tools(connection: Connection) -> None:
+    """Keys that were there may use all of them, as before."""
+    _run(connection, "ALTER TABLE keys ADD COLUMN tools TEXT NOT NULL DEFAULT 'all'")
 
 
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
@@ -203,4 +209,5 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _4_note_retention,
     _5_count_key_changes,
     _6_create_owned,
+    _7_limit_tools,
 )

@@ -18,6 +18,8 @@ from grokflask.billing import FREE, Estimate, estimate_chat, estimate_images
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
 from grokflask.routes import Route, is_plain_segment
+from grokflask.tools import FIELDS as TOOL_FIELDS
+from grokflask.tools import Use, find_use
 
 Fields = dict[str, msgspec.Raw]
 
@@ -70,6 +72,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
         fallback: why a request to stream is answered whole, or None.
         dropped: parameters that were left out.
         estimate: what it may cost.
+        tools: the tools that it asks for.
     """
 
     method: str
@@ -82,6 +85,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     fallback: str | None = None
     dropped: tuple[str, ...] = ()
     estimate: Estimate = FREE
+    tools: Use = ""
 
 
 class _Shaped(NamedTuple):
@@ -124,6 +128,7 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
         fallback=shaped.fallback,
         dropped=shaped.dropped,
         estimate=_estimate(request.route, model, body, fields, settings),
+        tools="" if TOOL_FIELDS.isdisjoint(fields) else find_use(fields),
     )
 
 

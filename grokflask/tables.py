@@ -19,6 +19,7 @@ keys = Table(
     Column("budget_day_ticks", BigInteger),
     Column("budget_month_ticks", BigInteger),
     Column("models", Text, nullable=False),  # a JSON list
+    Column("tools", Text, nullable=False),  # all, client or none
 )
 """Keys, without their secrets. Times are epoch seconds."""
 
@@ -108,5 +109,6 @@ owned = Table(
     Column("key", Text, nullable=False),  # its name, for people
     Column("made_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
+    Column("billed_at", Double),  # when its cost was booked, if that comes later
 )
 """Which key made what upstream keeps. Times are epoch seconds."""

@@ -13,7 +13,9 @@ PACKAGE = ROOT / "grokflask"
 
 LEVELS = {
     **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "answer_head", "process", "usage"), 0),
-    **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types", "terms", "event_filter"), 0),
+    **dict.fromkeys(
+        ("routes", "shaping", "vision", "tools", "config", "setting_types", "terms", "event_filter"), 0
+    ),
     **dict.fromkeys(("money", "key_limits", "stored_key", "ledger_row", "prices", "billing"), 0),
     **dict.fromkeys(("clients", "connections", "transport", "upstream", "upstream_stream", "log"), 1),
     **dict.fromkeys(
