@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from grokflask.sandbox.exchanges import (
-    CHAT_PATH,
-    IMAGES_PATH,
-    Call,
-    ServedPost,
-    send_json,
-    send_whole,
-)
+from grokflask.sandbox.exchanges import ServedPost, send_json, send_whole
 from grokflask.sandbox.faults import find_fault
 from grokflask.sandbox.models import (
     IMAGE_TICKS,
@@ -33,6 +26,14 @@ from grokflask.sandbox.models import (
     short_item,
 )
 from grokflask.sandbox.pictures import draw_named
+from grokflask.sandbox.plans import (
+    CHAT_PATH,
+    COMPACT_PATH,
+    IMAGES_PATH,
+    MESSAGES_PATH,
+    RESPONSES_PATH,
+    Call,
+)
 from grokflask.sandbox.refusals import (
     API_KEY_ID,
     TEAM_ID,
@@ -153,7 +154,10 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         pace = self.sandbox.events_per_s
         pause_s = 1 / pace if pace > 0 else 0.0
-        served = ServedPost(call, self.wire, self.sandbox.clock, pause_s, may_chunk, self.request_id)
+        sandbox = self.sandbox
+        served = ServedPost(
+            call, self.wire, sandbox.clock, pause_s, may_chunk, self.request_id, sandbox.stored
+        )
         served.serve(self.sandbox.journal)
 
     def get_models(self, _path: str, _body: bytes) -> None:
@@ -195,6 +199,16 @@ class Handler(BaseHTTPRequestHandler):
             raise refuse_model(asked)
         current = list_pictures() if known is IMAGE_TICKS else list(known)
         self._send(show(asked) if asked else {"models": [show(model) for model in current]})
+
+    def get_response(self, path: str, _body: bytes) -> None:
+        """Show a stored response."""
+        self._send(self.sandbox.stored.find(path.rpartition("/")[2]).response)
+
+    def delete_response(self, path: str, _body: bytes) -> None:
+        """Forget a stored response."""
+        response_id = path.rpartition("/")[2]
+        self.sandbox.stored.remove(response_id)
+        self._send({"id": response_id, "object": "response", "deleted": True})
 
     def get_api_key(self, _path: str, _body: bytes) -> None:
         """Show who the key belongs to: nobody."""
@@ -242,6 +256,13 @@ Action = Callable[[Handler, str, bytes], None]
 _ROUTES: list[tuple[re.Pattern[str], Mapping[str, Action]]] = [
     (re.compile(CHAT_PATH), {"POST": Handler.post}),
     (re.compile(IMAGES_PATH), {"POST": Handler.post}),
+    (re.compile(RESPONSES_PATH), {"POST": Handler.post}),
+    (re.compile(COMPACT_PATH), {"POST": Handler.post}),
+    (
+        re.compile(RESPONSES_PATH + "/[^/]+"),
+        {"GET": Handler.get_response, "DELETE": Handler.delete_response},
+    ),
+    (re.compile(MESSAGES_PATH), {"POST": Handler.post}),
     (re.compile(r"/v1/models"), {"GET": Handler.get_models}),
     (re.compile(r"/v1/models/[^/]+"), {"GET": Handler.get_model}),
     (re.compile(r"/v1/language-models"), {"GET": Handler.get_language_models}),

@@ -14,6 +14,7 @@ from typing import Self
 from grokflask.sandbox.chunks import Clock
 from grokflask.sandbox.handler import Handler
 from grokflask.sandbox.journal import Journal
+from grokflask.sandbox.stored import StoredResponses
 
 _BACKLOG = 1024
 _ACCEPT_S = 0.5  # how often the accept loop looks whether it should end, if nobody wakes it
@@ -41,6 +42,7 @@ class Sandbox:
         self.short_models = False
         self.clock = clock
         self.journal = Journal()
+        self.stored = StoredResponses()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self._listener.settimeout(_ACCEPT_S)
@@ -109,6 +111,7 @@ class Sandbox:
         self._acceptor = None
         self._connections = set()
         self.journal = Journal()
+        self.stored = StoredResponses()
 
     def _accept(self) -> None:
         while not self._closed:
