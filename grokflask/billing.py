@@ -52,6 +52,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 FREE = Estimate("free", "")
+FETCHED = Estimate("fetched", "")
 
 
 class Bill(msgspec.Struct, frozen=True):
@@ -120,7 +121,7 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
     usage = settlement.usage
     final = settlement.usage_final or settlement.outcome is Outcome.COMPLETE
     if usage is None or _tells_nothing(usage, estimate, final):
-        if estimate.billing == "free":
+        if estimate.billing in ("free", "fetched"):
             return Bill(Usage(cost_ticks=0), estimated=False)
         if not reached or _is_refusal(settlement):
             return Bill(Usage(cost_ticks=0), estimated=False)

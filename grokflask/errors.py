@@ -9,6 +9,7 @@
     │   ├── KeyExpiredError         403 key_expired
     │   ├── ModelNotAllowedError    403 model_not_allowed
     │   ├── ToolsNotAllowedError    403 tools_not_allowed
+    │   ├── UnmeteredError          403 not_metered
     │   ├── RouteNotFoundError      404 not_found
     │   ├── KeyNotFoundError        404 key_not_found
     │   ├── MethodNotAllowedError   405 method_not_allowed
@@ -175,6 +176,16 @@ class ToolsNotAllowedError(ClientError):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message, param="tools")
+
+
+class UnmeteredError(ClientError):
+    """What this costs is not seen here, so a key with limits on that may not ask for it."""
+
+    status = 403
+    code = "not_metered"
+    default_message = (
+        "This API key has a limit on tokens, money, models or tools, and could not be held to it here."
+    )
 
 
 class RouteNotFoundError(ClientError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -19,6 +20,7 @@ from grokflask.billing import Bill, make_bill
 from grokflask.catalogue import Catalogue, filter_models
 from grokflask.clients import ClientWatcher, Departure, limit_sending
 from grokflask.config import Settings
+from grokflask.custody import Custody
 from grokflask.errors import (
     ClientGoneError,
     GrokflaskError,
@@ -32,12 +34,12 @@ from grokflask.ledger import LedgerEntry
 from grokflask.ledger_row import LedgerRow, clean, make_id
 from grokflask.limits import Hold, Limits
 from grokflask.relay import Relay
-from grokflask.reply import ReplyReader
+from grokflask.reply import ReplyReader, WholeReply
 from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
 from grokflask.terms import Terms
 from grokflask.tools import check_tools
 from grokflask.upstream import UpstreamCall, UpstreamClient
-from grokflask.usage import Settlement
+from grokflask.usage import Settlement, Usage
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -86,6 +88,7 @@ class Gateway:
         clients: ClientWatcher,
         limits: Limits,
         rows: Rows,
+        custody: Custody,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -94,6 +97,7 @@ class Gateway:
         self._clients = clients
         self._limits = limits
         self._rows = rows
+        self._custody = custody
         self._settings = settings
         self._catalogue = Catalogue(settings.models_cache_s, clock)
         self._drains = threading.Semaphore(settings.drains)
@@ -114,7 +118,8 @@ class Gateway:
             asked = shape_request(request, self._settings)
             entry.row.model, entry.row.stream = clean(asked.model), asked.stream
             changes = _tell_changes(asked)
-            if asked.estimate.billing != "free" and not key.limits.allows(asked.model):
+            self._custody.enter(key, request, asked)
+            if asked.body is not None and asked.model and not key.limits.allows(asked.model):
                 raise ModelNotAllowedError(
                     f"This API key may not use the model {asked.model}.", param="model"
                 )
@@ -202,9 +207,11 @@ class Gateway:
         reader = ReplyReader(exchange.call, terms, departure, started_at=entry.started_at, clock=self._clock)
         reply = reader.read()
         entry.note_head(reply.headers, retried=reply.retried)
-        entry.note_reply(reply.usage, reply.model_served)
+        entry.note_reply(self._tell_usage(exchange, request, reply), reply.model_served)
         headers = dict(reply.headers)
-        body = vision.read_analysis(reply.body) if request.route.name == "vision" else reply.body
+        body = self._custody.leave(exchange.key, request.route, exchange.makes, request.item_id, reply.body)
+        if request.route.name == "vision":
+            body = vision.read_analysis(body)
         if request.route.catalogue:
             self._catalogue.keep(exchange.path, exchange.key, body)
             try:
@@ -216,6 +223,17 @@ class Gateway:
             raise ClientGoneError
         exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(body)), reply.status)
         return Reply(reply.status, body, headers)
+
+    def _tell_usage(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
+        """What this exchange has used: nothing of what is paid when it is fetched, or has been paid then."""
+        if reply.usage is None:
+            return Usage(cost_ticks=0) if exchange.makes == "deferred" else None
+        route, id = request.route, request.item_id
+        if route.billing == "fetched" and route.kind and id is not None:
+            with suppress(StoreUnavailableError):  # rather twice than never
+                if not self._custody.is_first(route.kind, id):
+                    return None
+        return reply.usage
 
     def _tell_again(self, body: bytes, age_s: int, entry: LedgerEntry, key: ApiKey) -> Reply:
         """What upstream said a moment ago. It has a line in the log, but no row: upstream was not asked."""
@@ -244,7 +262,10 @@ class Gateway:
             first_event_timeout_s=settings.first_event_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             total_timeout_s=settings.total_timeout_s,
-            drain_s=settings.drain_s if settings.on_abort == "drain" else 0.0,
+            # What can be fetched but once is read on, or its cost would never be known.
+            drain_s=settings.drain_s
+            if settings.on_abort == "drain" or request.route.billing == "fetched"
+            else 0.0,
             secrets=key.secrets,
         )
 
@@ -263,7 +284,7 @@ class _Exchange:
         rows: Rows,
     ) -> None:
         self.call = call
-        self.path = asked.path
+        self.path, self.makes = asked.path, asked.makes
         self.key = key
         self.entry = entry
         self._estimate = asked.estimate  # not the request: its body may be large, and a stream long

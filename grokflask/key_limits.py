@@ -60,6 +60,12 @@ class KeyLimits:
         """`model` may be asked for. The letters' case counts, as it does for xAI."""
         return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
 
+    @property
+    def are_metered(self) -> bool:
+        """They hold only where it is seen what a request is for, and what it costs."""
+        limits = (self.tokens_per_minute, self.budget_day_ticks, self.budget_month_ticks)
+        return bool(self.models) or self.tools != "all" or any(limit is not None for limit in limits)
+
     def to_fields(self) -> dict[str, Any]:
         """The limits under their public names, budgets in USD."""
         return {

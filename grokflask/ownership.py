@@ -10,18 +10,15 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import Literal
 
-from sqlalchemy import Connection, Select, delete, insert, select
+from sqlalchemy import Connection, Select, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from grokflask.db import Database
 from grokflask.errors import RouteNotFoundError
 from grokflask.keys import ApiKey
-from grokflask.routes import is_plain_segment
+from grokflask.routes import Kind, is_plain_segment
 from grokflask.tables import owned as table
-
-Kind = Literal["response", "deferred", "file", "batch", "video"]
 
 DAY_S = 86400.0
 KEPT_S: dict[Kind, float] = {
@@ -111,6 +108,13 @@ class Ownership:
         asked = [id for id in ids if is_plain_segment(id)]
         query = select(table.c.id).where(mine, table.c.id.in_(asked))
         return set(self._database.read(lambda connection: connection.execute(query).scalars().all()))
+
+    def note_billed(self, kind: Kind, id: str) -> bool:
+        """Its cost is being booked. True the first time, whoever asks; raises StoreUnavailableError."""
+        now = self._clock()
+        open_row = (table.c.kind == kind) & (table.c.id == id) & table.c.billed_at.is_(None)
+        note = update(table).where(open_row).values(billed_at=now)
+        return self._database.write(lambda connection: connection.execute(note).rowcount) > 0
 
     def forget(self, kind: Kind, id: str) -> None:
         """The id is gone upstream. One that is not known is no error."""

@@ -25,6 +25,9 @@ from grokflask.upstream_errors import parse_error
 from grokflask.upstream_stream import MAX_REPLY_BYTES, UpstreamStream
 from grokflask.usage import Usage, read_chunk
 
+_BODILESS = (202, 204)
+"""Statuses that need no body: what was asked for is not there yet, or no more."""
+
 
 class WholeReply(msgspec.Struct, frozen=True):
     """Upstream's answer, complete, and what can be read off it."""
@@ -76,6 +79,8 @@ class ReplyReader:
             raise
         finally:
             self._departure.end()
+        if stream.status in _BODILESS and not body:
+            return WholeReply(stream.status, stream.headers, body, None, None, stream.retried)
         if not stream.media_type.endswith("json"):
             raise UpstreamProtocolError
         chunk = read_chunk(body)

@@ -12,7 +12,11 @@ from typing import Literal
 
 PREFIXES = ("/api/v1", "/v1")
 
-Billing = Literal["tokens", "images", "free"]
+Billing = Literal["tokens", "images", "fetched", "free"]
+"""`fetched`: what is fetched has cost something, once, if its answer tells so."""
+
+Kind = Literal["response", "deferred", "file", "batch", "video"]
+"""What upstream keeps under an id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,11 @@ class Route:
             gateway answers by itself: that is neither counted nor an exchange.
         streams: `stream: true` may be answered with events.
         billing: what upstream charges for.
+        kind: what upstream keeps there: only the key that made it gets at it.
+        act: what is done to it: `make` gives out a new one, `list` shows the key's own, `delete` ends one;
+            "" for all else.
+        query: names in the query string that go upstream.
+        unmetered: what it costs is not told here, so keys with limits on that may not call it.
         catalogue: its answer tells of models: it is kept for a moment, and shown without those that the
             calling key may not use.
     """
@@ -37,11 +46,24 @@ class Route:
     upstream_path: str
     streams: bool = False
     billing: Billing = "free"
+    kind: Kind | None = None
+    act: Literal["", "make", "list", "delete"] = ""
+    query: tuple[str, ...] = ()
+    unmetered: bool = False
     catalogue: bool = False
 
 
 ROUTES = (
     Route("chat", "POST", "/chat/completions", "/chat/completions", streams=True, billing="tokens"),
+    Route(
+        "deferred",
+        "GET",
+        "/chat/deferred-completion/<item_id>",
+        "/chat/deferred-completion/{item_id}",
+        billing="fetched",
+        kind="deferred",
+    ),
+    Route("tokenize", "POST", "/tokenize-text", "/tokenize-text"),
     Route("images", "POST", "/images/generate", "/images/generations", billing="images"),
     Route("images", "POST", "/images/generations", "/images/generations", billing="images"),
     Route("vision", "POST", "/vision/analyze", "/chat/completions", billing="tokens"),

@@ -16,6 +16,7 @@ from grokflask.background import Background
 from grokflask.clients import ClientWatcher
 from grokflask.config import Settings
 from grokflask.counters import Counters
+from grokflask.custody import Custody
 from grokflask.db import Database
 from grokflask.errors import StoreUnavailableError
 from grokflask.gateway import Gateway
@@ -95,7 +96,8 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         stop=lambda ids: gateway.exchanges.stop(ids),
         catch_up=None if pool else catch_up,
     )
-    gateway = Gateway(upstream, clients, limits, writer, settings)
+    ownership = Ownership(database)
+    gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings)
     return Services(
         settings=settings,
         upstream=upstream,
@@ -107,7 +109,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         counters=counters,
         ledger_writer=writer,
         limits=limits,
-        ownership=Ownership(database),
+        ownership=ownership,
         background=Background(limits, writer),
         gateway=gateway,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],

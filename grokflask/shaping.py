@@ -14,10 +14,10 @@ from typing import NamedTuple
 import msgspec
 
 from grokflask import vision
-from grokflask.billing import FREE, Estimate, estimate_chat, estimate_images
+from grokflask.billing import FETCHED, FREE, Estimate, estimate_chat, estimate_images
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
-from grokflask.routes import Route, is_plain_segment
+from grokflask.routes import Kind, Route, is_plain_segment
 from grokflask.tools import FIELDS as TOOL_FIELDS
 from grokflask.tools import Use, find_use
 
@@ -48,6 +48,8 @@ class ClientRequest(msgspec.Struct, frozen=True):
         body: the raw body, b"" for a GET.
         headers: the client's headers of FORWARDED_HEADERS, by those names.
         model_id: from the path of `/models/<model_id>`.
+        item_id: from the path, what upstream keeps under it.
+        query: the client's query string, those of its names that the route forwards.
         wants_json: errors in a stream take OpenAI's shape, not the guide's.
         client: the client's socket, where the server hands it over.
     """
@@ -57,6 +59,8 @@ class ClientRequest(msgspec.Struct, frozen=True):
     body: bytes = b""
     headers: Mapping[str, str] | None = None
     model_id: str | None = None
+    item_id: str | None = None
+    query: str = ""
     wants_json: bool = False
     client: socket | None = None
 
@@ -73,6 +77,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
         dropped: parameters that were left out.
         estimate: what it may cost.
         tools: the tools that it asks for.
+        makes: upstream will keep something of this kind, and tell its id.
     """
 
     method: str
@@ -86,6 +91,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     dropped: tuple[str, ...] = ()
     estimate: Estimate = FREE
     tools: Use = ""
+    makes: Kind | None = None
 
 
 class _Shaped(NamedTuple):
@@ -95,6 +101,7 @@ class _Shaped(NamedTuple):
     wants_usage: bool = False
     fallback: str | None = None
     dropped: tuple[str, ...] = ()
+    makes: Kind | None = None
 
 
 def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest:
@@ -105,18 +112,16 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
     """
     given = request.headers or {}
     headers = {name: given[name] for name in FORWARDED_HEADERS if name in given}
-    path = request.route.upstream_path
-    if request.model_id is not None:
-        if not is_plain_segment(request.model_id):
-            raise RouteNotFoundError
-        path = path.format(model_id=request.model_id)
-    rule = _RULES.get(request.route.name)
+    route, path = request.route, _fill_path(request)
+    rule = _RULES.get(route.name)
     if rule is None:
-        return UpstreamRequest(request.route.method, path, None, headers, model=request.model_id or "")
+        estimate = FETCHED if route.billing == "fetched" else FREE
+        model = request.model_id or ""
+        return UpstreamRequest(route.method, path, None, headers, model=model, estimate=estimate)
     fields = read_fields(request.body)
     shaped = rule(fields, settings)
     body = msgspec.json.encode(fields)
-    model = _TEXT.decode(fields["model"]) or ""
+    model = _read_text(fields, "model") or ""
     return UpstreamRequest(
         method=request.route.method,
         path=path,
@@ -128,8 +133,19 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
         fallback=shaped.fallback,
         dropped=shaped.dropped,
         estimate=_estimate(request.route, model, body, fields, settings),
+        makes=shaped.makes or (route.kind if route.act == "make" else None),
         tools="" if TOOL_FIELDS.isdisjoint(fields) else find_use(fields),
     )
+
+
+def _fill_path(request: ClientRequest) -> str:
+    """Where upstream has it. Raises RouteNotFoundError for what could not stand in its path."""
+    path, id = request.route.upstream_path, request.item_id or request.model_id
+    if id is not None:
+        if not is_plain_segment(id):
+            raise RouteNotFoundError
+        path = path.format(item_id=id, model_id=id)
+    return f"{path}?{request.query}" if request.query else path
 
 
 def asks_for_stream(body: bytes) -> bool | None:
@@ -169,6 +185,9 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
     )
     stream = _read_flag(fields, "stream")
     fallback = "vision" if stream and has_image and settings.vision_stream == "fallback" else None
+    deferred = "deferred" in fields and _read_flag(fields, "deferred")
+    if stream and deferred:
+        fallback = "deferred"  # there is nothing yet to stream
     dropped = _drop_refused(fields, model) if settings.drop_params else ()
     if not stream or fallback:
         # `stream_options` beside `stream: false` is refused upstream.
@@ -177,7 +196,7 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
             fields.pop("stream_options", None)
         elif settings.drop_params and fields.pop("stream_options", None) is not None:
             dropped += ("stream_options",)
-        return _Shaped(fallback=fallback, dropped=dropped)
+        return _Shaped(fallback=fallback, dropped=dropped, makes="deferred" if deferred else None)
     fields["stream"] = _TRUE
     return _Shaped(stream=True, wants_usage=_ask_for_usage(fields), dropped=dropped)
 
@@ -207,10 +226,15 @@ def _shape_images(fields: Fields, settings: Settings) -> _Shaped:
     return _Shaped(fallback=fallback, dropped=() if fallback else asked)
 
 
+def _shape_nothing(_fields: Fields, _settings: Settings) -> _Shaped:
+    return _Shaped()
+
+
 _RULES: dict[str, Callable[[Fields, Settings], _Shaped]] = {
     "chat": _shape_chat,
     "vision": _shape_vision,
     "images": _shape_images,
+    "tokenize": _shape_nothing,
 }
 
 
@@ -244,6 +268,8 @@ def _read_count(fields: Fields, *names: str) -> int | None:
 def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: Settings) -> Estimate:
     """What the request may cost. xAI's caps hold for what is seen of an answer, not for its reasoning."""
     answers = min(_read_count(fields, "n") or 1, MAX_ANSWERS)
+    if route.billing == "free":
+        return FREE
     if route.billing == "images":
         return estimate_images(model, answers)
     output_tokens = settings.output_estimate_tokens

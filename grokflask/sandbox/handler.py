@@ -11,6 +11,7 @@ import msgspec
 
 from grokflask.sandbox.exchanges import ServedPost, send_json, send_whole
 from grokflask.sandbox.faults import find_fault
+from grokflask.sandbox.kept_routes import KEPT_ROUTES
 from grokflask.sandbox.models import (
     IMAGE_TICKS,
     PRICES,
@@ -29,9 +30,12 @@ from grokflask.sandbox.pictures import draw_named
 from grokflask.sandbox.plans import (
     CHAT_PATH,
     COMPACT_PATH,
+    EDITS_PATH,
     IMAGES_PATH,
     MESSAGES_PATH,
     RESPONSES_PATH,
+    TOKENIZE_PATH,
+    VIDEO_PATHS,
     Call,
 )
 from grokflask.sandbox.refusals import (
@@ -148,7 +152,7 @@ class Handler(BaseHTTPRequestHandler):
             raise refuse(415, "The Content-Type must be application/json.")
         host = self.headers.get("Host", "")
         origin = f"http://{host}" if _HOST.fullmatch(host) else self.sandbox.origin
-        call = Call(path, body, self._bearer(), origin)
+        call = Call(path, body, self._bearer(), origin, self.sandbox.kept)
         may_chunk = self.request_version != "HTTP/1.0"
         if not may_chunk:
             self.close_connection = True
@@ -255,7 +259,9 @@ Action = Callable[[Handler, str, bytes], None]
 
 _ROUTES: list[tuple[re.Pattern[str], Mapping[str, Action]]] = [
     (re.compile(CHAT_PATH), {"POST": Handler.post}),
-    (re.compile(IMAGES_PATH), {"POST": Handler.post}),
+    *((re.compile(path), {"POST": Handler.post}) for path in (IMAGES_PATH, EDITS_PATH, TOKENIZE_PATH)),
+    (re.compile(VIDEO_PATHS), {"POST": Handler.post}),
+    *KEPT_ROUTES,
     (re.compile(RESPONSES_PATH), {"POST": Handler.post}),
     (re.compile(COMPACT_PATH), {"POST": Handler.post}),
     (

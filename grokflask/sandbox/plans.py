@@ -11,13 +11,16 @@ from grokflask.sandbox.chat_request import ChatRequest, Message, check_request
 from grokflask.sandbox.chunks import Chunk, Clock, make_chunks, make_reply
 from grokflask.sandbox.faults import NO_FAULT, Fault, find_fault
 from grokflask.sandbox.framing import frame_chunks
+from grokflask.sandbox.kept import Kept
 from grokflask.sandbox.messages import MessagesRequest
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS, ChatModel
-from grokflask.sandbox.pictures import ImageRequest, check_image_request, make_images
+from grokflask.sandbox.pictures import EditRequest, ImageRequest, check_image_request, make_images
+from grokflask.sandbox.prose import split_tokens
 from grokflask.sandbox.refusals import refuse, refuse_model
 from grokflask.sandbox.responses_request import ResponsesRequest
 from grokflask.sandbox.steps import Data, Step
 from grokflask.sandbox.stored import StoredResponses
+from grokflask.sandbox.videos import VideoRequest, make_video
 
 T = TypeVar("T")
 CHAT_PATH = "/v1/chat/completions"
@@ -25,15 +28,30 @@ IMAGES_PATH = "/v1/images/generations"
 RESPONSES_PATH = "/v1/responses"
 COMPACT_PATH = "/v1/responses/compact"
 MESSAGES_PATH = "/v1/messages"
+EDITS_PATH = "/v1/images/edits"
+TOKENIZE_PATH = "/v1/tokenize-text"
+VIDEO_PATHS = "/v1/videos/(generations|edits|extensions)"
 
 
 class Call(NamedTuple):
-    """A POST as it came in: `origin` is the scheme and host it was sent to, `bearer` the key it brought."""
+    """A POST as it came in.
+
+    `origin` is the scheme and host it was sent to, `bearer` the key it brought, `kept` where is put what
+    will be fetched later.
+    """
 
     path: str
     body: bytes
     bearer: str | None
     origin: str
+    kept: Kept | None = None
+
+
+class TokenizeRequest(msgspec.Struct):
+    """The body of a request for a text's tokens."""
+
+    model: str
+    text: str
 
 
 class Charge(NamedTuple):
@@ -68,7 +86,18 @@ def make_plan(call: Call, clock: Clock, stored: StoredResponses) -> Plan:
         return _plan_chat(call, clock)
     if call.path in (RESPONSES_PATH, COMPACT_PATH):
         return _plan_response(call, clock, stored)
+    if call.path == TOKENIZE_PATH:
+        return _plan_tokens(call)
+    if call.path.startswith("/v1/videos/"):
+        return _plan_video(call)
     return _plan_message(call) if call.path == MESSAGES_PATH else _plan_images(call)
+
+
+def answer_chat(call: Call, clock: Clock) -> dict[str, Any]:
+    """Return the whole answer to a chat in a batch; raises RefusalError."""
+    asked = _decode(call.body, ChatRequest)
+    fault, _, model = _check(asked, call)
+    return make_reply(make_answer(asked, model, fault.style), clock)
 
 
 def _plan_chat(call: Call, clock: Clock) -> Plan:
@@ -77,7 +106,10 @@ def _plan_chat(call: Call, clock: Clock) -> Plan:
     answer = make_answer(asked, model, fault.style)
     if not asked.stream:
         charge = _charge(answer, answer.completion_tokens() + answer.reasoning_tokens())
-        return _plan_json(make_reply(answer, clock), charge, answer.usage(), fault, seconds)
+        reply = make_reply(answer, clock)
+        if asked.deferred and call.kept:
+            return _plan_json(call.kept.begin(call.kept.deferred, reply), charge, None, fault, seconds)
+        return _plan_json(reply, charge, answer.usage(), fault, seconds)
     chunks = make_chunks(answer, fault.style, asked.wants_usage(), clock)
     return _plan_stream(chunks, fault, seconds, lambda sent: _charge(answer, answer.silent_tokens + sent))
 
@@ -155,7 +187,7 @@ def _charge(answer: Answer, output_tokens: int) -> Charge:
 
 
 def _plan_images(call: Call) -> Plan:
-    asked = _decode(call.body, ImageRequest)
+    asked = _decode(call.body, EditRequest if call.path == EDITS_PATH else ImageRequest)
     fault, seconds, named = _choose_fault(asked, call, stream=False)
     ticks = IMAGE_TICKS.get("grok-imagine-image" if named else asked.model)
     if ticks is None:
@@ -164,6 +196,26 @@ def _plan_images(call: Call) -> Plan:
     reply = make_images(asked, call.origin, ticks)
     usage = reply["usage"]
     return _plan_json(reply, Charge(cost_ticks=usage["cost_in_usd_ticks"]), usage, fault, seconds)
+
+
+def _plan_tokens(call: Call) -> Plan:
+    asked = _decode(call.body, TokenizeRequest)
+    if asked.model not in CHAT_MODELS:
+        raise refuse_model(asked.model)
+    tokens = [
+        {"token_id": number, "string_token": token, "token_bytes": list(token.encode())}
+        for number, token in enumerate(split_tokens(asked.text))
+    ]
+    return _plan_json({"token_ids": tokens}, Charge(), None, NO_FAULT, 0.0)
+
+
+def _plan_video(call: Call) -> Plan:
+    asked = _decode(call.body, VideoRequest)
+    fault, seconds, named = _choose_fault(asked, call, stream=False)
+    if call.kept is None:
+        raise refuse_model(asked.model)
+    done, ticks = make_video(asked, "grok-imagine-video" if named else asked.model, call.origin)
+    return _plan_json(call.kept.begin(call.kept.videos, done), Charge(cost_ticks=ticks), None, fault, seconds)
 
 
 def _plan_json(
@@ -176,7 +228,9 @@ def _plan_json(
     return Plan(headers, steps, False, fault, seconds, lambda _: charge, usage)
 
 
-def _choose_fault(asked: ChatRequest | ImageRequest, call: Call, stream: bool) -> tuple[Fault, float, bool]:
+def _choose_fault(
+    asked: ChatRequest | ImageRequest | VideoRequest, call: Call, stream: bool
+) -> tuple[Fault, float, bool]:
     """Return the fault that is asked for, or NO_FAULT, its seconds, and whether the model's name asks for it.
 
     Else the first word of `user` may name it, for any model. Raises the fault's refusal where it has one.

@@ -14,6 +14,7 @@ from typing import Self
 from grokflask.sandbox.chunks import Clock
 from grokflask.sandbox.handler import Handler
 from grokflask.sandbox.journal import Journal
+from grokflask.sandbox.kept import Kept
 from grokflask.sandbox.stored import StoredResponses
 
 _BACKLOG = 1024
@@ -43,6 +44,7 @@ class Sandbox:
         self.clock = clock
         self.journal = Journal()
         self.stored = StoredResponses()
+        self.kept = Kept()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self._listener.settimeout(_ACCEPT_S)
@@ -112,6 +114,7 @@ class Sandbox:
         self._connections = set()
         self.journal = Journal()
         self.stored = StoredResponses()
+        self.kept = Kept()
 
     def _accept(self) -> None:
         while not self._closed:

@@ -6,6 +6,7 @@ A row without an upstream path is answered here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlencode
 
 from flask import Blueprint, Flask, Request, Response
 
@@ -47,7 +48,7 @@ def is_counted() -> bool:
 
 
 def _make_view(route: Route) -> Callable[..., Response]:
-    def view(model_id: str | None = None) -> Response:
+    def view(model_id: str | None = None, item_id: str | None = None) -> Response:
         app, asked, notes = get_app(), get_request(), get_notes()
         gateway: Gateway = app.extensions["gateway"]
         given = asked.headers
@@ -57,6 +58,8 @@ def _make_view(route: Route) -> Callable[..., Response]:
             body=read_body() if route.method == "POST" else b"",
             headers={name: given[name] for name in FORWARDED_HEADERS if name in given},
             model_id=model_id,
+            item_id=item_id,
+            query=_read_query(route, asked) if route.query else "",
             wants_json=wants_json(),
             client=asked.environ.get("gunicorn.socket"),
         )
@@ -73,6 +76,12 @@ def _make_view(route: Route) -> Callable[..., Response]:
     found: Callable[..., Response] = view if route.upstream_path else answer
     found.route = route  # type: ignore[attr-defined]
     return found
+
+
+def _read_query(route: Route, asked: Request) -> str:
+    """What of the query string goes upstream: the route's own names, the first value of each."""
+    given = asked.args
+    return urlencode({name: given[name] for name in route.query if name in given})
 
 
 _ANSWERS: dict[str, Callable[[], Response]] = {"usage": show_usage}

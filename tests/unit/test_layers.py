@@ -37,6 +37,7 @@ LEVELS = {
         (
             "key_store",
             "catalogue",
+            "custody",
             "limits",
             "ownership",
             "refusals",
