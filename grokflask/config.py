@@ -257,6 +257,13 @@ class Settings:
         64 * 2**20,
         "The largest request body. An image of 20 MiB takes 27 MiB as base64.",
     )
+    max_reply_bytes: int = _setting(
+        "GROKFLASK_MAX_REPLY_BYTES",
+        integer(1024, 2**34),
+        256 * 2**20,
+        "The largest answer that is not streamed: JSON with pictures in it, or a file. What is more than a "
+        "megabyte waits in a temporary file (in `TMPDIR`) until it has come whole.",
+    )
     trusted_proxies: int = _setting(
         "GROKFLASK_TRUSTED_PROXIES",
         integer(0, 10),

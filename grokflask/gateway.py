@@ -27,6 +27,7 @@ from grokflask.errors import (
     ModelNotAllowedError,
     Outcome,
     StoreUnavailableError,
+    UpstreamProtocolError,
 )
 from grokflask.exchanges import OpenExchanges, OpenStream
 from grokflask.keys import ApiKey
@@ -36,17 +37,25 @@ from grokflask.limits import Hold, Limits
 from grokflask.relay import Relay
 from grokflask.reply import ReplyReader, WholeReply
 from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
+from grokflask.spool import Spool
 from grokflask.terms import Terms
 from grokflask.tools import check_tools
 from grokflask.upstream import UpstreamCall, UpstreamClient
 from grokflask.usage import Settlement, Usage
 
+MAX_READ_BYTES = 16 * 2**20
+"""The largest reply that is read, and not only passed on: a list, what has been made."""
+
 
 class Reply(msgspec.Struct, frozen=True):
-    """An answer given whole: JSON, byte for byte as upstream sent it (but for `/vision/analyze`)."""
+    """An answer given whole, byte for byte as upstream sent it unless its route says otherwise.
+
+    Attributes:
+        body: JSON, or a file's content. Whoever is given a Spool closes it.
+    """
 
     status: int
-    body: bytes
+    body: bytes | Spool
     headers: dict[str, str] = msgspec.field(default_factory=dict)
 
 
@@ -208,20 +217,33 @@ class Gateway:
         reply = reader.read()
         entry.note_head(reply.headers, retried=reply.retried)
         entry.note_reply(self._tell_usage(exchange, request, reply), reply.model_served)
-        headers = dict(reply.headers)
-        body = self._custody.leave(exchange.key, request.route, exchange.makes, request.item_id, reply.body)
-        if request.route.name == "vision":
+        try:
+            answer = self._show(exchange, request, reply)
+            if departure.left_at is not None:
+                raise ClientGoneError
+        except BaseException:
+            if isinstance(reply.body, Spool):
+                reply.body.close()
+            raise
+        exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(answer.body)), reply.status)
+        return answer
+
+    def _show(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Reply:
+        """The reply as the client may see it."""
+        route, key, headers = request.route, exchange.key, dict(reply.headers)
+        if isinstance(reply.body, Spool) and not (exchange.makes or route.rewrites):
+            return Reply(reply.status, reply.body, headers)
+        body = _read_all(reply.body)
+        body = self._custody.leave(key, route, exchange.makes, request.item_id, body)
+        if route.name == "vision":
             body = vision.read_analysis(body)
-        if request.route.catalogue:
-            self._catalogue.keep(exchange.path, exchange.key, body)
+        if route.catalogue:
+            self._catalogue.keep(exchange.path, key, body)
             try:
-                body, headers["Age"] = filter_models(body, exchange.key.limits), "0"
+                body, headers["Age"] = filter_models(body, key.limits), "0"
             except ModelNotAllowedError as error:  # upstream has done its part
-                exchange.settle(entry.sum_up(Outcome.COMPLETE), error.status)
+                exchange.settle(exchange.entry.sum_up(Outcome.COMPLETE), error.status)
                 raise
-        if departure.left_at is not None:
-            raise ClientGoneError
-        exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(body)), reply.status)
         return Reply(reply.status, body, headers)
 
     def _tell_usage(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
@@ -267,6 +289,8 @@ class Gateway:
             if settings.on_abort == "drain" or request.route.billing == "fetched"
             else 0.0,
             secrets=key.secrets,
+            max_reply_bytes=settings.max_reply_bytes,
+            any_type=request.route.content,
         )
 
 
@@ -313,6 +337,17 @@ class _Exchange:
         """Ends the call and settles, before a byte of the answer."""
         self.call.cancel(error)
         self.settle(self.entry.sum_up(error.outcome, error=error), error.status)
+
+
+def _read_all(body: bytes | Spool) -> bytes:
+    """The body in memory, where it must be read whole. Raises UpstreamProtocolError for a large one."""
+    if isinstance(body, bytes):
+        return body
+    if len(body) > MAX_READ_BYTES:
+        raise UpstreamProtocolError
+    data = b"".join(body)
+    body.close()
+    return data
 
 
 def _tell_changes(asked: UpstreamRequest) -> dict[str, str]:

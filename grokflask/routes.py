@@ -34,6 +34,7 @@ class Route:
         kind: what upstream keeps there: only the key that made it gets at it.
         act: what is done to it: `make` gives out a new one, `list` shows the key's own, `delete` ends one;
             "" for all else.
+        content: its answer is the content of a file, of any type.
         query: names in the query string that go upstream.
         unmetered: what it costs is not told here, so keys with limits on that may not call it.
         catalogue: its answer tells of models: it is kept for a moment, and shown without those that the
@@ -48,9 +49,15 @@ class Route:
     billing: Billing = "free"
     kind: Kind | None = None
     act: Literal["", "make", "list", "delete"] = ""
+    content: bool = False
     query: tuple[str, ...] = ()
     unmetered: bool = False
     catalogue: bool = False
+
+    @property
+    def rewrites(self) -> bool:
+        """Its answer is not passed on unread."""
+        return self.act != "" or self.catalogue or self.name == "vision"
 
 
 ROUTES = (
@@ -66,6 +73,7 @@ ROUTES = (
     Route("tokenize", "POST", "/tokenize-text", "/tokenize-text"),
     Route("images", "POST", "/images/generate", "/images/generations", billing="images"),
     Route("images", "POST", "/images/generations", "/images/generations", billing="images"),
+    Route("images-edits", "POST", "/images/edits", "/images/edits", billing="images"),
     Route("vision", "POST", "/vision/analyze", "/chat/completions", billing="tokens"),
     Route("models", "GET", "/models", "/models", catalogue=True),
     Route("model", "GET", "/models/<model_id>", "/models/{model_id}", catalogue=True),

@@ -7,7 +7,7 @@ of upstream besides (usage), and which parameters are dropped because xAI would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from socket import socket
 from typing import NamedTuple
 
@@ -31,6 +31,10 @@ MAX_OUTPUT_TOKENS = 2_000_000
 MAX_ANSWERS = 128
 """No estimate is for more: what asks for it is refused upstream anyway."""
 
+_IGNORED = (
+    *("size", "style", "seed", "mask", "background", "moderation", "output_format", "output_compression"),
+    "input_fidelity",
+)
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
 # Made once: to find out what a type means takes longer than to read it.
@@ -38,6 +42,7 @@ _DECODER = msgspec.json.Decoder(Fields)
 _OPTIONS: msgspec.json.Decoder[Fields | None] = msgspec.json.Decoder(Fields | None)
 _TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 _COUNT: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(int | None)
+_PICTURES: msgspec.json.Decoder[list[msgspec.Raw] | None] = msgspec.json.Decoder(list[msgspec.Raw] | None)
 _FLAG: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 
 
@@ -217,13 +222,39 @@ def _shape_vision(fields: Fields, settings: Settings) -> _Shaped:
 
 
 def _shape_images(fields: Fields, settings: Settings) -> _Shaped:
-    _default_model(fields, settings.default_image_model)
+    model = _default_model(fields, settings.default_image_model)
     if not _read_text(fields, "prompt"):
         raise InvalidRequestError("'prompt' is missing.", param="prompt")
     # Image models never stream; these two are how OpenAI's API asks for it.
     fallback = "images" if _read_flag(fields, "stream") else None
     asked = tuple(name for name in ("stream", "partial_images") if fields.pop(name, None) is not None)
-    return _Shaped(fallback=fallback, dropped=() if fallback else asked)
+    dropped = _drop(fields, _list_ignored(fields, model)) if settings.drop_params else ()
+    return _Shaped(fallback=fallback, dropped=(() if fallback else asked) + dropped)
+
+
+def _shape_edits(fields: Fields, settings: Settings) -> _Shaped:
+    if not count_pictures(fields):
+        raise InvalidRequestError("'image' is missing: an object with its url.", param="image")
+    return _shape_images(fields, settings)
+
+
+def count_pictures(fields: Fields) -> int:
+    """How many pictures an edit works on. What else is wrong with them is for upstream to say."""
+    if not _is_empty(fields.get("image")):
+        return 1
+    try:
+        return len(_PICTURES.decode(fields.get("images", b"null")) or ())
+    except MALFORMED:
+        return 1
+
+
+def _list_ignored(fields: Fields, model: str) -> list[str]:
+    """What OpenAI's image models take, and xAI's ignore, or at times refuse."""
+    names = list(_IGNORED)
+    quality = bytes(fields.get("quality", b"null"))
+    if quality not in (b'"low"', b'"medium"') or not model.startswith("grok-imagine-image-2"):
+        names.append("quality")
+    return names
 
 
 def _shape_nothing(_fields: Fields, _settings: Settings) -> _Shaped:
@@ -234,6 +265,7 @@ _RULES: dict[str, Callable[[Fields, Settings], _Shaped]] = {
     "chat": _shape_chat,
     "vision": _shape_vision,
     "images": _shape_images,
+    "images-edits": _shape_edits,
     "tokenize": _shape_nothing,
 }
 
@@ -271,7 +303,9 @@ def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: S
     if route.billing == "free":
         return FREE
     if route.billing == "images":
-        return estimate_images(model, answers)
+        return estimate_images(
+            model, answers + (count_pictures(fields) if route.name == "images-edits" else 0)
+        )
     output_tokens = settings.output_estimate_tokens
     cap = _read_count(fields, "max_completion_tokens", "max_tokens")
     if cap is not None:
@@ -318,7 +352,11 @@ def _drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
         refused += ["presence_penalty", "frequency_penalty", "logit_bias"]
         if _is_reasoning(model):
             refused.append("stop")
-    dropped = tuple(name for name in refused if name in fields)
+    return _drop(fields, refused)
+
+
+def _drop(fields: Fields, names: Sequence[str]) -> tuple[str, ...]:
+    dropped = tuple(name for name in names if name in fields)
     for name in dropped:
         del fields[name]
     return dropped

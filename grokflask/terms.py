@@ -17,6 +17,8 @@ class Terms(msgspec.Struct, frozen=True):
         total_timeout_s: from the client's request to the end.
         drain_s: how long a call is read on for its usage after its client has left; 0 cancels it.
         secrets: texts to cut out of upstream's messages.
+        max_reply_bytes: of a whole reply.
+        any_type: a whole reply need not be JSON: it is a file's content.
     """
 
     wants_usage: bool
@@ -27,3 +29,5 @@ class Terms(msgspec.Struct, frozen=True):
     total_timeout_s: float
     drain_s: float = 0.0
     secrets: tuple[str, ...] = ()
+    max_reply_bytes: int = 256 * 2**20
+    any_type: bool = False

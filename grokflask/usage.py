@@ -6,6 +6,8 @@ total = prompt + completion + reasoning. Zero is a figure, None is a missing one
 
 from __future__ import annotations
 
+from mmap import mmap
+
 import msgspec
 
 from grokflask.errors import MALFORMED, GrokflaskError, Outcome
@@ -127,7 +129,7 @@ _USAGE_DECODER: msgspec.json.Decoder[_WireUsage | None] = msgspec.json.Decoder(
 )
 
 
-def read_chunk(data: bytes) -> Chunk | None:
+def read_chunk(data: bytes | mmap) -> Chunk | None:
     """The chunk in `data`, or None when it is no JSON object (it is passed on all the same)."""
     try:
         return _DECODER.decode(data)

@@ -15,7 +15,7 @@ from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import drop_body, read_body
 from grokflask.web.current import get_app, get_notes, get_request
-from grokflask.web.replies import reply_json, reply_stream, wants_json
+from grokflask.web.replies import reply_stream, reply_whole, wants_json
 from grokflask.web.usage import show_usage
 
 
@@ -67,7 +67,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
         answer = gateway.open(notes.api_key, wanted)
         drop_body()
         if isinstance(answer, Reply):
-            return reply_json(answer.body, answer.status, answer.headers)
+            return reply_whole(answer)
         return reply_stream(answer)
 
     def answer() -> Response:

@@ -23,7 +23,7 @@ from grokflask.errors import (
     render_event,
     render_json,
 )
-from grokflask.gateway import StreamReply
+from grokflask.gateway import Reply, StreamReply
 from grokflask.shaping import asks_for_stream
 from grokflask.web.body import peek_body
 from grokflask.web.current import get_request
@@ -59,6 +59,21 @@ def reply_stream(reply: StreamReply) -> Response:
 def reply_json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """`body`, which is JSON already."""
     return Response(body, status=status, headers=dict(headers or {}), content_type="application/json")
+
+
+def reply_whole(reply: Reply) -> Response:
+    """An answer that has come whole; what is large goes out of its file piece by piece."""
+    body = reply.body
+    if isinstance(body, bytes):
+        return reply_json(body, reply.status, reply.headers)
+    try:
+        headers = {**reply.headers, "Content-Length": str(len(body))}
+        response = Response(iter(body), reply.status, headers, content_type="application/json")
+        response.call_on_close(body.close)
+    except BaseException:
+        body.close()
+        raise
+    return response
 
 
 def reply_error(error: GrokflaskError) -> Response:

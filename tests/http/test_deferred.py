@@ -48,7 +48,7 @@ def test_it_is_paid_when_it_is_fetched(door: Door) -> None:
         ("deferred", 200),
         ("deferred", 404),
     ]
-    [charge] = door.charged
+    [charge] = door.find_charges(1)
     assert [row["cost_ticks"] for row in rows] == [0, 0, charge.cost_ticks, 0]
     assert not any(row["estimated"] for row in rows)
     assert rows[2]["prompt_tokens"] == charge.prompt_tokens
@@ -65,7 +65,7 @@ def test_paid_once_though_told_twice(door: Door) -> None:
         assert fetch(door, id).status_code == 200
         shelf.add(id, job)
     paid = [row["cost_ticks"] for row in door.list_rows(outcome="complete") if row["cost_ticks"]]
-    assert paid == [door.charged[0].cost_ticks]
+    assert paid == [door.find_charges(1)[0].cost_ticks]
 
 
 def test_nobody_elses(door: Door) -> None:
@@ -96,7 +96,7 @@ def test_deferred_false_is_a_chat(door: Door) -> None:
     reply = door.call("POST", "chat/completions", json={**CHAT, "deferred": False})
     assert reply.json["choices"]
     [row] = door.list_rows()
-    assert row["cost_ticks"] == door.charged[0].cost_ticks
+    assert row["cost_ticks"] == door.find_charges(1)[0].cost_ticks
 
 
 @pytest.mark.parametrize("id", ["..", "%2e%2e", "a%2Fb", "a%3Fb", "a;b", "x" * 201, "a%20b", "%00", "é"])
@@ -113,7 +113,7 @@ def test_a_budget_holds(door: Door) -> None:
     for _ in range(2):
         fetch(door, id, cyd)
     spent = door.call("GET", "usage", cyd).json["spent"]["day_ticks"]
-    assert spent == door.charged[0].cost_ticks
+    assert spent == door.find_charges(1)[0].cost_ticks
     broke = door.make_key("broke", budget_day_ticks=1)
     refused = door.call("POST", "chat/completions", broke, json={**CHAT, "deferred": True})
     assert refused.json["error"]["code"] == "insufficient_quota"

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from grokflask import create_app
 from grokflask.config import load_settings
 from grokflask.sandbox import Exchange, Sandbox
-from support.processes import UPSTREAM_KEY
+from support.processes import UPSTREAM_KEY, wait_for
 
 ADMIN_TOKEN = "admin-token-0123456789"
 
@@ -56,10 +56,16 @@ class Door:
         assert all(row["outcome"] for row in rows)
         return rows[::-1]
 
-    @property
-    def charged(self) -> list[Exchange]:
-        """What upstream has charged anything for."""
-        return [each for each in self.sandbox.journal if each.cost_ticks]
+    def find_charges(self, count: int) -> list[Exchange]:
+        """What upstream has charged anything for: so many exchanges, which it notes when they have ended."""
+
+        def find() -> list[Exchange]:
+            return [each for each in self.sandbox.journal if each.cost_ticks]
+
+        wait_for(lambda: len(find()) >= count, f"{count} charges")
+        charges = find()
+        assert len(charges) == count
+        return charges
 
     def close(self) -> None:
         """Ends what runs beside the requests."""

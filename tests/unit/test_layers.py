@@ -17,7 +17,9 @@ LEVELS = {
         ("routes", "shaping", "vision", "tools", "config", "setting_types", "terms", "event_filter"), 0
     ),
     **dict.fromkeys(("money", "key_limits", "stored_key", "ledger_row", "prices", "billing"), 0),
-    **dict.fromkeys(("clients", "connections", "transport", "upstream", "upstream_stream", "log"), 1),
+    **dict.fromkeys(
+        ("clients", "connections", "transport", "upstream", "upstream_stream", "log", "spool"), 1
+    ),
     **dict.fromkeys(
         (
             "migrations",
