@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from grokflask.errors import Outcome, UpstreamStatusError
-from grokflask.prices import price_images, price_tokens
+from grokflask.prices import LONGEST_VIDEO_S, price_images, price_tokens, price_video
 from grokflask.routes import Billing
 from grokflask.usage import Settlement, Usage
 
@@ -88,6 +88,12 @@ def estimate_chat(model: str, body: bytes, output_tokens: int) -> Estimate:
 def estimate_images(model: str, count: int) -> Estimate:
     """An estimate for generated images, which are paid whether or not anybody takes them."""
     ticks = price_images(model, count)
+    return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
+
+
+def estimate_video(model: str, duration_s: int | None) -> Estimate:
+    """An estimate for a video of so many seconds, the longest there is if they are not said."""
+    ticks = price_video(model, min(LONGEST_VIDEO_S, duration_s or LONGEST_VIDEO_S))
     return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
 
 

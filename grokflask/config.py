@@ -257,6 +257,13 @@ class Settings:
         64 * 2**20,
         "The largest request body. An image of 20 MiB takes 27 MiB as base64.",
     )
+    max_upload_bytes: int = _setting(
+        "GROKFLASK_MAX_UPLOAD_BYTES",
+        integer(1024, 2**34),
+        52 * 2**20,
+        "The largest upload of a file, its form around it included. xAI takes files of up to 50 MB. It waits "
+        "in a temporary file as well, until it has come whole.",
+    )
     max_reply_bytes: int = _setting(
         "GROKFLASK_MAX_REPLY_BYTES",
         integer(1024, 2**34),
@@ -308,6 +315,12 @@ class Settings:
         60.0,
         "How long the lists of models are given out again before upstream is asked; the header `Age` tells "
         "how old one is. 0 asks each time.",
+    )
+    default_video_model: str = _setting(
+        "GROKFLASK_DEFAULT_VIDEO_MODEL",
+        read_name,
+        "grok-imagine-video",
+        "For video requests that name no model.",
     )
     drop_params: bool = _setting(
         "GROKFLASK_DROP_PARAMS",

@@ -61,7 +61,7 @@ class Custody:
             self._ownership.check(route.kind, request.item_id, key)
         elif asked.makes or route.act == "list":
             self._ownership.select(asked.makes or "file", (), key)  # is the table there?
-        if asked.body and _may_name_files(asked.body):
+        if isinstance(asked.body, bytes) and _may_name_files(asked.body):
             for id in list_files(asked.body):
                 self._check_file(id, key)
 
@@ -98,6 +98,8 @@ class Custody:
         mine = self._ownership.select(kind, {id for id, _ in items if id is not None}, key)
         left = [(id, item) for id, item in items if id in mine]
         fields[name] = msgspec.Raw(msgspec.json.encode([item for _, item in left]))
+        # OpenAI's SDK takes a list without it for endless, and would ask for the same page again and again.
+        fields.setdefault("has_more", msgspec.Raw(b"false"))
         for edge, place in (("first_id", 0), ("last_id", -1)):
             if edge in fields:
                 fields[edge] = msgspec.Raw(msgspec.json.encode(left[place][0] if left else None))

@@ -52,11 +52,13 @@ class Reply(msgspec.Struct, frozen=True):
 
     Attributes:
         body: JSON, or a file's content. Whoever is given a Spool closes it.
+        media_type: what it is, where that is not JSON.
     """
 
     status: int
     body: bytes | Spool
     headers: dict[str, str] = msgspec.field(default_factory=dict)
+    media_type: str = "application/json"
 
 
 class StreamReply(msgspec.Struct, frozen=True):
@@ -232,7 +234,7 @@ class Gateway:
         """The reply as the client may see it."""
         route, key, headers = request.route, exchange.key, dict(reply.headers)
         if isinstance(reply.body, Spool) and not (exchange.makes or route.rewrites):
-            return Reply(reply.status, reply.body, headers)
+            return Reply(reply.status, reply.body, headers, reply.media_type)
         body = _read_all(reply.body)
         body = self._custody.leave(key, route, exchange.makes, request.item_id, body)
         if route.name == "vision":
@@ -244,12 +246,12 @@ class Gateway:
             except ModelNotAllowedError as error:  # upstream has done its part
                 exchange.settle(exchange.entry.sum_up(Outcome.COMPLETE), error.status)
                 raise
-        return Reply(reply.status, body, headers)
+        return Reply(reply.status, body, headers, reply.media_type)
 
     def _tell_usage(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
         """What this exchange has used: nothing of what is paid when it is fetched, or has been paid then."""
         if reply.usage is None:
-            return Usage(cost_ticks=0) if exchange.makes == "deferred" else None
+            return Usage(cost_ticks=0) if exchange.makes in ("deferred", "video") else None
         route, id = request.route, request.item_id
         if route.billing == "fetched" and route.kind and id is not None:
             with suppress(StoreUnavailableError):  # rather twice than never
@@ -291,6 +293,7 @@ class Gateway:
             secrets=key.secrets,
             max_reply_bytes=settings.max_reply_bytes,
             any_type=request.route.content,
+            keeps_failures=request.route.kind == "video",
         )
 
 

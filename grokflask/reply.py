@@ -25,7 +25,7 @@ from grokflask.errors import (
 from grokflask.spool import MEMORY_BYTES, Spool
 from grokflask.terms import Terms
 from grokflask.upstream import UpstreamCall
-from grokflask.upstream_errors import parse_error
+from grokflask.upstream_errors import clean_failure, parse_error
 from grokflask.upstream_stream import UpstreamStream
 from grokflask.usage import Usage, read_chunk
 
@@ -42,6 +42,7 @@ class WholeReply(msgspec.Struct, frozen=True):
     usage: Usage | None
     model_served: str | None
     retried: bool
+    media_type: str = "application/json"
 
 
 class ReplyReader:
@@ -97,7 +98,8 @@ class ReplyReader:
     def _understand(self, stream: UpstreamStream, body: bytes | Spool, data: bytes | mmap) -> WholeReply:
         """`body`, whose bytes are `data`, with what can be read off it. Raises UpstreamError."""
         if self._terms.any_type:
-            return WholeReply(stream.status, stream.headers, body, None, None, stream.retried)
+            kind = stream.media_type or "application/octet-stream"
+            return WholeReply(stream.status, stream.headers, body, None, None, stream.retried, kind)
         if stream.status in _BODILESS and not body:
             return WholeReply(stream.status, stream.headers, body, None, None, stream.retried)
         if not stream.media_type.endswith("json"):
@@ -105,7 +107,9 @@ class ReplyReader:
         chunk = read_chunk(data)
         if chunk is None:
             raise UpstreamProtocolError
-        if chunk.has_error and not chunk.has_choices:  # xAI reports some failures with status 200
+        if chunk.has_error and self._terms.keeps_failures:
+            body = clean_failure(bytes(data), self._terms.secrets)
+        elif chunk.has_error and not chunk.has_choices:  # xAI reports some failures with status 200
             raise parse_error(bytes(data), headers=stream.headers, secrets=self._terms.secrets)
         return WholeReply(
             stream.status, stream.headers, body, chunk.read_usage(), chunk.read_model(), stream.retried

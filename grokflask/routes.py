@@ -34,6 +34,7 @@ class Route:
         kind: what upstream keeps there: only the key that made it gets at it.
         act: what is done to it: `make` gives out a new one, `list` shows the key's own, `delete` ends one;
             "" for all else.
+        body: of a POST: `json`, a `form` with a file, or `none`.
         content: its answer is the content of a file, of any type.
         query: names in the query string that go upstream.
         unmetered: what it costs is not told here, so keys with limits on that may not call it.
@@ -49,6 +50,7 @@ class Route:
     billing: Billing = "free"
     kind: Kind | None = None
     act: Literal["", "make", "list", "delete"] = ""
+    body: Literal["json", "form", "none"] = "json"
     content: bool = False
     query: tuple[str, ...] = ()
     unmetered: bool = False
@@ -59,6 +61,9 @@ class Route:
         """Its answer is not passed on unread."""
         return self.act != "" or self.catalogue or self.name == "vision"
 
+
+_PAGE = ("limit", "pagination_token", "order", "sort_by", "after", "before", "purpose")
+"""What lists take, of xAI's and of OpenAI's names."""
 
 ROUTES = (
     Route("chat", "POST", "/chat/completions", "/chat/completions", streams=True, billing="tokens"),
@@ -75,6 +80,58 @@ ROUTES = (
     Route("images", "POST", "/images/generations", "/images/generations", billing="images"),
     Route("images-edits", "POST", "/images/edits", "/images/edits", billing="images"),
     Route("vision", "POST", "/vision/analyze", "/chat/completions", billing="tokens"),
+    *(
+        Route(
+            "videos", "POST", f"/videos/{what}", f"/videos/{what}", billing="images", kind="video", act="make"
+        )
+        for what in ("generations", "edits", "extensions")
+    ),
+    Route("video", "GET", "/videos/<item_id>", "/videos/{item_id}", billing="fetched", kind="video"),
+    Route("files", "POST", "/files", "/files", kind="file", act="make", body="form"),
+    Route("files", "GET", "/files", "/files", kind="file", act="list", query=_PAGE),
+    Route("file", "GET", "/files/<item_id>", "/files/{item_id}", kind="file"),
+    Route("file", "DELETE", "/files/<item_id>", "/files/{item_id}", kind="file", act="delete"),
+    Route(
+        "file-content",
+        "GET",
+        "/files/<item_id>/content",
+        "/files/{item_id}/content",
+        kind="file",
+        content=True,
+    ),
+    Route("batches", "POST", "/batches", "/batches", kind="batch", act="make", unmetered=True),
+    Route("batches", "GET", "/batches", "/batches", kind="batch", act="list", query=_PAGE),
+    Route("batch", "GET", "/batches/<item_id>", "/batches/{item_id}", kind="batch"),
+    *(
+        Route(
+            "batch-cancel",
+            "POST",
+            f"/batches/<item_id>{end}",
+            "/batches/{item_id}:cancel",
+            kind="batch",
+            body="none",
+        )
+        for end in (":cancel", "/cancel")
+    ),
+    Route(
+        "batch-requests",
+        "POST",
+        "/batches/<item_id>/requests",
+        "/batches/{item_id}/requests",
+        kind="batch",
+        unmetered=True,
+    ),
+    *(
+        Route(
+            f"batch-{what}",
+            "GET",
+            f"/batches/<item_id>/{what}",
+            f"/batches/{{item_id}}/{what}",
+            kind="batch",
+            query=_PAGE,
+        )
+        for what in ("requests", "results")
+    ),
     Route("models", "GET", "/models", "/models", catalogue=True),
     Route("model", "GET", "/models/<model_id>", "/models/{model_id}", catalogue=True),
     *(

@@ -7,14 +7,14 @@ of upstream besides (usage), and which parameters are dropped because xAI would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from socket import socket
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from grokflask import vision
-from grokflask.billing import FETCHED, FREE, Estimate, estimate_chat, estimate_images
+from grokflask.billing import FETCHED, FREE, Estimate, estimate_chat, estimate_images, estimate_video
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
 from grokflask.routes import Kind, Route, is_plain_segment
@@ -46,11 +46,22 @@ _PICTURES: msgspec.json.Decoder[list[msgspec.Raw] | None] = msgspec.json.Decoder
 _FLAG: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 
 
+class Upload(Protocol):
+    """A body that may be too large for memory: its size, and its pieces, as often as they are asked for."""
+
+    def __len__(self) -> int:
+        """Bytes."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All of them, in order."""
+
+
 class ClientRequest(msgspec.Struct, frozen=True):
     """What the client asks.
 
     Attributes:
-        body: the raw body, b"" for a GET.
+        body: the raw body, b"" for a GET; an Upload where the route takes forms.
+        media_type: of such a body, as the client said.
         headers: the client's headers of FORWARDED_HEADERS, by those names.
         model_id: from the path of `/models/<model_id>`.
         item_id: from the path, what upstream keeps under it.
@@ -61,8 +72,9 @@ class ClientRequest(msgspec.Struct, frozen=True):
 
     route: Route
     request_id: str
-    body: bytes = b""
+    body: bytes | Upload = b""
     headers: Mapping[str, str] | None = None
+    media_type: str = ""
     model_id: str | None = None
     item_id: str | None = None
     query: str = ""
@@ -75,7 +87,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
 
     Attributes:
         path: below upstream's base URL.
-        body: JSON, or None for a GET.
+        body: JSON, or a form with a file; None for a GET.
         stream: the answer is relayed as events.
         wants_usage: the client asked for the usage-only event, so it is not withheld.
         fallback: why a request to stream is answered whole, or None.
@@ -87,7 +99,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
 
     method: str
     path: str
-    body: bytes | None
+    body: bytes | Upload | None
     headers: Mapping[str, str]
     model: str = ""
     stream: bool = False
@@ -118,11 +130,17 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
     given = request.headers or {}
     headers = {name: given[name] for name in FORWARDED_HEADERS if name in given}
     route, path = request.route, _fill_path(request)
-    rule = _RULES.get(route.name)
+    if not isinstance(request.body, bytes):
+        headers["Content-Type"] = request.media_type
+        return UpstreamRequest(route.method, path, request.body, headers, makes=route.kind)
+    if route.content:
+        headers["Accept"] = "*/*"
+    rule = _RULES.get(route.name) if route.method == "POST" else None
     if rule is None:
         estimate = FETCHED if route.billing == "fetched" else FREE
         model = request.model_id or ""
-        return UpstreamRequest(route.method, path, None, headers, model=model, estimate=estimate)
+        body = b"{}" if route.method == "POST" else None  # xAI refuses a POST without one
+        return UpstreamRequest(route.method, path, body, headers, model=model, estimate=estimate)
     fields = read_fields(request.body)
     shaped = rule(fields, settings)
     body = msgspec.json.encode(fields)
@@ -257,6 +275,17 @@ def _list_ignored(fields: Fields, model: str) -> list[str]:
     return names
 
 
+def _shape_video(fields: Fields, settings: Settings) -> _Shaped:
+    _default_model(fields, settings.default_video_model)
+    return _Shaped()
+
+
+def _shape_batch(fields: Fields, _settings: Settings) -> _Shaped:
+    if not _read_text(fields, "name"):
+        fields["name"] = msgspec.Raw(b'"batch"')  # OpenAI's API has none, and xAI's wants one
+    return _Shaped()
+
+
 def _shape_nothing(_fields: Fields, _settings: Settings) -> _Shaped:
     return _Shaped()
 
@@ -267,6 +296,9 @@ _RULES: dict[str, Callable[[Fields, Settings], _Shaped]] = {
     "images": _shape_images,
     "images-edits": _shape_edits,
     "tokenize": _shape_nothing,
+    "videos": _shape_video,
+    "batches": _shape_batch,
+    "batch-requests": _shape_nothing,
 }
 
 
@@ -302,6 +334,8 @@ def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: S
     answers = min(_read_count(fields, "n") or 1, MAX_ANSWERS)
     if route.billing == "free":
         return FREE
+    if route.name == "videos":
+        return estimate_video(model, _read_count(fields, "duration"))
     if route.billing == "images":
         return estimate_images(
             model, answers + (count_pictures(fields) if route.name == "images-edits" else 0)

@@ -18,6 +18,7 @@ class Terms(msgspec.Struct, frozen=True):
         drain_s: how long a call is read on for its usage after its client has left; 0 cancels it.
         secrets: texts to cut out of upstream's messages.
         max_reply_bytes: of a whole reply.
+        keeps_failures: a whole reply that tells of a failure is the answer all the same.
         any_type: a whole reply need not be JSON: it is a file's content.
     """
 
@@ -30,4 +31,5 @@ class Terms(msgspec.Struct, frozen=True):
     drain_s: float = 0.0
     secrets: tuple[str, ...] = ()
     max_reply_bytes: int = 256 * 2**20
+    keeps_failures: bool = False
     any_type: bool = False

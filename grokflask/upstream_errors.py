@@ -77,6 +77,20 @@ def parse_error(
     )
 
 
+def clean_failure(body: bytes, secrets: tuple[str, ...] = ()) -> bytes:
+    """An answer that tells of its own failure in `error`, whose text is cleaned. `body` is a JSON object."""
+    document = msgspec.json.decode(body)
+    error = document.get("error")
+    if isinstance(error, dict):
+        document["error"] = {
+            name: clean_message(value, secrets) if isinstance(value, str) else value
+            for name, value in error.items()
+        }
+    elif isinstance(error, str):
+        document["error"] = clean_message(error, secrets)
+    return msgspec.json.encode(document)
+
+
 def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None, str | None]:
     """Message, code, type and param of either shape, each None where it is not told."""
     inner = document.get("error")

@@ -13,7 +13,8 @@ from flask import Blueprint, Flask, Request, Response
 from grokflask.gateway import Gateway, Reply
 from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import FORWARDED_HEADERS, ClientRequest
-from grokflask.web.body import drop_body, read_body
+from grokflask.spool import Spool
+from grokflask.web.body import drop_body, read_body, read_upload
 from grokflask.web.current import get_app, get_notes, get_request
 from grokflask.web.replies import reply_stream, reply_whole, wants_json
 from grokflask.web.usage import show_usage
@@ -55,7 +56,8 @@ def _make_view(route: Route) -> Callable[..., Response]:
         wanted = ClientRequest(
             route=route,
             request_id=notes.request_id,
-            body=read_body() if route.method == "POST" else b"",
+            body=_read(route),
+            media_type=given.get("Content-Type", "") if route.body == "form" else "",
             headers={name: given[name] for name in FORWARDED_HEADERS if name in given},
             model_id=model_id,
             item_id=item_id,
@@ -64,7 +66,11 @@ def _make_view(route: Route) -> Callable[..., Response]:
             client=asked.environ.get("gunicorn.socket"),
         )
         notes.opened = True  # from here on the exchange has a log line of its own
-        answer = gateway.open(notes.api_key, wanted)
+        try:
+            answer = gateway.open(notes.api_key, wanted)
+        finally:
+            if isinstance(wanted.body, Spool):
+                wanted.body.close()
         drop_body()
         if isinstance(answer, Reply):
             return reply_whole(answer)
@@ -76,6 +82,13 @@ def _make_view(route: Route) -> Callable[..., Response]:
     found: Callable[..., Response] = view if route.upstream_path else answer
     found.route = route  # type: ignore[attr-defined]
     return found
+
+
+def _read(route: Route) -> bytes | Spool:
+    """The request's body, as its route takes it. Raises ClientError."""
+    if route.method != "POST" or route.body == "none":
+        return b""
+    return read_upload() if route.body == "form" else read_body()
 
 
 def _read_query(route: Route, asked: Request) -> str:

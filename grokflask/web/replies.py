@@ -7,6 +7,7 @@ or the guide's event for a client that streams and does not name application/jso
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 
 from flask import Flask, Response, current_app, g, request, stream_with_context
@@ -33,6 +34,13 @@ STREAM_HEADERS = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",  # nginx holds 4 kB back otherwise
 }
+
+CONTENT_HEADERS = {
+    "Content-Disposition": "attachment",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+}
+_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,64}/[a-z0-9.+-]{1,64}")
 
 _log = logging.getLogger("grokflask.web")
 
@@ -63,12 +71,22 @@ def reply_json(body: bytes, status: int = 200, headers: Mapping[str, str] | None
 
 def reply_whole(reply: Reply) -> Response:
     """An answer that has come whole; what is large goes out of its file piece by piece."""
-    body = reply.body
-    if isinstance(body, bytes):
+    body, kind = reply.body, reply.media_type
+    if not body:
+        response = Response(b"", reply.status, reply.headers)
+        del response.headers["Content-Type"]  # of nothing there is no type, and JSON least of all
+        return response
+    if isinstance(body, bytes) and kind == "application/json":
         return reply_json(body, reply.status, reply.headers)
+    headers = dict(reply.headers)
+    if kind != "application/json":
+        headers |= CONTENT_HEADERS  # somebody's file, which no browser may take for a page of ours
+        kind = kind if _MEDIA_TYPE.fullmatch(kind) else "application/octet-stream"
+    if isinstance(body, bytes):
+        return Response(body, reply.status, headers, content_type=kind)
     try:
-        headers = {**reply.headers, "Content-Length": str(len(body))}
-        response = Response(iter(body), reply.status, headers, content_type="application/json")
+        headers["Content-Length"] = str(len(body))
+        response = Response(iter(body), reply.status, headers, content_type=kind)
         response.call_on_close(body.close)
     except BaseException:
         body.close()

@@ -29,7 +29,7 @@ def test_asked_and_fetched(door: Door) -> None:
     """Pending it is a 202 without a body, then the answer, then no more."""
     id = ask(door)
     pending = fetch(door, id)
-    assert (pending.status_code, pending.data) == (202, b"")
+    assert (pending.status_code, pending.data, pending.content_type) == (202, b"", None)
     done = fetch(door, id)
     assert done.status_code == 200
     assert done.json["choices"][0]["message"]["content"]

@@ -162,3 +162,37 @@ def test_a_client_that_leaves(gateway: GatewayServer, upstream: ScriptedUpstream
         while got < taken:
             got += len(sock.recv(65536))
     wait_for(lambda: count_files(gateway) == 0, "the file to be gone")
+
+
+def test_large_files(gateway: GatewayServer, upstream: ScriptedUpstream) -> None:
+    """Uploads and downloads at once: what is uploaded goes up whole, and neither takes memory."""
+    content = os.urandom(MIB) * (SIZE // MIB)
+    sizes: list[int] = []
+    peaks: list[int] = []
+
+    def serve(exchange: Exchange) -> None:
+        if exchange.method == "POST":
+            sizes.append(exchange.body.count(content))
+            exchange.reply({"id": f"file_{len(sizes)}"})
+        else:
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: application/pdf\r\nContent-Length: {SIZE}\r\n\r\n"
+            exchange.send(head.encode() + content)
+
+    def carry(_: int) -> bool:
+        form = {"file": ("large.bin", content)}
+        made = requests.post(f"{gateway.url}/v1/files", files=form, headers=AUTH, timeout=60)
+        peaks.append(read_anonymous_kib(gateway))
+        down = requests.get(
+            f"{gateway.url}/v1/files/{made.json()['id']}/content", headers=AUTH, stream=True, timeout=60
+        )
+        with down:
+            peaks.append(read_anonymous_kib(gateway))
+            return down.content == content and down.headers["content-type"] == "application/pdf"
+
+    upstream.handler = serve
+    before = read_anonymous_kib(gateway)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        assert all(pool.map(carry, range(AT_ONCE)))
+    assert sizes == [1] * AT_ONCE
+    assert max(peaks) - before < 40 * 1024, (before, max(peaks))
+    wait_for(lambda: count_files(gateway) == 0, "the files to be gone")
