@@ -7,12 +7,17 @@ what it gives out becomes its key's, and of a list only the key's own is shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from grokflask.errors import MALFORMED, RouteNotFoundError, UnmeteredError, UpstreamProtocolError
+from grokflask.errors import (
+    MALFORMED,
+    InvalidRequestError,
+    RouteNotFoundError,
+    UnmeteredError,
+    UpstreamProtocolError,
+)
 from grokflask.keys import ApiKey
 from grokflask.ownership import Ownership
 from grokflask.routes import Kind, Route
@@ -121,21 +126,16 @@ def _may_name_files(body: bytes) -> bool:
 
 
 def list_files(body: bytes) -> list[str]:
-    """The files that a JSON body names anywhere in it. Raises RouteNotFoundError where these are too many."""
+    """The files that a JSON body names anywhere in it.
+
+    Raises InvalidRequestError where that cannot be told (half a surrogate pair, say), for upstream might read
+    it otherwise, and RouteNotFoundError where these are too many.
+    """
     try:
-        document = msgspec.json.decode(body)
-    except MALFORMED:
-        return []
+        waiting: list[Any] = [msgspec.json.decode(body)]
+    except MALFORMED as error:
+        raise InvalidRequestError(f"The body cannot be read: {error}.") from None
     found: list[str] = []
-    for id in _walk(document):
-        found.append(id)
-        if len(found) > MAX_FILES:
-            raise RouteNotFoundError(f"A request may name {MAX_FILES} files.", param="file_id")
-    return found
-
-
-def _walk(document: Any) -> Iterator[str]:
-    waiting = [document]
     while waiting:
         value = waiting.pop()
         if isinstance(value, list):
@@ -143,16 +143,10 @@ def _walk(document: Any) -> Iterator[str]:
         elif isinstance(value, dict):
             for name, inner in value.items():
                 if _FILE_FIELD.fullmatch(name):
-                    yield from _list_texts(inner)
-                else:
-                    waiting.append(inner)
-
-
-def _list_texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for each in value:
-            yield from _list_texts(each)
-    elif isinstance(value, dict):
-        yield from _list_texts(list(value.values()))
+                    found += [
+                        id for id in (inner if isinstance(inner, list) else [inner]) if isinstance(id, str)
+                    ]
+                waiting.append(inner)  # a function may have a parameter of this name, which is an object
+    if len(found) > MAX_FILES:
+        raise RouteNotFoundError(f"A request may name {MAX_FILES} files.", param="file_id")
+    return found

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import os
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,8 +17,10 @@ import pytest
 import requests
 from openai import OpenAI
 from openai.types import ImagesResponse
-from support.processes import UPSTREAM_KEY, wait_for
+from support.processes import UPSTREAM_KEY, GatewayServer, wait_for
+from support.scripted import Exchange, ScriptedUpstream
 from support.stores import KeyedGateway
+from support.wire import AUTH, connect
 
 from grokflask.sandbox import Sandbox
 from grokflask.sandbox.pictures import draw_named
@@ -130,8 +134,6 @@ def test_large_files_at_once(gateway: KeyedGateway, sandbox: Sandbox) -> None:
 
 def test_an_upload_that_breaks_off(gateway: KeyedGateway, sandbox: Sandbox) -> None:
     """A client that leaves in mid-upload: upstream never hears of it."""
-    import socket
-
     key = gateway.make_key("ann")["Authorization"]
     head = (
         "POST /v1/files HTTP/1.1\r\nHost: x\r\n"
@@ -142,3 +144,37 @@ def test_an_upload_that_breaks_off(gateway: KeyedGateway, sandbox: Sandbox) -> N
         sock.sendall(head.encode() + b"x" * 3_000_000)
     wait_for(lambda: bool(gateway.server.find_lines("refused", "route=files")), "its line in the log")
     assert not sandbox.kept.files.list()
+
+
+def test_a_client_that_leaves_a_deferred_answer(
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
+) -> None:
+    """It is given out but once, so it is read to its end, and its cost is in the row."""
+    gateway = make_gateway()
+    usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "cost_in_usd_ticks": 777}
+    left = threading.Event()
+
+    def serve(exchange: Exchange) -> None:
+        if exchange.method == "POST":
+            exchange.reply({"request_id": "d-1"})
+            return
+        body = json.dumps({"id": "x", "model": "grok-4.3", "choices": [{}], "usage": usage}).encode()
+        exchange.send(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        )
+        exchange.send(body[:20])
+        assert left.wait(30)
+        exchange.send(body[20:])
+
+    upstream.handler = serve
+    asked = {"messages": MESSAGES, "deferred": True}
+    made = requests.post(f"{gateway.url}/v1/chat/completions", json=asked, headers=AUTH, timeout=30)
+    assert made.json() == {"request_id": "d-1"}
+    with connect(gateway) as sock:
+        sock.sendall(
+            b"GET /v1/chat/deferred-completion/d-1 HTTP/1.1\r\nHost: x\r\n"
+            + f"Authorization: {AUTH['Authorization']}\r\n\r\n".encode()
+        )
+        wait_for(lambda: len(upstream.exchanges) == 2, "the fetch to reach upstream")
+    left.set()
+    gateway.wait_for_line("route=deferred", "cost_ticks=777")  # whichever of the two ends was seen first
