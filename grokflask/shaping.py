@@ -163,8 +163,10 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
 
 def _fill_path(request: ClientRequest) -> str:
     """Where upstream has it. Raises RouteNotFoundError for what could not stand in its path."""
-    path, id = request.route.upstream_path, request.item_id or request.model_id
-    if id is not None:
+    path = request.route.upstream_path
+    for id in (request.item_id, request.model_id):
+        if id is None:
+            continue
         if not is_plain_segment(id):
             raise RouteNotFoundError
         path = path.format(item_id=id, model_id=id)
