@@ -26,7 +26,12 @@ IMAGE_TOKENS = 1792
 _ASCII = bytes(range(128))
 
 # A field's beginning. Inside a text its quotes would be escaped, so nobody can pass a text off as a picture.
-_PICTURE = re.compile(rb'"(?:image_)?url"\s*:\s*"data:image\\?/[a-z.+-]{1,40};base64,', re.IGNORECASE)
+_PICTURE = re.compile(
+    rb'"(?:image_)?url"\s*:\s*"data:image\\?/[a-z.+-]{1,40};base64,'
+    rb'|"media_type"\s*:\s*"image\\?/[a-z.+-]{1,40}"\s*,\s*"data"\s*:\s*"',
+    re.IGNORECASE,
+)
+_PICTURE_TYPE = re.compile(rb'"type"\s*:\s*"(?:input_)?image"')  # of Responses, and of Messages
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -102,7 +107,8 @@ def count_prompt(body: bytes) -> int:
     size = len(body)
     images = 0
     if b"image" in body:
-        images = body.count(b'"image_url"') // 2  # a part's type, and its field
+        images = body.count(b'"image_url"') // 2  # in a chat a part's type, and its field
+        images = max(images, len(_PICTURE_TYPE.findall(body)))
         starts = [match.end() for match in _PICTURE.finditer(body)]
         size -= sum(body.find(b'"', start) - start for start in starts)
         images = max(images, len(starts))
@@ -136,6 +142,10 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
         return Bill(usage, estimated=not final)
     if estimate.billing == "free":
         return Bill(replace(usage, cost_ticks=0), estimated=False)
+    if not final and not count_output(usage):  # the prompt is told at the beginning, and no more came
+        seen = settlement.events_seen
+        total = None if usage.prompt_tokens is None else usage.prompt_tokens + seen
+        usage = replace(usage, completion_tokens=seen, total_tokens=total)
     return Bill(replace(usage, cost_ticks=_price(usage, estimate, settlement)), estimated=True)
 
 

@@ -6,6 +6,7 @@ what it gives out becomes its key's, and of a list only the key's own is shown.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -15,6 +16,7 @@ from grokflask.errors import (
     MALFORMED,
     InvalidRequestError,
     RouteNotFoundError,
+    StoreUnavailableError,
     UnmeteredError,
     UpstreamProtocolError,
 )
@@ -27,6 +29,8 @@ MAX_FILES = 200
 """Files that one request may name."""
 
 Fields = dict[str, msgspec.Raw]
+
+_log = logging.getLogger("grokflask.custody")
 
 _FIELDS = msgspec.json.Decoder(Fields)
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
@@ -64,8 +68,10 @@ class Custody:
             raise UnmeteredError
         if route.kind and request.item_id is not None:
             self._ownership.check(route.kind, request.item_id, key)
-        elif asked.makes or route.act == "list":
+        elif asked.makes not in (None, "response") or route.act == "list":
             self._ownership.select(asked.makes or "file", (), key)  # is the table there?
+        if asked.uses:
+            self._ownership.check(*asked.uses, key)
         if isinstance(asked.body, bytes) and _may_name_files(asked.body):
             for id in list_files(asked.body):
                 self._check_file(id, key)
@@ -75,12 +81,27 @@ class Custody:
         if makes:
             id = read_id(body)
             if id is not None:
-                self._ownership.claim(makes, id, key)
+                self.keep(makes, id, key)
         elif route.kind and route.act == "list":
             return self._filter(route.kind, body, key)
         elif route.kind and route.act == "delete" and item_id is not None:
             self._ownership.forget(route.kind, item_id)
         return body
+
+    def keep(self, kind: Kind | None, id: str, key: ApiKey) -> None:
+        """What upstream has just given out is its key's, if it is kept there as something.
+
+        Raises StoreUnavailableError where an id is all there is; an answer that was made is worth giving out
+        though it cannot be fetched again.
+        """
+        if kind is None:
+            return
+        try:
+            self._ownership.claim(kind, id, key)
+        except StoreUnavailableError:
+            if kind != "response":
+                raise
+            _log.warning("an id is nobody's", extra={"fields": {"key": key.name}})
 
     def is_first(self, kind: Kind, id: str) -> bool:
         """Its cost has not been booked yet; from now on it has."""

@@ -40,8 +40,8 @@
         └── StreamBrokenError       502 stream_broken: the connection died inside the answer
             └── StreamTruncatedError    502 stream_truncated: it ended tidily, but before [DONE]
 
-An error has a status, a code and an outcome; the two shapes that clients see are rendered here and
-nowhere else. No IO. This module imports nothing of grokflask.
+An error has a status, a code and an outcome. The two shapes that clients of the chat API see are rendered
+here; `dialects` has those of the others. No IO. This module imports nothing of grokflask.
 """
 
 from __future__ import annotations
@@ -107,6 +107,10 @@ class GrokflaskError(Exception):
     def type(self) -> str:
         """OpenAI's error family for this status, which SDKs and their users branch on."""
         return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+
+    def to_fields(self) -> dict[str, str | None]:
+        """What OpenAI's SDKs read of an error."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
 class ConfigError(GrokflaskError):
@@ -466,8 +470,7 @@ _TYPES = {
 
 def render_json(error: GrokflaskError) -> bytes:
     """The JSON object that OpenAI's SDKs read: `{"error": {message, type, param, code}}`."""
-    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return msgspec.json.encode({"error": fields})
+    return msgspec.json.encode({"error": error.to_fields()})
 
 
 def render_event(error: GrokflaskError, *, as_json: bool) -> bytes:

@@ -200,6 +200,7 @@ class Gateway:
             exchange.finish,
             settle,
             started_at=exchange.entry.started_at,
+            on_id=lambda id: self._custody.keep(exchange.makes, id, exchange.key),
             clock=self._clock,
         )
         self.exchanges.show(exchange.call, OpenStream(exchange.entry.row, relay.count_sent))
@@ -250,6 +251,8 @@ class Gateway:
 
     def _tell_usage(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
         """What this exchange has used: nothing of what is paid when it is fetched, or has been paid then."""
+        if request.route.billing == "free":
+            return None  # what is fetched again tells what it once used
         if reply.usage is None:
             return Usage(cost_ticks=0) if exchange.makes in ("deferred", "video") else None
         route, id = request.route, request.item_id
@@ -294,6 +297,7 @@ class Gateway:
             max_reply_bytes=settings.max_reply_bytes,
             any_type=request.route.content,
             keeps_failures=request.route.kind == "video",
+            dialect=request.route.dialect,
         )
 
 

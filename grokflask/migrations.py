@@ -202,6 +202,11 @@ def _7_limit_tools(connection: Connection) -> None:
     _run(connection, "ALTER TABLE keys ADD COLUMN tools TEXT NOT NULL DEFAULT 'all'")
 
 
+def _8_count_server_tools(connection: Connection) -> None:
+    """How often xAI's own tools were called: they are paid apart from tokens."""
+    _run(connection, "ALTER TABLE exchanges ADD COLUMN server_tools BIGINT")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _1_create_keys,
     _2_create_ledger,
@@ -210,4 +215,5 @@ MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _5_count_key_changes,
     _6_create_owned,
     _7_limit_tools,
+    _8_count_server_tools,
 )

@@ -27,7 +27,7 @@ from grokflask.terms import Terms
 from grokflask.upstream import UpstreamCall
 from grokflask.upstream_errors import clean_failure, parse_error
 from grokflask.upstream_stream import UpstreamStream
-from grokflask.usage import Usage, read_chunk
+from grokflask.usage import Usage
 
 _BODILESS = (202, 204)
 """Statuses that need no body: what was asked for is not there yet, or no more."""
@@ -104,15 +104,21 @@ class ReplyReader:
             return WholeReply(stream.status, stream.headers, body, None, None, stream.retried)
         if not stream.media_type.endswith("json"):
             raise UpstreamProtocolError
-        chunk = read_chunk(data)
-        if chunk is None:
+        reading = self._terms.dialect.read_reply(data)
+        if reading is None:
             raise UpstreamProtocolError
-        if chunk.has_error and self._terms.keeps_failures:
-            body = clean_failure(bytes(data), self._terms.secrets)
-        elif chunk.has_error and not chunk.has_choices:  # xAI reports some failures with status 200
-            raise parse_error(bytes(data), headers=stream.headers, secrets=self._terms.secrets)
+        if reading.has_error:
+            if not (reading.is_answer or self._terms.keeps_failures):  # xAI reports some with status 200
+                raise parse_error(bytes(data), headers=stream.headers, secrets=self._terms.secrets)
+            if isinstance(body, bytes):  # one that failed has nothing that makes it large
+                body = clean_failure(body, self._terms.secrets)
         return WholeReply(
-            stream.status, stream.headers, body, chunk.read_usage(), chunk.read_model(), stream.retried
+            stream.status,
+            stream.headers,
+            body,
+            reading.read_usage(),
+            reading.read_model(),
+            stream.retried,
         )
 
     def _check_cancelled(self) -> None:

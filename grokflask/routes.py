@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from grokflask.dialects import CHAT, MESSAGES, RESPONSES, Dialect
+
 PREFIXES = ("/api/v1", "/v1")
 
 Billing = Literal["tokens", "images", "fetched", "free"]
@@ -27,8 +29,8 @@ class Route:
         name: what the log line says, and the key under which `shaping` knows the body's rules.
         method: the one HTTP method that it takes.
         path: below the prefix, in Flask's notation.
-        upstream_path: below upstream's base URL; `{model_id}` is filled in from the path. "" where the
-            gateway answers by itself: that is neither counted nor an exchange.
+        upstream_path: below upstream's base URL; `{model_id}` and its like are filled in from the path. ""
+            where the gateway answers by itself: that is neither counted nor an exchange.
         streams: `stream: true` may be answered with events.
         billing: what upstream charges for.
         kind: what upstream keeps there: only the key that made it gets at it.
@@ -40,6 +42,7 @@ class Route:
         unmetered: what it costs is not told here, so keys with limits on that may not call it.
         catalogue: its answer tells of models: it is kept for a moment, and shown without those that the
             calling key may not use.
+        dialect: how upstream answers here, and how errors are told.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Route:
     upstream_path: str
     streams: bool = False
     billing: Billing = "free"
+    dialect: Dialect = CHAT
     kind: Kind | None = None
     act: Literal["", "make", "list", "delete"] = ""
     body: Literal["json", "form", "none"] = "json"
@@ -76,6 +80,28 @@ ROUTES = (
         kind="deferred",
     ),
     Route("tokenize", "POST", "/tokenize-text", "/tokenize-text"),
+    Route("responses", "POST", "/responses", "/responses", streams=True, billing="tokens", dialect=RESPONSES),
+    Route(
+        "response", "GET", "/responses/<item_id>", "/responses/{item_id}", kind="response", dialect=RESPONSES
+    ),
+    Route(
+        "response-delete",
+        "DELETE",
+        "/responses/<item_id>",
+        "/responses/{item_id}",
+        kind="response",
+        act="delete",
+        dialect=RESPONSES,
+    ),
+    Route(
+        "responses-compact",
+        "POST",
+        "/responses/compact",
+        "/responses/compact",
+        billing="tokens",
+        dialect=RESPONSES,
+    ),
+    Route("messages", "POST", "/messages", "/messages", streams=True, billing="tokens", dialect=MESSAGES),
     Route("images", "POST", "/images/generate", "/images/generations", billing="images"),
     Route("images", "POST", "/images/generations", "/images/generations", billing="images"),
     Route("images-edits", "POST", "/images/edits", "/images/edits", billing="images"),

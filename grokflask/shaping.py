@@ -16,12 +16,12 @@ import msgspec
 from grokflask import vision
 from grokflask.billing import FETCHED, FREE, Estimate, estimate_chat, estimate_images, estimate_video
 from grokflask.config import Settings
+from grokflask.dialects import RESPONSES
+from grokflask.dropped_params import Fields, drop_refused, drop_tool_options, is_empty, is_reasoning
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
 from grokflask.routes import Kind, Route, is_plain_segment
 from grokflask.tools import FIELDS as TOOL_FIELDS
 from grokflask.tools import Use, find_use
-
-Fields = dict[str, msgspec.Raw]
 
 FORWARDED_HEADERS = ("x-grok-conv-id",)
 """Request headers that go upstream; all others stay here. This one pins a conversation to the server
@@ -95,6 +95,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
         estimate: what it may cost.
         tools: the tools that it asks for.
         makes: upstream will keep something of this kind, and tell its id.
+        uses: what upstream keeps and the body names: only its owner may.
     """
 
     method: str
@@ -109,6 +110,7 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     estimate: Estimate = FREE
     tools: Use = ""
     makes: Kind | None = None
+    uses: tuple[Kind, str] | None = None
 
 
 class _Shaped(NamedTuple):
@@ -119,13 +121,14 @@ class _Shaped(NamedTuple):
     fallback: str | None = None
     dropped: tuple[str, ...] = ()
     makes: Kind | None = None
+    uses: tuple[Kind, str] | None = None
 
 
 def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest:
     """The request to send upstream.
 
-    Raises InvalidRequestError, naming the parameter, and RouteNotFoundError for a path that could not be
-    a model's.
+    Raises InvalidRequestError, naming the parameter, and RouteNotFoundError for an id in the path that
+    could not be one.
     """
     given = request.headers or {}
     headers = {name: given[name] for name in FORWARDED_HEADERS if name in given}
@@ -155,6 +158,7 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
         wants_usage=shaped.wants_usage,
         fallback=shaped.fallback,
         dropped=shaped.dropped,
+        uses=shaped.uses,
         estimate=_estimate(request.route, model, body, fields, settings),
         makes=shaped.makes or (route.kind if route.act == "make" else None),
         tools="" if TOOL_FIELDS.isdisjoint(fields) else find_use(fields),
@@ -202,7 +206,7 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
     messages = fields.get("messages")
     if messages is None:
         raise InvalidRequestError("'messages' is missing.", param="messages")
-    if bytes(memoryview(messages)[:1]) != b"[" or _is_empty(messages):
+    if bytes(memoryview(messages)[:1]) != b"[" or is_empty(messages):
         raise InvalidRequestError("'messages' must be a list with at least one message.", param="messages")
     has_image = vision.has_image_part(messages)
     model = _default_model(
@@ -213,7 +217,7 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
     deferred = "deferred" in fields and _read_flag(fields, "deferred")
     if stream and deferred:
         fallback = "deferred"  # there is nothing yet to stream
-    dropped = _drop_refused(fields, model) if settings.drop_params else ()
+    dropped = drop_refused(fields, model) if settings.drop_params else ()
     if not stream or fallback:
         # `stream_options` beside `stream: false` is refused upstream.
         if fallback:
@@ -237,7 +241,7 @@ def _shape_vision(fields: Fields, settings: Settings) -> _Shaped:
         detail=fields.pop("detail", None),
         before=fields.get("messages"),
     )
-    dropped = _drop_refused(fields, model) if settings.drop_params else ()
+    dropped = drop_refused(fields, model) if settings.drop_params else ()
     return _Shaped(fallback=fallback, dropped=dropped)
 
 
@@ -260,7 +264,7 @@ def _shape_edits(fields: Fields, settings: Settings) -> _Shaped:
 
 def count_pictures(fields: Fields) -> int:
     """How many pictures an edit works on. What else is wrong with them is for upstream to say."""
-    if not _is_empty(fields.get("image")):
+    if not is_empty(fields.get("image")):
         return 1
     try:
         return len(_PICTURES.decode(fields.get("images", b"null")) or ())
@@ -292,6 +296,50 @@ def _shape_nothing(_fields: Fields, _settings: Settings) -> _Shaped:
     return _Shaped()
 
 
+def _shape_responses(fields: Fields, settings: Settings) -> _Shaped:
+    if is_empty(fields.get("input")):
+        raise InvalidRequestError("'input' is missing.", param="input")
+    has_image = vision.has_image_part(fields["input"])
+    shaped = _shape_typed(fields, settings, has_image=has_image)
+    dropped = drop_tool_options(fields) if settings.drop_params else ()
+    stores = bytes(fields.get("store", b"null")) == b"null" or _read_flag(fields, "store")
+    return shaped._replace(
+        dropped=shaped.dropped + dropped, uses=_read_previous(fields), makes="response" if stores else None
+    )
+
+
+def _shape_compaction(fields: Fields, settings: Settings) -> _Shaped:
+    _default_model(fields, settings.default_chat_model)
+    dropped = ("stream",) if fields.pop("stream", None) is not None else ()
+    return _Shaped(dropped=dropped, uses=_read_previous(fields))
+
+
+def _shape_messages(fields: Fields, settings: Settings) -> _Shaped:
+    messages = fields.get("messages")
+    if messages is None or is_empty(messages):
+        raise InvalidRequestError("'messages' is missing, or has no message.", param="messages")
+    return _shape_typed(fields, settings, has_image=vision.has_image_part(messages))
+
+
+def _shape_typed(fields: Fields, settings: Settings, *, has_image: bool) -> _Shaped:
+    """What Responses and Messages have in common; upstream tells usage there without being asked."""
+    model = _default_model(
+        fields, settings.default_vision_model if has_image else settings.default_chat_model
+    )
+    stream = _read_flag(fields, "stream")
+    dropped = drop_refused(fields, model) if settings.drop_params else ()
+    if stream and has_image and settings.vision_stream == "fallback":
+        fields["stream"] = _FALSE
+        return _Shaped(fallback="vision", dropped=dropped)
+    return _Shaped(stream=stream, dropped=dropped)
+
+
+def _read_previous(fields: Fields) -> tuple[Kind, str] | None:
+    """The stored response that a conversation goes on from."""
+    previous = _read_text(fields, "previous_response_id")
+    return ("response", previous) if previous else None
+
+
 _RULES: dict[str, Callable[[Fields, Settings], _Shaped]] = {
     "chat": _shape_chat,
     "vision": _shape_vision,
@@ -301,6 +349,9 @@ _RULES: dict[str, Callable[[Fields, Settings], _Shaped]] = {
     "videos": _shape_video,
     "batches": _shape_batch,
     "batch-requests": _shape_nothing,
+    "responses": _shape_responses,
+    "responses-compact": _shape_compaction,
+    "messages": _shape_messages,
 }
 
 
@@ -332,7 +383,7 @@ def _read_count(fields: Fields, *names: str) -> int | None:
 
 
 def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: Settings) -> Estimate:
-    """What the request may cost. xAI's caps hold for what is seen of an answer, not for its reasoning."""
+    """What the request may cost. xAI's caps are on what is seen of an answer; those of Responses on all."""
     answers = min(_read_count(fields, "n") or 1, MAX_ANSWERS)
     if route.billing == "free":
         return FREE
@@ -343,16 +394,12 @@ def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: S
             model, answers + (count_pictures(fields) if route.name == "images-edits" else 0)
         )
     output_tokens = settings.output_estimate_tokens
-    cap = _read_count(fields, "max_completion_tokens", "max_tokens")
-    if cap is not None:
-        output_tokens = cap + (output_tokens if _is_reasoning(model) else 0)
+    if route.dialect is RESPONSES:
+        cap = _read_count(fields, "max_output_tokens")
+        output_tokens = output_tokens if cap is None else cap
+    elif (cap := _read_count(fields, "max_completion_tokens", "max_tokens")) is not None:
+        output_tokens = cap + (output_tokens if is_reasoning(model) else 0)
     return estimate_chat(model, body, min(output_tokens, MAX_OUTPUT_TOKENS) * answers)
-
-
-def _is_reasoning(model: str) -> bool:
-    if "non-reasoning" in model or model.startswith("grok-2"):
-        return False
-    return not model.startswith("grok-3") or "mini" in model
 
 
 def _read_flag(fields: Fields, name: str) -> bool:
@@ -374,31 +421,8 @@ def _ask_for_usage(fields: Fields) -> bool:
     return asked
 
 
-def _drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
-    """Removes what xAI answers with a 400, and names it.
-
-    Tool controls without tools are refused by all models; penalties (even 0) and logit_bias by grok-3 and
-    everything since; `stop` by those of them that reason (xAI's guide on reasoning models, and measured
-    reports).
-    """
-    refused = []
-    if _is_empty(fields.get("tools")):
-        refused += ["tools", "tool_choice", "parallel_tool_calls"]
-    if model.startswith("grok-") and not model.startswith(("grok-1", "grok-2", "grok-beta", "grok-vision")):
-        refused += ["presence_penalty", "frequency_penalty", "logit_bias"]
-        if _is_reasoning(model):
-            refused.append("stop")
-    return _drop(fields, refused)
-
-
 def _drop(fields: Fields, names: Sequence[str]) -> tuple[str, ...]:
     dropped = tuple(name for name in names if name in fields)
     for name in dropped:
         del fields[name]
     return dropped
-
-
-def _is_empty(raw: msgspec.Raw | None) -> bool:
-    return raw is None or (
-        memoryview(raw).nbytes < 4096 and bytes(raw).translate(None, b" \t\r\n") in (b"null", b"[]")
-    )

@@ -69,6 +69,7 @@ exchanges = Table(
     Column("estimated", Boolean, nullable=False),
     Column("bytes_out", BigInteger),
     Column("upstream_request_id", Text),
+    Column("server_tools", BigInteger),
 )
 """The ledger: a row for each exchange, open while `outcome` is null. LedgerRow's fields, and its day."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from grokflask.dialects import CHAT, Dialect
+
 
 class Terms(msgspec.Struct, frozen=True):
     """How one exchange is carried. Times run from the client's request, by the monotonic clock.
@@ -20,6 +22,7 @@ class Terms(msgspec.Struct, frozen=True):
         max_reply_bytes: of a whole reply.
         keeps_failures: a whole reply that tells of a failure is the answer all the same.
         any_type: a whole reply need not be JSON: it is a file's content.
+        dialect: how upstream's answer is read, and errors are told.
     """
 
     wants_usage: bool
@@ -33,3 +36,4 @@ class Terms(msgspec.Struct, frozen=True):
     max_reply_bytes: int = 256 * 2**20
     keeps_failures: bool = False
     any_type: bool = False
+    dialect: Dialect = CHAT

@@ -14,6 +14,7 @@ from flask import Flask, Response, current_app, g, request, stream_with_context
 from flask_limiter import RateLimitExceeded
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from grokflask.dialects import CHAT
 from grokflask.errors import (
     BodyTooLargeError,
     GrokflaskError,
@@ -21,10 +22,9 @@ from grokflask.errors import (
     MediaTypeError,
     MethodNotAllowedError,
     RouteNotFoundError,
-    render_event,
-    render_json,
 )
 from grokflask.gateway import Reply, StreamReply
+from grokflask.routes import Route
 from grokflask.shaping import asks_for_stream
 from grokflask.web.body import peek_body
 from grokflask.web.current import get_request
@@ -100,9 +100,11 @@ def reply_error(error: GrokflaskError) -> Response:
     # Its frames hold the request's body, and objects that hold the error: a cycle, megabytes until collected.
     error.__traceback__ = None
     in_stream = asked_for_stream() if error.in_stream is None else error.in_stream
-    if not in_stream or wants_json():
-        return reply_json(render_json(error), error.status, error.headers)
-    body = render_event(error, as_json=False)
+    route: Route | None = g.get("route")
+    dialect = route.dialect if route else CHAT
+    if not (in_stream and dialect.tells_errors_as_events) or wants_json():
+        return reply_json(dialect.render_json(error), error.status, error.headers)
+    body = dialect.render_event(error, as_json=False, number=0)
     return Response(body, status=error.status, headers={**error.headers, **STREAM_HEADERS})
 
 
