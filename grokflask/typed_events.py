@@ -106,24 +106,25 @@ class ResponsesFilter(TypedEventFilter):
         if self.error:
             return
         if read is not None and bytes(read.response) != b"null":
-            self._take_answer(read)
-            if self.failure is not None:
+            reply = self._take_answer(read)
+            if reply is not None and reply.has_error:
                 event = clean_failure(event, self._secrets)
         self.events += 1
         parts.append(b"data: " + event + b"\n\n")
         if self.done and not self.failure:
             parts.append(b"data: [DONE]\n\n")
 
-    def _take_answer(self, read: _Event) -> None:
+    def _take_answer(self, read: _Event) -> TypedReply | None:
         reply = self._note(read.response)
         if reply is None:
-            return
+            return None
         if read.type == "response.created" and self.on_id and (response_id := reply.read_id()):
             self.on_id(response_id)
         if read.type in ("response.completed", "response.incomplete", "response.failed"):
             self.done = self.usage_final = True
         if read.type == "response.failed":
             self.failure = parse_error(bytes(read.response), secrets=self._secrets, in_stream=True)
+        return reply
 
 
 class MessagesFilter(TypedEventFilter):
