@@ -7,6 +7,7 @@ client sends itself are looked at, for upstream takes PNG and JPEG only and beli
 from __future__ import annotations
 
 import binascii
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from grokflask.errors import MALFORMED, InvalidRequestError, UpstreamProtocolErr
 DEFAULT_PROMPT = "Describe this image."
 
 _NULL = msgspec.Raw(b"null")
+_IMAGE_TYPE = re.compile(rb'"type"\s*:\s*"(?:input_)?image(?:_url)?"')
 _IMAGE_TYPES = ("image_url", "input_image", "image")
 _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
@@ -57,10 +59,10 @@ def has_image_part(messages: msgspec.Raw) -> bool:
 
     Messages of another shape have none; what is wrong with them is for upstream to say.
     """
-    # Nearly every chat has no picture, and its messages may be long: look before parsing. An escaped
-    # spelling of the type (a "u0069mage_url") has its backslash.
+    # Nearly every chat has no picture, and its messages may be long: look before parsing. Inside a text the
+    # quotes would be escaped; an escaped spelling of the type (a "u0069mage_url") has its backslash.
     raw = bytes(messages)
-    if b"image" not in raw and b"\\u" not in raw:
+    if b"\\u" not in raw and not (b"image" in raw and _IMAGE_TYPE.search(raw)):
         return False
     try:
         messages_read = msgspec.json.decode(raw, type=list[_Message])
