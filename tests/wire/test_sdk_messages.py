@@ -101,6 +101,7 @@ def test_messages(over_sandbox: KeyedGateway, sandbox: Sandbox) -> None:
         assert "sunny" in answered.content[0].text
         assert ask(sdk, max_tokens=1).stop_reason == "max_tokens"
     rows = over_sandbox.wait_for_rows(5)
+    sandbox.journal.wait_for(lambda _: len(sandbox.journal) == 5)
     charged = [
         (
             noted.prompt_tokens,

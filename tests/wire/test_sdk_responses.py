@@ -94,6 +94,7 @@ def test_responses(over_sandbox: KeyedGateway, sandbox: Sandbox) -> None:
         assert short.status == "incomplete"
         compact = sdk.responses.compact(model="grok-4.3", input="A long conversation")
         assert compact.output[0].type == "compaction"
+    sandbox.journal.wait_for(lambda _: len(sandbox.journal) == 6)
     rows = check_rows(over_sandbox, sandbox.journal.exchanges())
     assert [row["server_tools"] for row in rows] == [0, 0, 1, 0, 0, 0]
     assert {row["route"] for row in rows} == {"responses", "responses-compact"}
@@ -103,13 +104,14 @@ def test_stored_responses_and_another_key(over_sandbox: KeyedGateway, sandbox: S
     """What a key made it can fetch, go on from and delete, through any worker; another finds nothing."""
     with connect(over_sandbox, "ann") as ann, connect(over_sandbox, "bob") as bob:
         with ann.responses.create(model="grok-4.3", input="hello", stream=True) as stream:
-            first = next(event for event in stream if event.type == "response.created")
+            first, *_ = stream  # to its end: this client does not leave
         made = [
             first.response.id,
             *(ann.responses.create(model="grok-4.3", input="hello").id for _ in range(4)),
         ]
         unstored = ann.responses.create(model="grok-4.3", input="hello", store=False).id
-        before = len(sandbox.journal)
+        before = len(made) + 1
+        sandbox.journal.wait_for(lambda _: len(sandbox.journal) == before)  # a moment behind the last byte
         for response_id in [*made, unstored, "nothing", "a" * 300]:
             for steal in (
                 lambda: bob.responses.retrieve(response_id),  # noqa: B023
