@@ -5,6 +5,8 @@ COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-u
 INSTALL := -m pip install --quiet --disable-pip-version-check --require-hashes
 PIP := $(BIN)/python $(INSTALL)
 BENCH := .bench/venv/bin/python
+# Node and npm come as a wheel; packages run no scripts of theirs when they are installed.
+NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix tests/node --ignore-scripts --no-audit --no-fund --silent
 
 .DEFAULT_GOAL := help
 .PHONY: help demo run sandbox test check soak growth format docs lock clean
@@ -22,7 +24,7 @@ run: .venv/runtime ## serve on $PORT (8000); settings come from the environment 
 sandbox: .venv/runtime ## the sandbox upstream alone, on port 9000
 	@$(BIN)/python -m grokflask.sandbox
 
-test: .venv/dev ## everything: format, lint, types, all tests
+test: .venv/dev .venv/node ## everything: format, lint, types, all tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
@@ -69,9 +71,10 @@ lock: .venv/dev ## choose the newest versions again and pin them with their hash
 	$(COMPILE) --upgrade -o requirements.txt requirements.in
 	$(COMPILE) --upgrade -o requirements-dev.txt requirements-dev.in
 	$(COMPILE) --upgrade -o requirements-bench.txt requirements-bench.in
+	$(NPM) install --package-lock-only --save-exact ai@latest @ai-sdk/xai@latest zod@latest
 
 clean: ## remove what was set up
-	rm -rf .venv .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .bench tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -89,6 +92,11 @@ clean: ## remove what was set up
 	@echo "Installing into .venv, tests and checks included ..."
 	@$(PIP) -r requirements-dev.txt
 	@touch $@ .venv/runtime
+
+.venv/node: tests/node/package-lock.json | .venv/dev
+	@echo "Installing into tests/node/node_modules ..."
+	@$(NPM) ci
+	@touch $@
 
 .bench/ready: requirements-bench.txt | .venv/bin/python
 	@echo "Installing into .bench/venv ..."

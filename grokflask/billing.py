@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from grokflask.errors import Outcome, UpstreamStatusError
-from grokflask.prices import price_images, price_tokens
+from grokflask.prices import LONGEST_VIDEO_S, price_images, price_tokens, price_video
 from grokflask.routes import Billing
 from grokflask.usage import Settlement, Usage
 
@@ -26,7 +26,12 @@ IMAGE_TOKENS = 1792
 _ASCII = bytes(range(128))
 
 # A field's beginning. Inside a text its quotes would be escaped, so nobody can pass a text off as a picture.
-_PICTURE = re.compile(rb'"(?:image_)?url"\s*:\s*"data:image\\?/[a-z.+-]{1,40};base64,', re.IGNORECASE)
+_PICTURE = re.compile(
+    rb'"(?:image_)?url"\s*:\s*"data:image\\?/[a-z.+-]{1,40};base64,'
+    rb'|"media_type"\s*:\s*"image\\?/[a-z.+-]{1,40}"\s*,\s*"data"\s*:\s*"',
+    re.IGNORECASE,
+)
+_PICTURE_TYPE = re.compile(rb'"type"\s*:\s*"(?:input_)?image"')  # of Responses, and of Messages
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -52,6 +57,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 FREE = Estimate("free", "")
+FETCHED = Estimate("fetched", "")
 
 
 class Bill(msgspec.Struct, frozen=True):
@@ -90,12 +96,19 @@ def estimate_images(model: str, count: int) -> Estimate:
     return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
 
 
+def estimate_video(model: str, duration_s: int | None) -> Estimate:
+    """An estimate for a video of so many seconds, the longest there is if they are not said."""
+    ticks = price_video(model, min(LONGEST_VIDEO_S, duration_s or LONGEST_VIDEO_S))
+    return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
+
+
 def count_prompt(body: bytes) -> int:
     """About how many tokens the JSON of a chat has. Images count by the piece, not by their bytes."""
     size = len(body)
     images = 0
     if b"image" in body:
-        images = body.count(b'"image_url"') // 2  # a part's type, and its field
+        images = body.count(b'"image_url"') // 2  # in a chat a part's type, and its field
+        images = max(images, len(_PICTURE_TYPE.findall(body)))
         starts = [match.end() for match in _PICTURE.finditer(body)]
         size -= sum(body.find(b'"', start) - start for start in starts)
         images = max(images, len(starts))
@@ -120,7 +133,7 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
     usage = settlement.usage
     final = settlement.usage_final or settlement.outcome is Outcome.COMPLETE
     if usage is None or _tells_nothing(usage, estimate, final):
-        if estimate.billing == "free":
+        if estimate.billing in ("free", "fetched"):
             return Bill(Usage(cost_ticks=0), estimated=False)
         if not reached or _is_refusal(settlement):
             return Bill(Usage(cost_ticks=0), estimated=False)
@@ -129,6 +142,10 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
         return Bill(usage, estimated=not final)
     if estimate.billing == "free":
         return Bill(replace(usage, cost_ticks=0), estimated=False)
+    if not final and not count_output(usage):  # the prompt is told at the beginning, and no more came
+        seen = settlement.events_seen
+        total = None if usage.prompt_tokens is None else usage.prompt_tokens + seen
+        usage = replace(usage, completion_tokens=seen, total_tokens=total)
     return Bill(replace(usage, cost_ticks=_price(usage, estimate, settlement)), estimated=True)
 
 

@@ -283,6 +283,20 @@ class Settings:
         64 * 2**20,
         "The largest request body. An image of 20 MiB takes 27 MiB as base64.",
     )
+    max_upload_bytes: int = _setting(
+        "GROKFLASK_MAX_UPLOAD_BYTES",
+        integer(1024, 2**34),
+        52 * 2**20,
+        "The largest upload of a file, its form around it included. xAI takes files of up to 50 MB. It waits "
+        "in a temporary file as well, until it has come whole.",
+    )
+    max_reply_bytes: int = _setting(
+        "GROKFLASK_MAX_REPLY_BYTES",
+        integer(1024, 2**34),
+        256 * 2**20,
+        "The largest answer that is not streamed: JSON with pictures in it, or a file. What is more than a "
+        "megabyte waits in a temporary file (in `TMPDIR`) until it has come whole.",
+    )
     trusted_proxies: int = _setting(
         "GROKFLASK_TRUSTED_PROXIES",
         integer(0, 10),
@@ -320,6 +334,19 @@ class Settings:
         "fallback",
         "What a vision request with `stream: true` gets: `fallback` is the whole answer as JSON with the "
         "header `X-Stream-Fallback`; `stream` relays chat with images as a stream.",
+    )
+    models_cache_s: float = _setting(
+        "GROKFLASK_MODELS_CACHE_S",
+        seconds(0, 3600),
+        60.0,
+        "How long the lists of models are given out again before upstream is asked; the header `Age` tells "
+        "how old one is. 0 asks each time.",
+    )
+    default_video_model: str = _setting(
+        "GROKFLASK_DEFAULT_VIDEO_MODEL",
+        read_name,
+        "grok-imagine-video",
+        "For video requests that name no model.",
     )
     drop_params: bool = _setting(
         "GROKFLASK_DROP_PARAMS",

@@ -8,6 +8,8 @@
     │   ├── KeyRevokedError         403 key_revoked
     │   ├── KeyExpiredError         403 key_expired
     │   ├── ModelNotAllowedError    403 model_not_allowed
+    │   ├── ToolsNotAllowedError    403 tools_not_allowed
+    │   ├── UnmeteredError          403 not_metered
     │   ├── RouteNotFoundError      404 not_found
     │   ├── KeyNotFoundError        404 key_not_found
     │   ├── MethodNotAllowedError   405 method_not_allowed
@@ -42,8 +44,8 @@
         └── StreamBrokenError       502 stream_broken: the connection died inside the answer
             └── StreamTruncatedError    502 stream_truncated: it ended tidily, but before [DONE]
 
-An error has a status, a code and an outcome; the two shapes that clients see are rendered here and
-nowhere else. No IO. This module imports nothing of grokflask.
+An error has a status, a code and an outcome. The two shapes that clients of the chat API see are rendered
+here; `dialects` has those of the others. No IO. This module imports nothing of grokflask.
 """
 
 from __future__ import annotations
@@ -110,6 +112,10 @@ class GrokflaskError(Exception):
         """OpenAI's error family for this status, which SDKs and their users branch on."""
         return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
 
+    def to_fields(self) -> dict[str, str | None]:
+        """What OpenAI's SDKs read of an error."""
+        return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+
 
 class ConfigError(GrokflaskError):
     """The settings cannot work. `problems` lists every reason, each with its remedy."""
@@ -167,6 +173,27 @@ class ModelNotAllowedError(ClientError):
     status = 403
     code = "model_not_allowed"
     default_message = "This API key may not use that model."
+
+
+class ToolsNotAllowedError(ClientError):
+    """The key may not have tools run, or not those that run at xAI's."""
+
+    status = 403
+    code = "tools_not_allowed"
+    default_message = "This API key may not use tools."
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, param="tools")
+
+
+class UnmeteredError(ClientError):
+    """What this costs is not seen here, so a key with limits on that may not ask for it."""
+
+    status = 403
+    code = "not_metered"
+    default_message = (
+        "This API key has a limit on tokens, money, models or tools, and could not be held to it here."
+    )
 
 
 class RouteNotFoundError(ClientError):
@@ -494,8 +521,7 @@ _TYPES = {
 
 def render_json(error: GrokflaskError) -> bytes:
     """The JSON object that OpenAI's SDKs read: `{"error": {message, type, param, code}}`."""
-    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return msgspec.json.encode({"error": fields})
+    return msgspec.json.encode({"error": error.to_fields()})
 
 
 def render_event(error: GrokflaskError, *, as_json: bool) -> bytes:

@@ -6,6 +6,8 @@ of its own, an error may come inside. Everything else is passed on byte for byte
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from grokflask.errors import UpstreamStatusError
 from grokflask.sse import NamedEvent, Run
 from grokflask.upstream_errors import parse_error
@@ -24,15 +26,20 @@ class EventFilter:
     Attributes:
         done: `[DONE]` has been seen; what comes after it is nobody's.
         error: what upstream reported inside the stream; it ends there.
+        failure: that upstream said it has failed, in an event which is passed on and ends the stream.
         usage: the last that upstream told.
         usage_final: it is of the whole answer: it came in an event of its own, or the stream has ended.
         model_served: the model that answered, as the event with the usage names it.
         events: passed on so far, `[DONE]` not counted.
+        on_id: called with the id under which upstream keeps the answer, before the event with it goes out.
     """
+
+    on_id: Callable[[str], object] | None = None
 
     def __init__(self, *, wants_usage: bool, secrets: tuple[str, ...] = ()) -> None:
         self.done = False
         self.error: UpstreamStatusError | None = None
+        self.failure: UpstreamStatusError | None = None
         self.usage: Usage | None = None
         self.usage_final = False
         self.model_served: str | None = None

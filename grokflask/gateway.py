@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -17,14 +18,17 @@ from msgspec.structs import replace
 
 from grokflask import vision
 from grokflask.billing import Bill, make_bill
+from grokflask.catalogue import Catalogue, filter_models
 from grokflask.clients import ClientWatcher, Departure, limit_sending
 from grokflask.config import Settings
+from grokflask.custody import Custody
 from grokflask.errors import (
     ClientGoneError,
     GrokflaskError,
     ModelNotAllowedError,
     Outcome,
     StoreUnavailableError,
+    UpstreamProtocolError,
 )
 from grokflask.exchanges import OpenExchanges, OpenStream
 from grokflask.keys import ApiKey
@@ -32,19 +36,30 @@ from grokflask.ledger import LedgerEntry
 from grokflask.ledger_row import LedgerRow, clean, make_id
 from grokflask.limits import Hold, Limits
 from grokflask.relay import Relay
-from grokflask.reply import ReplyReader
+from grokflask.reply import ReplyReader, WholeReply
 from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
+from grokflask.spool import Spool
 from grokflask.terms import Terms
+from grokflask.tools import check_tools
 from grokflask.upstream import UpstreamCall, UpstreamClient
-from grokflask.usage import Settlement
+from grokflask.usage import Settlement, Usage
+
+MAX_READ_BYTES = 16 * 2**20
+"""The largest reply that is read, and not only passed on: a list, what has been made."""
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """An answer given whole: JSON, byte for byte as upstream sent it (but for `/vision/analyze`)."""
+    """An answer given whole, byte for byte as upstream sent it unless its route says otherwise.
+
+    Attributes:
+        body: JSON, or a file's content. Whoever is given a Spool closes it.
+        media_type: what it is, where that is not JSON.
+    """
 
     status: int
-    body: bytes
+    body: bytes | Spool
     headers: dict[str, str] = msgspec.field(default_factory=dict)
+    media_type: str = "application/json"
 
 
 class Events(Protocol):
@@ -94,6 +109,7 @@ class Gateway:
         clients: ClientWatcher,
         limits: Limits,
         rows: Rows,
+        custody: Custody,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -102,7 +118,9 @@ class Gateway:
         self._clients = clients
         self._limits = limits
         self._rows = rows
+        self._custody = custody
         self._settings = settings
+        self._catalogue = Catalogue(settings.models_cache_s, clock)
         self._drains = threading.Semaphore(settings.drains)
         self._clock = clock
 
@@ -121,10 +139,15 @@ class Gateway:
             asked = shape_request(request, self._settings)
             entry.row.model, entry.row.stream = clean(asked.model), asked.stream
             changes = _tell_changes(asked)
-            if asked.estimate.billing != "free" and not key.limits.allows(asked.model):
+            self._custody.enter(key, request, asked)
+            if asked.body is not None and asked.model and not key.limits.allows(asked.model):
                 raise ModelNotAllowedError(
                     f"This API key may not use the model {asked.model}.", param="model"
                 )
+            if asked.tools:
+                check_tools(asked.tools, key.limits.tools)
+            if request.route.catalogue and (kept := self._catalogue.find(asked.path, key)):
+                return self._tell_again(*kept, entry, key)
             terms = self._set_terms(asked, request, key)
             hold = self._admit(key, asked, entry.row)
             changes |= hold.headers
@@ -169,7 +192,7 @@ class Gateway:
             hold.settle()
             raise
         self._rows.open(entry.expect(asked.estimate))
-        return _Exchange(call, asked, entry, hold, self.exchanges, self._rows)
+        return _Exchange(call, asked, key, entry, hold, self.exchanges, self._rows)
 
     def _stream(self, exchange: _Exchange, terms: Terms, request: ClientRequest) -> StreamReply:
         """Events. Upstream's own headers come with them if it answers before the response must begin."""
@@ -187,6 +210,7 @@ class Gateway:
             exchange.finish,
             settle,
             started_at=exchange.entry.started_at,
+            on_id=lambda id: self._custody.keep(exchange.makes, id, exchange.key),
             clock=self._clock,
         )
         self.exchanges.show(exchange.call, OpenStream(exchange.entry.row, relay.count_sent))
@@ -205,12 +229,54 @@ class Gateway:
         reader = ReplyReader(exchange.call, terms, departure, started_at=entry.started_at, clock=self._clock)
         reply = reader.read()
         entry.note_head(reply.headers, retried=reply.retried)
-        entry.note_reply(reply.usage, reply.model_served)
-        body = vision.read_analysis(reply.body) if request.route.name == "vision" else reply.body
-        if departure.left_at is not None:
-            raise ClientGoneError
-        exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(body)), reply.status)
-        return Reply(reply.status, body, dict(reply.headers))
+        entry.note_reply(self._tell_usage(exchange, request, reply), reply.model_served)
+        try:
+            answer = self._show(exchange, request, reply)
+            if departure.left_at is not None:
+                raise ClientGoneError
+        except BaseException:
+            if isinstance(reply.body, Spool):
+                reply.body.close()
+            raise
+        exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(answer.body)), reply.status)
+        return answer
+
+    def _show(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Reply:
+        """The reply as the client may see it."""
+        route, key, headers = request.route, exchange.key, dict(reply.headers)
+        if isinstance(reply.body, Spool) and not (exchange.makes or route.rewrites):
+            return Reply(reply.status, reply.body, headers, reply.media_type)
+        body = _read_all(reply.body)
+        body = self._custody.leave(key, route, exchange.makes, request.item_id, body)
+        if route.name == "vision":
+            body = vision.read_analysis(body)
+        if route.catalogue:
+            self._catalogue.keep(exchange.path, key, body)
+            try:
+                body, headers["Age"] = filter_models(body, key.limits), "0"
+            except ModelNotAllowedError as error:  # upstream has done its part
+                exchange.settle(exchange.entry.sum_up(Outcome.COMPLETE), error.status)
+                raise
+        return Reply(reply.status, body, headers, reply.media_type)
+
+    def _tell_usage(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
+        """What this exchange has used: nothing of what is paid when it is fetched, or has been paid then."""
+        if request.route.billing == "free":
+            return None  # what is fetched again tells what it once used
+        if reply.usage is None:
+            return Usage(cost_ticks=0) if exchange.makes in ("deferred", "video") else None
+        route, id = request.route, request.item_id
+        if route.billing == "fetched" and route.kind and id is not None:
+            with suppress(StoreUnavailableError):  # rather twice than never
+                if not self._custody.is_first(route.kind, id):
+                    return None
+        return reply.usage
+
+    def _tell_again(self, body: bytes, age_s: int, entry: LedgerEntry, key: ApiKey) -> Reply:
+        """What upstream said a moment ago. It has a line in the log, but no row: upstream was not asked."""
+        body = filter_models(body, key.limits)
+        entry.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(body)), 200)
+        return Reply(200, body, {"Age": str(age_s)})
 
     def _watch(self, call: UpstreamCall, terms: Terms, request: ClientRequest) -> Departure:
         """From here on the client's leaving ends the call, or has it drained."""
@@ -237,8 +303,15 @@ class Gateway:
             first_event_timeout_s=settings.first_event_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             total_timeout_s=settings.total_timeout_s,
-            drain_s=settings.drain_s if settings.on_abort == "drain" else 0.0,
+            # What can be fetched but once is read on, or its cost would never be known.
+            drain_s=settings.drain_s
+            if settings.on_abort == "drain" or request.route.billing == "fetched"
+            else 0.0,
             secrets=key.secrets,
+            max_reply_bytes=settings.max_reply_bytes,
+            any_type=request.route.content,
+            keeps_failures=request.route.kind == "video",
+            dialect=request.route.dialect,
         )
 
 
@@ -249,12 +322,15 @@ class _Exchange:
         self,
         call: UpstreamCall,
         asked: UpstreamRequest,
+        key: ApiKey,
         entry: LedgerEntry,
         hold: Hold,
         exchanges: OpenExchanges,
         rows: Rows,
     ) -> None:
         self.call = call
+        self.path, self.makes = asked.path, asked.makes
+        self.key = key
         self.entry = entry
         self._estimate = asked.estimate  # not the request: its body may be large, and a stream long
         self._hold = hold
@@ -282,6 +358,17 @@ class _Exchange:
         """Ends the call and settles, before a byte of the answer."""
         self.call.cancel(error)
         self.settle(self.entry.sum_up(error.outcome, error=error), error.status)
+
+
+def _read_all(body: bytes | Spool) -> bytes:
+    """The body in memory, where it must be read whole. Raises UpstreamProtocolError for a large one."""
+    if isinstance(body, bytes):
+        return body
+    if len(body) > MAX_READ_BYTES:
+        raise UpstreamProtocolError
+    data = b"".join(body)
+    body.close()
+    return data
 
 
 def _tell_changes(asked: UpstreamRequest) -> dict[str, str]:

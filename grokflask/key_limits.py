@@ -1,7 +1,7 @@
 """What a key may do: its limits and budgets, and how they are read from people and shown to them. No IO.
 
 The command line and the admin API share these names: `requests`, `tokens_per_minute`, `streams`,
-`budget_day`, `budget_month` (USD), `models` (patterns), `expires_at`. None is "no limit of its own".
+`budget_day`, `budget_month` (USD), `models` (patterns), `tools`, `expires_at`. None is "no limit of its own".
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from grokflask.errors import InvalidRequestError
 from grokflask.ledger_row import to_iso
 from grokflask.money import parse_usd, to_usd
 from grokflask.setting_types import read_rate
+from grokflask.tools import Allowed
 
 MAX_TOKENS = 10**12
 MAX_STREAMS = 10**6
@@ -44,6 +45,7 @@ class KeyLimits:
         budget_day_ticks: per UTC day; 1 USD = 10^10 ticks.
         budget_month_ticks: per UTC month.
         models: patterns as `fnmatch` knows them; () allows all.
+        tools: which tools it may ask for: `all`, `client` (functions of its own) or `none`.
     """
 
     requests: str | None = None
@@ -52,10 +54,17 @@ class KeyLimits:
     budget_day_ticks: int | None = None
     budget_month_ticks: int | None = None
     models: tuple[str, ...] = ()
+    tools: Allowed = "all"
 
     def allows(self, model: str) -> bool:
         """`model` may be asked for. The letters' case counts, as it does for xAI."""
         return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
+
+    @property
+    def are_metered(self) -> bool:
+        """They hold only where it is seen what a request is for, and what it costs."""
+        limits = (self.tokens_per_minute, self.budget_day_ticks, self.budget_month_ticks)
+        return bool(self.models) or self.tools != "all" or any(limit is not None for limit in limits)
 
     def to_fields(self) -> dict[str, Any]:
         """The limits under their public names, budgets in USD."""
@@ -66,6 +75,7 @@ class KeyLimits:
             "budget_day": None if self.budget_day_ticks is None else to_usd(self.budget_day_ticks),
             "budget_month": None if self.budget_month_ticks is None else to_usd(self.budget_month_ticks),
             "models": list(self.models),
+            "tools": self.tools,
         }
 
 
@@ -82,8 +92,7 @@ def read_changes(fields: Mapping[str, object], now: float) -> dict[str, Any]:
             raise InvalidRequestError(f"{name[:64]!r} is no field of a key; there are: {known}.", param=name)
         stored, read = _READERS[name]
         try:
-            empty = () if name == "models" else None
-            changes[stored] = empty if value is None else read(value, now)
+            changes[stored] = _EMPTY.get(name) if value is None else read(value, now)
         except ValueError as error:
             raise InvalidRequestError(f"{name!r} {error}.", param=name) from None
     return changes
@@ -142,6 +151,12 @@ def _read_models(value: object, _now: float) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _read_tools(value: object, _now: float) -> str:
+    if value not in ("all", "client", "none"):
+        raise ValueError("expects all, client or none")
+    return str(value)
+
+
 def _read_expiry(value: object, now: float) -> float:
     """A duration from now, or a time. Raises ValueError."""
     try:
@@ -169,6 +184,10 @@ _READERS: dict[str, tuple[str, Callable[[object, float], Any]]] = {
     "budget_day": ("budget_day_ticks", lambda value, _now: parse_usd(value)),
     "budget_month": ("budget_month_ticks", lambda value, _now: parse_usd(value)),
     "models": ("models", _read_models),
+    "tools": ("tools", _read_tools),
     "expires_at": ("expires_at", _read_expiry),
 }
+_EMPTY: dict[str, object] = {"models": (), "tools": "all"}
+"""What stands for no limit where that is not None."""
+
 FIELDS = tuple(_READERS)

@@ -72,7 +72,7 @@ class KeyStore:
             query = select(keys_table.c.name).where(keys_table.c.name == name)
             if connection.execute(query).first() is not None:
                 raise _exists(name)
-            row = {"models": "[]", **_to_columns(changes), "name": name, "created_at": now}
+            row = {"models": "[]", "tools": "all", **_to_columns(changes), "name": name, "created_at": now}
             connection.execute(insert(keys_table).values(row))
             _add_secret(connection, name, secret, now)
             _note_change(connection)
@@ -270,6 +270,7 @@ def _to_key(row: RowMapping, secrets: Iterable[StoredSecret]) -> StoredKey:
         budget_day_ticks=row["budget_day_ticks"],
         budget_month_ticks=row["budget_month_ticks"],
         models=msgspec.json.decode(row["models"], type=tuple[str, ...]),
+        tools=row["tools"],
     )
     return StoredKey(
         row["name"], limits, row["created_at"], row["expires_at"], row["revoked_at"], tuple(secrets)

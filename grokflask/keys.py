@@ -53,12 +53,22 @@ class ApiKey:
         limit_id: what this caller's requests, tokens and streams are counted under. Never empty.
         upstream_key: sent to xAI as bearer, None to send none.
         limits: what it may do.
+        version: which one of this name, should there ever be another.
     """
 
     name: str
     limit_id: str
     upstream_key: str | None = field(repr=False)
     limits: KeyLimits = field(default_factory=KeyLimits)
+    version: str = field(default="", repr=False)
+
+    @property
+    def owner(self) -> str:
+        """What it is known by as the owner of what upstream keeps: never another's, and no secret.
+
+        A key that is rotated stays the owner; one that is made anew under an old name does not become it.
+        """
+        return hashlib.sha256(f"{self.limit_id}\n{self.version}".encode()).hexdigest()
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -106,11 +116,14 @@ class KeyRing:
             )
         if self._mode == "passthrough":
             # The hash keeps callers apart in limits and logs without telling the key.
-            name = f"xai-{_digest(secret).hex()[:12]}"
-            return ApiKey(name, name, secret)
+            digest = _digest(secret)
+            name = f"xai-{digest.hex()[:12]}"
+            return ApiKey(name, name, secret, version=digest.hex())
         digest = _digest(secret)
         name = self._find_name(digest)
-        return ApiKey(name, f"key:{name}", self._upstream_key) if name else self._find_stored(digest)
+        if not name:
+            return self._find_stored(digest)
+        return ApiKey(name, f"key:{name}", self._upstream_key, version=digest.hex())
 
     def _find_name(self, asked: bytes) -> str:
         """The name of the key of GROKFLASK_KEYS whose secret has this SHA-256; "" when there is none.
@@ -134,7 +147,8 @@ class KeyRing:
             raise KeyRevokedError
         if any(end is not None and end <= now for end in (key.expires_at, found.expires_at)):
             raise KeyExpiredError
-        return ApiKey(key.name, f"key:{key.name}", self._upstream_key, key.limits)
+        version = str(key.created_at)
+        return ApiKey(key.name, f"key:{key.name}", self._upstream_key, key.limits, version)
 
 
 def read_bearer(authorization: str | None) -> str | None:

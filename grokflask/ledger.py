@@ -95,6 +95,7 @@ class LedgerEntry:
         row.prompt_tokens, row.cached_tokens = usage.prompt_tokens, usage.cached_tokens
         row.completion_tokens, row.reasoning_tokens = usage.completion_tokens, usage.reasoning_tokens
         row.total_tokens, row.cost_ticks = usage.total_tokens, usage.cost_ticks
+        row.server_tools = usage.server_tools
         row.estimated = bill.estimated if bill else False
         row.bytes_out = settlement.bytes_out
         self.events = settlement.events
@@ -112,6 +113,7 @@ class LedgerEntry:
         fields["detail"] = self.detail
         fields["events"] = self.events if row.stream else None
         fields.update(zip(_AFTER, _read_after(row), strict=True))
+        fields["server_tools"] = row.server_tools or None
         fields["estimated"] = True if row.estimated else None
         fields["upstream_request_id"] = row.upstream_request_id
         fields["retries"] = 1 if self.retried else None

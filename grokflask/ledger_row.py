@@ -22,6 +22,7 @@ class LedgerRow:
         id: unique, and in the order of time; the client's `request_id` need not be either.
         started_at: UTC, epoch seconds.
         cost_ticks: 1 USD = 10^10 ticks.
+        server_tools: calls of tools that run at xAI's, where it tells how many.
         estimated: tokens or cost are the gateway's estimate, not upstream's own figures.
         worker: the process that carries it.
     """
@@ -49,6 +50,7 @@ class LedgerRow:
     estimated: bool = False
     bytes_out: int | None = None
     upstream_request_id: str | None = None
+    server_tools: int | None = None
 
     @property
     def day(self) -> str:
@@ -69,7 +71,7 @@ FIELDS = (
 )
 """The fields that are promised to be there, in this order."""
 
-MORE_FIELDS = ("id", "stream", "code", "upstream_request_id")
+MORE_FIELDS = ("id", "stream", "code", "upstream_request_id", "server_tools")
 
 MAX_TEXT = 200
 """Characters of a model's name that are kept; it comes from the client."""

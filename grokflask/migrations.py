@@ -179,10 +179,41 @@ def _5_count_key_changes(connection: Connection) -> None:
     )
 
 
+def _6_create_owned(connection: Connection) -> None:
+    """Which key made what upstream keeps."""
+    _run(
+        connection,
+        """CREATE TABLE owned (
+            kind TEXT NOT NULL,
+            id TEXT NOT NULL,
+            owner TEXT NOT NULL,
+            key TEXT NOT NULL,
+            made_at DOUBLE PRECISION NOT NULL,
+            expires_at DOUBLE PRECISION NOT NULL,
+            billed_at DOUBLE PRECISION,
+            PRIMARY KEY (kind, id)
+        )""",
+        "CREATE INDEX owned_by_end ON owned (expires_at)",
+    )
+
+
+def _7_limit_tools(connection: Connection) -> None:
+    """Keys that were there may use all of them, as before."""
+    _run(connection, "ALTER TABLE keys ADD COLUMN tools TEXT NOT NULL DEFAULT 'all'")
+
+
+def _8_count_server_tools(connection: Connection) -> None:
+    """How often xAI's own tools were called: they are paid apart from tokens."""
+    _run(connection, "ALTER TABLE exchanges ADD COLUMN server_tools BIGINT")
+
+
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     _1_create_keys,
     _2_create_ledger,
     _3_keep_daily_sums,
     _4_note_retention,
     _5_count_key_changes,
+    _6_create_owned,
+    _7_limit_tools,
+    _8_count_server_tools,
 )

@@ -93,3 +93,13 @@ def price_images(model: str, count: int) -> int:
     """Ticks for `count` generated images."""
     fitting = [name for name in _IMAGES if model.startswith(name)]
     return count * (_IMAGES[max(fitting, key=len)] if fitting else DEAREST_IMAGE_TICKS)
+
+
+VIDEO_TICKS = 500_000_000
+LONGEST_VIDEO_S = 15
+"""Ticks per second of a video, which may be higher by resolution; seconds."""
+
+
+def price_video(_model: str, duration_s: int) -> int:
+    """Ticks for a video."""
+    return duration_s * VIDEO_TICKS

@@ -2,9 +2,9 @@
 
 A `Relay` owns one upstream call until `close`. It gives out every event at once and byte for byte,
 withholds the usage-only event from clients that did not ask for it, keeps a silent stream alive with
-comments, and ends in one of two ways: with `data: [DONE]`, or with an error event and no `[DONE]`. It does
-not know Flask. It is told what to do when all is over by `on_settle`, which runs exactly once, after the
-last byte has gone out.
+comments, and ends in one of two ways: with what ends a stream of its dialect (chat's `data: [DONE]`), or
+with an error event and without that. It does not know Flask. It is told what to do when all is over by
+`on_settle`, which runs exactly once, after the last byte has gone out.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from grokflask.errors import (
     StreamBrokenError,
     StreamTruncatedError,
     TotalTimeoutError,
-    render_event,
 )
-from grokflask.event_filter import EventFilter
 from grokflask.sse import EventDecoder
 from grokflask.terms import HEARTBEAT, Terms
 from grokflask.upstream import UpstreamCall
@@ -44,6 +42,7 @@ class Relay:
         on_finish: called when upstream is done, before the last bytes are given out; not after an abort.
         on_settle: called once by `close`.
         started_at: when the client's request came, by `clock`.
+        on_id: called with the id under which upstream keeps the answer, before the client sees it.
         clock: monotonic seconds.
 
     Attributes:
@@ -60,6 +59,7 @@ class Relay:
         on_settle: Callable[[Settlement], None],
         *,
         started_at: float,
+        on_id: Callable[[str], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.headers: dict[str, str] = {}
@@ -72,7 +72,8 @@ class Relay:
         self._departure = departure
         self._clock = clock
         self._decoder = EventDecoder()
-        self._filter = EventFilter(wants_usage=terms.wants_usage, secrets=terms.secrets)
+        self._filter = terms.dialect.make_filter(wants_usage=terms.wants_usage, secrets=terms.secrets)
+        self._filter.on_id = on_id
         self._started_at = started_at
         self._total_at = started_at + terms.total_timeout_s
         self._deadline = started_at + terms.first_event_timeout_s
@@ -160,7 +161,7 @@ class Relay:
             ttft_s = self._first_event_at - self._started_at
         return Settlement(
             outcome=self._tell_outcome() if reached_client else Outcome.CLIENT_ABORT,
-            error=self._error if reached_client else None,
+            error=(self._error or self._filter.failure) if reached_client else None,
             usage=self._filter.usage,
             usage_final=self._filter.usage_final,
             model_served=self._filter.model_served,
@@ -171,7 +172,8 @@ class Relay:
         )
 
     def _tell_outcome(self) -> Outcome:
-        return self._error.outcome if self._error else Outcome.COMPLETE
+        error = self._error or self._filter.failure
+        return error.outcome if error else Outcome.COMPLETE
 
     def _advance(self) -> bytes:
         """The next bytes for the client: all events that have come by now. b"" when it is over."""
@@ -280,4 +282,6 @@ class Relay:
 
     def _fail(self, error: GrokflaskError) -> bytes:
         self._error = error
-        return render_event(error, as_json=self._terms.wants_json)
+        return self._terms.dialect.render_event(
+            error, as_json=self._terms.wants_json, number=self._filter.events
+        )

@@ -1,5 +1,7 @@
 """A reply that is taken in whole before the client gets it: the counterpart of the relay.
 
+One of more than a megabyte (pictures as base64, files) waits in a file, not in memory: see `spool`.
+
 The same rules hold: a client that leaves ends the upstream call (or has it read to its end for the usage),
 and every wait has a deadline with a name of its own.
 """
@@ -7,7 +9,8 @@ and every wait has a deadline with a name of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from mmap import mmap
 
 import msgspec
 
@@ -19,11 +22,15 @@ from grokflask.errors import (
     TotalTimeoutError,
     UpstreamProtocolError,
 )
+from grokflask.spool import MEMORY_BYTES, Spool
 from grokflask.terms import Terms
 from grokflask.upstream import UpstreamCall
-from grokflask.upstream_errors import parse_error
-from grokflask.upstream_stream import MAX_REPLY_BYTES, UpstreamStream
-from grokflask.usage import Usage, read_chunk
+from grokflask.upstream_errors import clean_failure, parse_error
+from grokflask.upstream_stream import UpstreamStream
+from grokflask.usage import Usage
+
+_BODILESS = (202, 204)
+"""Statuses that need no body: what was asked for is not there yet, or no more."""
 
 
 class WholeReply(msgspec.Struct, frozen=True):
@@ -31,10 +38,11 @@ class WholeReply(msgspec.Struct, frozen=True):
 
     status: int
     headers: dict[str, str]
-    body: bytes
+    body: bytes | Spool
     usage: Usage | None
     model_served: str | None
     retried: bool
+    media_type: str = "application/json"
 
 
 class ReplyReader:
@@ -65,26 +73,52 @@ class ReplyReader:
 
     def read(self) -> WholeReply:
         """The whole answer. Raises UpstreamError, or why the call was cancelled."""
+        body: bytes | Spool = b""
         try:
             with self._wait_for_head() as stream:
                 body = self._read_body(stream)
             self._check_cancelled()
             self._departure.check()
         except GrokflaskError as error:
+            _close(body)
             self._check_cancelled()  # then a broken connection is only the consequence
             self._call.cancel(error)
             raise
         finally:
             self._departure.end()
+        if isinstance(body, bytes):
+            return self._understand(stream, body, body)
+        try:
+            with body.view() as view:
+                return self._understand(stream, body, view)
+        except BaseException:
+            body.close()
+            raise
+
+    def _understand(self, stream: UpstreamStream, body: bytes | Spool, data: bytes | mmap) -> WholeReply:
+        """`body`, whose bytes are `data`, with what can be read off it. Raises UpstreamError."""
+        if self._terms.any_type:
+            kind = stream.media_type or "application/octet-stream"
+            return WholeReply(stream.status, stream.headers, body, None, None, stream.retried, kind)
+        if stream.status in _BODILESS and not body:
+            return WholeReply(stream.status, stream.headers, body, None, None, stream.retried)
         if not stream.media_type.endswith("json"):
             raise UpstreamProtocolError
-        chunk = read_chunk(body)
-        if chunk is None:
+        reading = self._terms.dialect.read_reply(data)
+        if reading is None:
             raise UpstreamProtocolError
-        if chunk.has_error and not chunk.has_choices:  # xAI reports some failures with status 200
-            raise parse_error(body, headers=stream.headers, secrets=self._terms.secrets)
+        if reading.has_error:
+            if not (reading.is_answer or self._terms.keeps_failures):  # xAI reports some with status 200
+                raise parse_error(bytes(data), headers=stream.headers, secrets=self._terms.secrets)
+            if isinstance(body, bytes):  # one that failed has nothing that makes it large
+                body = clean_failure(body, self._terms.secrets)
         return WholeReply(
-            stream.status, stream.headers, body, chunk.read_usage(), chunk.read_model(), stream.retried
+            stream.status,
+            stream.headers,
+            body,
+            reading.read_usage(),
+            reading.read_model(),
+            stream.retried,
         )
 
     def _check_cancelled(self) -> None:
@@ -103,9 +137,30 @@ class ReplyReader:
                     f"The upstream API sent nothing for {terms.first_event_timeout_s:g} s."
                 )
 
-    def _read_body(self, stream: UpstreamStream) -> bytes:
+    def _read_body(self, stream: UpstreamStream) -> bytes | Spool:
         parts: list[bytes] = []
         size = 0
+        spool: Spool | None = None
+        try:
+            for data in self._take(stream):
+                size += len(data)
+                if spool is not None:
+                    spool.append(data)
+                    continue
+                parts.append(data)
+                if size > MEMORY_BYTES:
+                    spool = Spool()
+                    while parts:
+                        spool.append(parts.pop(0))
+        except BaseException:
+            if spool is not None:
+                spool.close()
+            raise
+        return b"".join(parts) if spool is None else spool
+
+    def _take(self, stream: UpstreamStream) -> Iterator[bytes]:
+        """The body as it comes. Raises UpstreamError, for one that is too large as well."""
+        size, most = 0, self._terms.max_reply_bytes
         deadline = self._clock() + self._terms.idle_timeout_s
         while (data := stream.read(self._limit(deadline))) != b"":
             now = self._clock()
@@ -116,13 +171,10 @@ class ReplyReader:
                     )
                 continue
             deadline = now + self._terms.idle_timeout_s
-            parts.append(data)
             size += len(data)
-            if size > MAX_REPLY_BYTES:
-                raise UpstreamProtocolError(
-                    f"The upstream API's answer is larger than {MAX_REPLY_BYTES} bytes."
-                )
-        return b"".join(parts)
+            if size > most:
+                raise UpstreamProtocolError(f"The upstream API's answer is larger than {most} bytes.")
+            yield data
 
     def _limit(self, deadline: float) -> float:
         """Seconds to wait now. Raises TotalTimeoutError when all time is over."""
@@ -130,3 +182,8 @@ class ReplyReader:
         if now >= self._total_at:
             raise TotalTimeoutError(f"The answer took longer than {self._terms.total_timeout_s:g} s.")
         return max(0.001, min(deadline - now, self._total_at - now))
+
+
+def _close(body: bytes | Spool) -> None:
+    if isinstance(body, Spool):
+        body.close()

@@ -16,6 +16,7 @@ from grokflask.background import Background
 from grokflask.clients import ClientWatcher
 from grokflask.config import Settings
 from grokflask.counters import Counters
+from grokflask.custody import Custody
 from grokflask.db import Database
 from grokflask.errors import StoreUnavailableError
 from grokflask.gateway import Gateway
@@ -24,6 +25,7 @@ from grokflask.keys import KeyRing
 from grokflask.ledger_writer import LedgerWriter
 from grokflask.limits import Limits
 from grokflask.memory_counters import MemoryCounters
+from grokflask.ownership import Ownership
 from grokflask.reconciliation import check_counters
 from grokflask.recordings import Recordings
 from grokflask.replay import Replays
@@ -52,6 +54,7 @@ class Services:
     counters: Counters
     ledger_writer: LedgerWriter
     limits: Limits
+    ownership: Ownership
     background: Background
     gateway: Gateway
     replays: Replays
@@ -97,7 +100,8 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         stop=lambda ids: gateway.exchanges.stop(ids),
         catch_up=None if pool else catch_up,
     )
-    gateway = Gateway(upstream, clients, limits, writer, settings)
+    ownership = Ownership(database)
+    gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings)
     recordings = _make_recordings(settings, pool, lambda: writer.worker)
     replays = Replays(gateway, recordings, clients, settings)
     return Services(
@@ -111,6 +115,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         counters=counters,
         ledger_writer=writer,
         limits=limits,
+        ownership=ownership,
         background=Background(replays, limits, writer),
         gateway=gateway,
         replays=replays,

@@ -7,19 +7,21 @@ of upstream besides (usage), and which parameters are dropped because xAI would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from socket import socket
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from grokflask import vision
-from grokflask.billing import FREE, Estimate, estimate_chat, estimate_images
+from grokflask.billing import FETCHED, FREE, Estimate, estimate_chat, estimate_images, estimate_video
 from grokflask.config import Settings
+from grokflask.dialects import RESPONSES
+from grokflask.dropped_params import Fields, drop_refused, drop_tool_options, is_empty, is_reasoning
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
-from grokflask.routes import Route, is_plain_segment
-
-Fields = dict[str, msgspec.Raw]
+from grokflask.routes import Kind, Route, is_plain_segment
+from grokflask.tools import FIELDS as TOOL_FIELDS
+from grokflask.tools import Use, find_use
 
 FORWARDED_HEADERS = ("x-grok-conv-id",)
 """Request headers that go upstream; all others stay here. This one pins a conversation to the server
@@ -29,6 +31,10 @@ MAX_OUTPUT_TOKENS = 2_000_000
 MAX_ANSWERS = 128
 """No estimate is for more: what asks for it is refused upstream anyway."""
 
+_IGNORED = (
+    *("size", "style", "seed", "mask", "background", "moderation", "output_format", "output_compression"),
+    "input_fidelity",
+)
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
 # Made once: to find out what a type means takes longer than to read it.
@@ -36,16 +42,30 @@ _DECODER = msgspec.json.Decoder(Fields)
 _OPTIONS: msgspec.json.Decoder[Fields | None] = msgspec.json.Decoder(Fields | None)
 _TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 _COUNT: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(int | None)
+_PICTURES: msgspec.json.Decoder[list[msgspec.Raw] | None] = msgspec.json.Decoder(list[msgspec.Raw] | None)
 _FLAG: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
+
+
+class Upload(Protocol):
+    """A body that may be too large for memory: its size, and its pieces, as often as they are asked for."""
+
+    def __len__(self) -> int:
+        """Bytes."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All of them, in order."""
 
 
 class ClientRequest(msgspec.Struct, frozen=True):
     """What the client asks.
 
     Attributes:
-        body: the raw body, b"" for a GET.
+        body: the raw body, b"" for a GET; an Upload where the route takes forms.
+        media_type: of such a body, as the client said.
         headers: the client's headers of FORWARDED_HEADERS, by those names.
         model_id: from the path of `/models/<model_id>`.
+        item_id: from the path, what upstream keeps under it.
+        query: the client's query string, those of its names that the route forwards.
         wants_json: errors in a stream take OpenAI's shape, not the guide's.
         client: the client's socket, where the server hands it over.
         bind_leave: is given what to call when the client has left, where that is not told by a socket.
@@ -53,9 +73,12 @@ class ClientRequest(msgspec.Struct, frozen=True):
 
     route: Route
     request_id: str
-    body: bytes = b""
+    body: bytes | Upload = b""
     headers: Mapping[str, str] | None = None
+    media_type: str = ""
     model_id: str | None = None
+    item_id: str | None = None
+    query: str = ""
     wants_json: bool = False
     client: socket | None = None
     bind_leave: Callable[[Callable[[], None]], None] | None = None
@@ -66,17 +89,20 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
 
     Attributes:
         path: below upstream's base URL.
-        body: JSON, or None for a GET.
+        body: JSON, or a form with a file; None for a GET.
         stream: the answer is relayed as events.
         wants_usage: the client asked for the usage-only event, so it is not withheld.
         fallback: why a request to stream is answered whole, or None.
         dropped: parameters that were left out.
         estimate: what it may cost.
+        tools: the tools that it asks for.
+        makes: upstream will keep something of this kind, and tell its id.
+        uses: what upstream keeps and the body names: only its owner may.
     """
 
     method: str
     path: str
-    body: bytes | None
+    body: bytes | Upload | None
     headers: Mapping[str, str]
     model: str = ""
     stream: bool = False
@@ -84,6 +110,9 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     fallback: str | None = None
     dropped: tuple[str, ...] = ()
     estimate: Estimate = FREE
+    tools: Use = ""
+    makes: Kind | None = None
+    uses: tuple[Kind, str] | None = None
 
 
 class _Shaped(NamedTuple):
@@ -93,28 +122,34 @@ class _Shaped(NamedTuple):
     wants_usage: bool = False
     fallback: str | None = None
     dropped: tuple[str, ...] = ()
+    makes: Kind | None = None
+    uses: tuple[Kind, str] | None = None
 
 
 def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest:
     """The request to send upstream.
 
-    Raises InvalidRequestError, naming the parameter, and RouteNotFoundError for a path that could not be
-    a model's.
+    Raises InvalidRequestError, naming the parameter, and RouteNotFoundError for an id in the path that
+    could not be one.
     """
     given = request.headers or {}
     headers = {name: given[name] for name in FORWARDED_HEADERS if name in given}
-    path = request.route.upstream_path
-    if request.model_id is not None:
-        if not is_plain_segment(request.model_id):
-            raise RouteNotFoundError
-        path = path.format(model_id=request.model_id)
-    rule = _RULES.get(request.route.name)
+    route, path = request.route, _fill_path(request)
+    if not isinstance(request.body, bytes):
+        headers["Content-Type"] = request.media_type
+        return UpstreamRequest(route.method, path, request.body, headers, makes=route.kind)
+    if route.content:
+        headers["Accept"] = "*/*"
+    rule = _RULES.get(route.name) if route.method == "POST" else None
     if rule is None:
-        return UpstreamRequest(request.route.method, path, None, headers, model=request.model_id or "")
+        estimate = FETCHED if route.billing == "fetched" else FREE
+        model = request.model_id or ""
+        body = b"{}" if route.method == "POST" else None  # xAI refuses a POST without one
+        return UpstreamRequest(route.method, path, body, headers, model=model, estimate=estimate)
     fields = read_fields(request.body)
     shaped = rule(fields, settings)
     body = msgspec.json.encode(fields)
-    model = _TEXT.decode(fields["model"]) or ""
+    model = _read_text(fields, "model") or ""
     return UpstreamRequest(
         method=request.route.method,
         path=path,
@@ -125,8 +160,23 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
         wants_usage=shaped.wants_usage,
         fallback=shaped.fallback,
         dropped=shaped.dropped,
+        uses=shaped.uses,
         estimate=_estimate(request.route, model, body, fields, settings),
+        makes=shaped.makes or (route.kind if route.act == "make" else None),
+        tools="" if TOOL_FIELDS.isdisjoint(fields) else find_use(fields),
     )
+
+
+def _fill_path(request: ClientRequest) -> str:
+    """Where upstream has it. Raises RouteNotFoundError for what could not stand in its path."""
+    path = request.route.upstream_path
+    for id in (request.item_id, request.model_id):
+        if id is None:
+            continue
+        if not is_plain_segment(id):
+            raise RouteNotFoundError
+        path = path.format(item_id=id, model_id=id)
+    return f"{path}?{request.query}" if request.query else path
 
 
 def asks_for_stream(body: bytes) -> bool | None:
@@ -158,7 +208,7 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
     messages = fields.get("messages")
     if messages is None:
         raise InvalidRequestError("'messages' is missing.", param="messages")
-    if bytes(memoryview(messages)[:1]) != b"[" or _is_empty(messages):
+    if bytes(memoryview(messages)[:1]) != b"[" or is_empty(messages):
         raise InvalidRequestError("'messages' must be a list with at least one message.", param="messages")
     has_image = vision.has_image_part(messages)
     model = _default_model(
@@ -166,7 +216,10 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
     )
     stream = _read_flag(fields, "stream")
     fallback = "vision" if stream and has_image and settings.vision_stream == "fallback" else None
-    dropped = _drop_refused(fields, model) if settings.drop_params else ()
+    deferred = "deferred" in fields and _read_flag(fields, "deferred")
+    if stream and deferred:
+        fallback = "deferred"  # there is nothing yet to stream
+    dropped = drop_refused(fields, model) if settings.drop_params else ()
     if not stream or fallback:
         # `stream_options` beside `stream: false` is refused upstream.
         if fallback:
@@ -174,7 +227,7 @@ def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
             fields.pop("stream_options", None)
         elif settings.drop_params and fields.pop("stream_options", None) is not None:
             dropped += ("stream_options",)
-        return _Shaped(fallback=fallback, dropped=dropped)
+        return _Shaped(fallback=fallback, dropped=dropped, makes="deferred" if deferred else None)
     fields["stream"] = _TRUE
     return _Shaped(stream=True, wants_usage=_ask_for_usage(fields), dropped=dropped)
 
@@ -190,24 +243,117 @@ def _shape_vision(fields: Fields, settings: Settings) -> _Shaped:
         detail=fields.pop("detail", None),
         before=fields.get("messages"),
     )
-    dropped = _drop_refused(fields, model) if settings.drop_params else ()
+    dropped = drop_refused(fields, model) if settings.drop_params else ()
     return _Shaped(fallback=fallback, dropped=dropped)
 
 
 def _shape_images(fields: Fields, settings: Settings) -> _Shaped:
-    _default_model(fields, settings.default_image_model)
+    model = _default_model(fields, settings.default_image_model)
     if not _read_text(fields, "prompt"):
         raise InvalidRequestError("'prompt' is missing.", param="prompt")
     # Image models never stream; these two are how OpenAI's API asks for it.
     fallback = "images" if _read_flag(fields, "stream") else None
     asked = tuple(name for name in ("stream", "partial_images") if fields.pop(name, None) is not None)
-    return _Shaped(fallback=fallback, dropped=() if fallback else asked)
+    dropped = _drop(fields, _list_ignored(fields, model)) if settings.drop_params else ()
+    return _Shaped(fallback=fallback, dropped=(() if fallback else asked) + dropped)
+
+
+def _shape_edits(fields: Fields, settings: Settings) -> _Shaped:
+    if not count_pictures(fields):
+        raise InvalidRequestError("'image' is missing: an object with its url.", param="image")
+    return _shape_images(fields, settings)
+
+
+def count_pictures(fields: Fields) -> int:
+    """How many pictures an edit works on. What else is wrong with them is for upstream to say."""
+    if not is_empty(fields.get("image")):
+        return 1
+    try:
+        return len(_PICTURES.decode(fields.get("images", b"null")) or ())
+    except MALFORMED:
+        return 1
+
+
+def _list_ignored(fields: Fields, model: str) -> list[str]:
+    """What OpenAI's image models take, and xAI's ignore, or at times refuse."""
+    names = list(_IGNORED)
+    quality = bytes(fields.get("quality", b"null"))
+    if quality not in (b'"low"', b'"medium"') or not model.startswith("grok-imagine-image-2"):
+        names.append("quality")
+    return names
+
+
+def _shape_video(fields: Fields, settings: Settings) -> _Shaped:
+    _default_model(fields, settings.default_video_model)
+    return _Shaped()
+
+
+def _shape_batch(fields: Fields, _settings: Settings) -> _Shaped:
+    if not _read_text(fields, "name"):
+        fields["name"] = msgspec.Raw(b'"batch"')  # OpenAI's API has none, and xAI's wants one
+    return _Shaped()
+
+
+def _shape_nothing(_fields: Fields, _settings: Settings) -> _Shaped:
+    return _Shaped()
+
+
+def _shape_responses(fields: Fields, settings: Settings) -> _Shaped:
+    if is_empty(fields.get("input")):
+        raise InvalidRequestError("'input' is missing.", param="input")
+    has_image = vision.has_image_part(fields["input"])
+    shaped = _shape_typed(fields, settings, has_image=has_image)
+    dropped = drop_tool_options(fields) if settings.drop_params else ()
+    stores = bytes(fields.get("store", b"null")) == b"null" or _read_flag(fields, "store")
+    return shaped._replace(
+        dropped=shaped.dropped + dropped, uses=_read_previous(fields), makes="response" if stores else None
+    )
+
+
+def _shape_compaction(fields: Fields, settings: Settings) -> _Shaped:
+    _default_model(fields, settings.default_chat_model)
+    dropped = ("stream",) if fields.pop("stream", None) is not None else ()
+    return _Shaped(dropped=dropped, uses=_read_previous(fields))
+
+
+def _shape_messages(fields: Fields, settings: Settings) -> _Shaped:
+    messages = fields.get("messages")
+    if messages is None or is_empty(messages):
+        raise InvalidRequestError("'messages' is missing, or has no message.", param="messages")
+    return _shape_typed(fields, settings, has_image=vision.has_image_part(messages))
+
+
+def _shape_typed(fields: Fields, settings: Settings, *, has_image: bool) -> _Shaped:
+    """What Responses and Messages have in common; upstream tells usage there without being asked."""
+    model = _default_model(
+        fields, settings.default_vision_model if has_image else settings.default_chat_model
+    )
+    stream = _read_flag(fields, "stream")
+    dropped = drop_refused(fields, model) if settings.drop_params else ()
+    if stream and has_image and settings.vision_stream == "fallback":
+        fields["stream"] = _FALSE
+        return _Shaped(fallback="vision", dropped=dropped)
+    return _Shaped(stream=stream, dropped=dropped)
+
+
+def _read_previous(fields: Fields) -> tuple[Kind, str] | None:
+    """The stored response that a conversation goes on from."""
+    previous = _read_text(fields, "previous_response_id")
+    return ("response", previous) if previous else None
 
 
 _RULES: dict[str, Callable[[Fields, Settings], _Shaped]] = {
     "chat": _shape_chat,
     "vision": _shape_vision,
     "images": _shape_images,
+    "images-edits": _shape_edits,
+    "tokenize": _shape_nothing,
+    "videos": _shape_video,
+    "batches": _shape_batch,
+    "batch-requests": _shape_nothing,
+    "responses": _shape_responses,
+    "responses-compact": _shape_compaction,
+    "messages": _shape_messages,
 }
 
 
@@ -239,21 +385,23 @@ def _read_count(fields: Fields, *names: str) -> int | None:
 
 
 def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: Settings) -> Estimate:
-    """What the request may cost. xAI's caps hold for what is seen of an answer, not for its reasoning."""
+    """What the request may cost. xAI's caps are on what is seen of an answer; those of Responses on all."""
     answers = min(_read_count(fields, "n") or 1, MAX_ANSWERS)
+    if route.billing == "free":
+        return FREE
+    if route.name == "videos":
+        return estimate_video(model, _read_count(fields, "duration"))
     if route.billing == "images":
-        return estimate_images(model, answers)
+        return estimate_images(
+            model, answers + (count_pictures(fields) if route.name == "images-edits" else 0)
+        )
     output_tokens = settings.output_estimate_tokens
-    cap = _read_count(fields, "max_completion_tokens", "max_tokens")
-    if cap is not None:
-        output_tokens = cap + (output_tokens if _is_reasoning(model) else 0)
+    if route.dialect is RESPONSES:
+        cap = _read_count(fields, "max_output_tokens")
+        output_tokens = output_tokens if cap is None else cap
+    elif (cap := _read_count(fields, "max_completion_tokens", "max_tokens")) is not None:
+        output_tokens = cap + (output_tokens if is_reasoning(model) else 0)
     return estimate_chat(model, body, min(output_tokens, MAX_OUTPUT_TOKENS) * answers)
-
-
-def _is_reasoning(model: str) -> bool:
-    if "non-reasoning" in model or model.startswith("grok-2"):
-        return False
-    return not model.startswith("grok-3") or "mini" in model
 
 
 def _read_flag(fields: Fields, name: str) -> bool:
@@ -275,27 +423,8 @@ def _ask_for_usage(fields: Fields) -> bool:
     return asked
 
 
-def _drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
-    """Removes what xAI answers with a 400, and names it.
-
-    Tool controls without tools are refused by all models; penalties (even 0) and logit_bias by grok-3 and
-    everything since; `stop` by those of them that reason (xAI's guide on reasoning models, and measured
-    reports).
-    """
-    refused = []
-    if _is_empty(fields.get("tools")):
-        refused += ["tools", "tool_choice", "parallel_tool_calls"]
-    if model.startswith("grok-") and not model.startswith(("grok-1", "grok-2", "grok-beta", "grok-vision")):
-        refused += ["presence_penalty", "frequency_penalty", "logit_bias"]
-        if _is_reasoning(model):
-            refused.append("stop")
-    dropped = tuple(name for name in refused if name in fields)
+def _drop(fields: Fields, names: Sequence[str]) -> tuple[str, ...]:
+    dropped = tuple(name for name in names if name in fields)
     for name in dropped:
         del fields[name]
     return dropped
-
-
-def _is_empty(raw: msgspec.Raw | None) -> bool:
-    return raw is None or (
-        memoryview(raw).nbytes < 4096 and bytes(raw).translate(None, b" \t\r\n") in (b"null", b"[]")
-    )

@@ -19,6 +19,7 @@ keys = Table(
     Column("budget_day_ticks", BigInteger),
     Column("budget_month_ticks", BigInteger),
     Column("models", Text, nullable=False),  # a JSON list
+    Column("tools", Text, nullable=False),  # all, client or none
 )
 """Keys, without their secrets. Times are epoch seconds."""
 
@@ -68,6 +69,7 @@ exchanges = Table(
     Column("estimated", Boolean, nullable=False),
     Column("bytes_out", BigInteger),
     Column("upstream_request_id", Text),
+    Column("server_tools", BigInteger),
 )
 """The ledger: a row for each exchange, open while `outcome` is null. LedgerRow's fields, and its day."""
 
@@ -98,3 +100,16 @@ workers = Table(
     Column("pid", Integer, nullable=False),
 )
 """Processes that write to the ledger, and when each was last heard of."""
+
+owned = Table(
+    "owned",
+    metadata,
+    Column("kind", Text, primary_key=True),  # such as "response"
+    Column("id", Text, primary_key=True),  # upstream's
+    Column("owner", Text, nullable=False),  # ApiKey.owner
+    Column("key", Text, nullable=False),  # its name, for people
+    Column("made_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("billed_at", Double),  # when its cost was booked, if that comes later
+)
+"""Which key made what upstream keeps. Times are epoch seconds."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from grokflask.dialects import CHAT, Dialect
+
 HEARTBEAT = b": keep-alive\n"
 """One comment line. A blank line behind it would make some SDKs dispatch an empty event."""
 
@@ -20,6 +22,10 @@ class Terms(msgspec.Struct, frozen=True):
         total_timeout_s: from the client's request to the end.
         drain_s: how long a call is read on for its usage after its client has left; 0 cancels it.
         secrets: texts to cut out of upstream's messages.
+        max_reply_bytes: of a whole reply.
+        keeps_failures: a whole reply that tells of a failure is the answer all the same.
+        any_type: a whole reply need not be JSON: it is a file's content.
+        dialect: how upstream's answer is read, and errors are told.
     """
 
     wants_usage: bool
@@ -30,3 +36,7 @@ class Terms(msgspec.Struct, frozen=True):
     total_timeout_s: float
     drain_s: float = 0.0
     secrets: tuple[str, ...] = ()
+    max_reply_bytes: int = 256 * 2**20
+    keeps_failures: bool = False
+    any_type: bool = False
+    dialect: Dialect = CHAT

@@ -26,6 +26,7 @@ from grokflask.errors import (
     UpstreamError,
     UpstreamTimeoutError,
 )
+from grokflask.shaping import Upload
 from grokflask.upstream_errors import clean_message
 
 RECEIVE_BYTES = 64 * 1024
@@ -47,10 +48,10 @@ class OutgoingRequest(requests.PreparedRequest):
         fresh: it goes over a new connection.
     """
 
-    body: bytes | None
+    body: bytes | Upload | None  # type: ignore[assignment]
 
     def __init__(
-        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, attempt: Attempt
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Upload | None, attempt: Attempt
     ) -> None:
         super().__init__()
         self.method = method
@@ -183,14 +184,15 @@ class Adapter(BaseAdapter):
         head, body = self._write_head(request), request.body or b""
         # Upstream may refuse, and close, before it has taken all: then its answer is there to be read.
         with suppress(BrokenPipeError):
-            if len(body) <= JOINED_BYTES:
+            if isinstance(body, bytes) and len(body) <= JOINED_BYTES:
                 head, body = head + body, b""
             # `sendall` of gevent asks each time how large the kernel's buffer is, though nearly all fits.
             sent = sock.send(head)
             if sent < len(head):
                 sock.sendall(head[sent:])
-            if body:
-                sock.sendall(body)
+            for piece in (body,) if isinstance(body, bytes) else body:
+                if piece:
+                    sock.sendall(piece)
         received = b""
         while True:
             if connection.wait is not None and not connection.wait(timeout_s):

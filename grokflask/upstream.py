@@ -103,12 +103,12 @@ class UpstreamClient:
     def _prepare(self, request: UpstreamRequest, key: str | None, attempt: Attempt) -> OutgoingRequest:
         headers = dict(request.headers)
         headers["User-Agent"] = USER_AGENT
-        headers["Accept"] = "text/event-stream" if request.stream else "application/json"
+        headers.setdefault("Accept", "text/event-stream" if request.stream else "application/json")
         headers["Accept-Encoding"] = "identity"  # a compressor may sit on an event
         if key:
             headers["Authorization"] = f"Bearer {key}"
         if request.body is not None:
-            headers["Content-Type"] = "application/json"
+            headers.setdefault("Content-Type", "application/json")
             headers["Content-Length"] = str(len(request.body))
         return OutgoingRequest(request.method, self._base_url + request.path, headers, request.body, attempt)
 

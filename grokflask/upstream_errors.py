@@ -77,6 +77,32 @@ def parse_error(
     )
 
 
+def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
+    """A response that failed, or an event with one, without what its error's texts must not say.
+
+    Byte for byte as it came when they say nothing of the kind.
+    """
+    try:
+        whole: Any = msgspec.json.decode(document)
+    except MALFORMED:
+        return document
+    holder = whole.get("response", whole) if isinstance(whole, dict) else None
+    error = holder.get("error") if isinstance(holder, dict) else None
+    if isinstance(error, str):
+        cleaned: Any = clean_message(error, secrets)
+    elif isinstance(error, dict):
+        cleaned = {
+            name: clean_message(value, secrets) if isinstance(value, str) else value
+            for name, value in error.items()
+        }
+    else:
+        return document
+    if holder is None or cleaned == error:
+        return document
+    holder["error"] = cleaned
+    return msgspec.json.encode(whole)
+
+
 def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None, str | None]:
     """Message, code, type and param of either shape, each None where it is not told."""
     inner = document.get("error")

@@ -20,7 +20,6 @@ from grokflask.framing import Framing
 from grokflask.shaping import UpstreamRequest
 from grokflask.transport import RECEIVE_BYTES, Answer
 
-MAX_REPLY_BYTES = 256 * 2**20
 TURN_BYTES = 64 * 1024
 """After so many a stream lets others run: one that never has to wait would keep the worker to itself."""
 LARGE_BYTES = 4096

@@ -6,6 +6,8 @@ total = prompt + completion + reasoning. Zero is a figure, None is a missing one
 
 from __future__ import annotations
 
+from mmap import mmap
+
 import msgspec
 
 from grokflask.errors import MALFORMED, GrokflaskError, Outcome
@@ -34,7 +36,11 @@ class _WireUsage(msgspec.Struct):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens and cost as upstream told them; None where it did not."""
+    """Tokens and cost as upstream told them; None where it did not.
+
+    Attributes:
+        server_tools: calls of tools that run at xAI's, which are paid apart from tokens.
+    """
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -42,6 +48,7 @@ class Usage(msgspec.Struct, frozen=True):
     reasoning_tokens: int | None = None
     total_tokens: int | None = None
     cost_ticks: int | None = None
+    server_tools: int | None = None
 
 
 class Settlement(msgspec.Struct, frozen=True):
@@ -84,6 +91,8 @@ class Chunk(msgspec.Struct):
         """Its `error` is there and tells of something."""
         return bytes(self.error) not in (b"null", b"false", b'""', b"{}")
 
+    is_answer = has_choices
+
     @property
     def has_usage(self) -> bool:
         """Its `usage` is there and not null."""
@@ -106,16 +115,16 @@ class Chunk(msgspec.Struct):
             return None
         prompt, completion = wire.prompt_tokens_details, wire.completion_tokens_details
         return Usage(
-            prompt_tokens=_check(wire.prompt_tokens),
-            cached_tokens=_check(prompt.cached_tokens if prompt else None),
-            completion_tokens=_check(wire.completion_tokens),
-            reasoning_tokens=_check(completion.reasoning_tokens if completion else None),
-            total_tokens=_check(wire.total_tokens),
-            cost_ticks=_check(wire.cost_in_usd_ticks),
+            prompt_tokens=check_figure(wire.prompt_tokens),
+            cached_tokens=check_figure(prompt.cached_tokens if prompt else None),
+            completion_tokens=check_figure(wire.completion_tokens),
+            reasoning_tokens=check_figure(completion.reasoning_tokens if completion else None),
+            total_tokens=check_figure(wire.total_tokens),
+            cost_ticks=check_figure(wire.cost_in_usd_ticks),
         )
 
 
-def _check(figure: int | None) -> int | None:
+def check_figure(figure: int | None) -> int | None:
     """A figure that can be one; others count as missing."""
     return figure if figure is not None and 0 <= figure <= MOST else None
 
@@ -127,7 +136,7 @@ _USAGE_DECODER: msgspec.json.Decoder[_WireUsage | None] = msgspec.json.Decoder(
 )
 
 
-def read_chunk(data: bytes) -> Chunk | None:
+def read_chunk(data: bytes | mmap) -> Chunk | None:
     """The chunk in `data`, or None when it is no JSON object (it is passed on all the same)."""
     try:
         return _DECODER.decode(data)

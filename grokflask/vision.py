@@ -7,6 +7,7 @@ client sends itself are looked at, for upstream takes PNG and JPEG only and beli
 from __future__ import annotations
 
 import binascii
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,11 +17,15 @@ from grokflask.errors import MALFORMED, InvalidRequestError, UpstreamProtocolErr
 
 DEFAULT_PROMPT = "Describe this image."
 
+_NULL = msgspec.Raw(b"null")
+_IMAGE_TYPE = re.compile(rb'"type"\s*:\s*"(?:input_)?image(?:_url)?"')
+_IMAGE_TYPES = ("image_url", "input_image", "image")
 _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
 
 class _Message(msgspec.Struct):
-    content: msgspec.Raw = msgspec.Raw(b"null")
+    content: msgspec.Raw = _NULL
+    output: msgspec.Raw = _NULL
 
 
 class _Part(msgspec.Struct):
@@ -47,20 +52,35 @@ class _Reply(msgspec.Struct):
 
 
 def has_image_part(messages: msgspec.Raw) -> bool:
-    """A message's content has a part of type `image_url` (or `input_image`, as some clients name it).
+    """A message's content has a part of type `image_url`, `input_image` or `image`.
+
+    The first is chat's, the second that of Responses, where a function's output may have one as well; the
+    third is that of Messages, where a tool's result may.
 
     Messages of another shape have none; what is wrong with them is for upstream to say.
     """
-    # Nearly every chat has no picture, and its messages may be long: look before parsing. An escaped
-    # spelling of the type (a "u0069mage_url") has its backslash.
+    # Nearly every chat has no picture, and its messages may be long: look before parsing. Inside a text the
+    # quotes would be escaped; an escaped spelling of the type (a "u0069mage_url") has its backslash.
     raw = bytes(messages)
-    if b"image" not in raw and b"\\u" not in raw:
+    if b"\\u" not in raw and not (b"image" in raw and _IMAGE_TYPE.search(raw)):
         return False
     try:
         messages_read = msgspec.json.decode(raw, type=list[_Message])
     except MALFORMED:
         return False
-    return any(_is_image(part) for message in messages_read for part in _read_parts(message.content))
+    parts = [
+        part
+        for message in messages_read
+        for part in (*_read_parts(message.content), *_read_parts(message.output))
+    ]
+    # One level below, and no deeper: no API has more, and each level would be parsed once more.
+    inner = [
+        part
+        for outer in parts
+        if b"tool_result" in bytes(outer)
+        for part in _read_parts(_read_content(outer))
+    ]
+    return any(map(_is_image, parts)) or any(map(_is_image, inner))
 
 
 def _read_parts(content: msgspec.Raw) -> list[msgspec.Raw]:
@@ -72,9 +92,16 @@ def _read_parts(content: msgspec.Raw) -> list[msgspec.Raw]:
 
 def _is_image(part: msgspec.Raw) -> bool:
     try:
-        return msgspec.json.decode(part, type=_Part).type in ("image_url", "input_image")
+        return msgspec.json.decode(part, type=_Part).type in _IMAGE_TYPES
     except MALFORMED:
         return False
+
+
+def _read_content(part: msgspec.Raw) -> msgspec.Raw:
+    try:
+        return msgspec.json.decode(part, type=_Message).content
+    except MALFORMED:
+        return _NULL
 
 
 def build_messages(

@@ -25,7 +25,7 @@ COLUMNS = (
     *("name", "status", "hint", "requests", "tokens_per_minute", "streams", "budget_day", "budget_month"),
     *("models", "expires_at"),
 )
-CSV_COLUMNS = (*COLUMNS, "created_at", "revoked_at")
+CSV_COLUMNS = (*COLUMNS, "tools", "created_at", "revoked_at")
 
 keys = CommandGroup("keys", help="The keys of this gateway, beside those of GROKFLASK_KEYS.")
 
@@ -40,6 +40,9 @@ _OPTIONS = (
         metavar="PATTERN ...",
         multiple=True,
         help="Models that it may use, such as 'grok-4*': several after one another, or with commas.",
+    ),
+    click.option(
+        "--tools", metavar="all|client|none", help="Tools that it may use: client is its own functions."
     ),
     click.option("--expires", "expires_at", metavar="TIME", help="In 30d, say, or at 2027-01-31T12:00Z."),
 )
@@ -136,7 +139,7 @@ def show(name: str, as_json: bool) -> None:
 @_limits
 @as_json
 def set_key(name: str, as_json: bool, **options: Any) -> None:
-    """Change a key's limits or expiry; the word none takes one away."""
+    """Change a key's limits or expiry; the word none takes one away (but --tools none allows no tools)."""
     _print_key(_store().set(name, read_options(options)), as_json)
 
 
@@ -181,7 +184,7 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
                 raise InvalidRequestError("'models' expects either patterns or the word none.", param=name)
             fields[name] = None if patterns == [NONE] else patterns
         else:
-            fields[name] = None if value == NONE else value
+            fields[name] = None if value == NONE and name != "tools" else value
     return read_changes(fields, time.time())
 
 

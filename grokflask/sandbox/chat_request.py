@@ -125,6 +125,7 @@ class ChatRequest(msgspec.Struct):
     tools: list[Tool] | None = None
     tool_choice: str | NamedTool | None = None
     parallel_tool_calls: bool | None = None
+    deferred: bool | None = None
 
     def wants_usage(self) -> bool:
         """Tell whether the stream ends with a chunk of usage."""

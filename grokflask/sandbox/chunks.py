@@ -13,11 +13,17 @@ Clock = Callable[[], float]
 
 
 class Chunk(NamedTuple):
-    """One chunk: its JSON, what it carries, how many tokens of output it stands for."""
+    """One chunk: its JSON, what it carries, how many tokens of output it stands for, its event's name."""
 
     body: dict[str, Any]
     kind: str
     tokens: int = 0
+    name: str = ""
+
+    def usage(self) -> dict[str, Any] | None:
+        """Return the usage it tells, wherever this API has it; of a message, once its end is told."""
+        usage: dict[str, Any] | None = self.body.get("usage") or self.body.get("response", {}).get("usage")
+        return usage
 
 
 def make_reply(answer: Answer, clock: Clock) -> dict[str, Any]:

@@ -49,9 +49,11 @@ def frame_as_error(data: bytes) -> bytes:
     return b"event: error\n" + frame_plainly(data)
 
 
-def frame_chunks(chunks: Iterable[Chunk], frame: Frame) -> Iterator[Event]:
-    """Yield the events of a stream, [DONE] at their end."""
+def frame_chunks(chunks: Iterable[Chunk], frame: Frame, done: bool = True) -> Iterator[Event]:
+    """Yield the events of a stream, [DONE] at their end unless the API does without."""
     for chunk in chunks:
-        data = frame(msgspec.json.encode(chunk.body))
-        yield Event(data, chunk.kind, chunk.tokens, chunk.body.get("usage"))
-    yield Event(frame(b"[DONE]"), "done")
+        name = f"event: {chunk.name}\n".encode() if chunk.name else b""
+        data = name + frame(msgspec.json.encode(chunk.body))
+        yield Event(data, chunk.kind, chunk.tokens, chunk.usage())
+    if done:
+        yield Event(frame(b"[DONE]"), "done")

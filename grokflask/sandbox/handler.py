@@ -9,25 +9,35 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from grokflask.sandbox.exchanges import (
-    CHAT_PATH,
-    IMAGES_PATH,
-    Call,
-    ServedPost,
-    send_json,
-    send_whole,
-)
+from grokflask.sandbox.exchanges import ServedPost, send_json, send_whole
 from grokflask.sandbox.faults import find_fault
+from grokflask.sandbox.kept_routes import KEPT_ROUTES
 from grokflask.sandbox.models import (
     IMAGE_TICKS,
     PRICES,
+    VIDEO_TICKS,
+    film_item,
     find_served,
     image_item,
     language_item,
     list_models,
+    list_pictures,
     model_item,
+    picture_item,
+    short_item,
 )
 from grokflask.sandbox.pictures import draw_named
+from grokflask.sandbox.plans import (
+    CHAT_PATH,
+    COMPACT_PATH,
+    EDITS_PATH,
+    IMAGES_PATH,
+    MESSAGES_PATH,
+    RESPONSES_PATH,
+    TOKENIZE_PATH,
+    VIDEO_PATHS,
+    Call,
+)
 from grokflask.sandbox.refusals import (
     API_KEY_ID,
     TEAM_ID,
@@ -142,27 +152,31 @@ class Handler(BaseHTTPRequestHandler):
             raise refuse(415, "The Content-Type must be application/json.")
         host = self.headers.get("Host", "")
         origin = f"http://{host}" if _HOST.fullmatch(host) else self.sandbox.origin
-        call = Call(path, body, self._bearer(), origin)
+        call = Call(path, body, self._bearer(), origin, self.sandbox.kept)
         may_chunk = self.request_version != "HTTP/1.0"
         if not may_chunk:
             self.close_connection = True
         pace = self.sandbox.events_per_s
         pause_s = 1 / pace if pace > 0 else 0.0
-        served = ServedPost(call, self.wire, self.sandbox.clock, pause_s, may_chunk, self.request_id)
+        sandbox = self.sandbox
+        served = ServedPost(
+            call, self.wire, sandbox.clock, pause_s, may_chunk, self.request_id, sandbox.stored
+        )
         served.serve(self.sandbox.journal)
 
     def get_models(self, _path: str, _body: bytes) -> None:
         """List the models."""
-        self._send({"object": "list", "data": list_models()})
+        items = list_models()
+        self._send({"object": "list", "data": [self._shorten(item) for item in items]})
 
     def get_model(self, path: str, _body: bytes) -> None:
         """Show one model; a retired id shows what serves it, a fault model shows as grok-4.3 does."""
         asked = path.removeprefix("/v1/models/")
         served = "grok-4.3" if find_fault(asked) else find_served(asked)
         if served:
-            self._send(model_item(served))
+            self._send(self._shorten(model_item(served)))
         elif asked in IMAGE_TICKS:
-            self._send(image_item(asked))
+            self._send(self._shorten(image_item(asked)))
         else:
             raise refuse_model(asked)
 
@@ -177,6 +191,28 @@ class Handler(BaseHTTPRequestHandler):
         if served is None:
             raise refuse_model(asked)
         self._send(language_item(served))
+
+    def _shorten(self, item: dict[str, Any]) -> dict[str, Any]:
+        return short_item(item) if self.sandbox.short_models else item
+
+    def get_media_models(self, path: str, _body: bytes) -> None:
+        """List the models of pictures or videos, or show one."""
+        kind, _, asked = path.removeprefix("/v1/").partition("/")
+        known, show = (IMAGE_TICKS, picture_item) if kind.startswith("image") else (VIDEO_TICKS, film_item)
+        if asked and asked not in known:
+            raise refuse_model(asked)
+        current = list_pictures() if known is IMAGE_TICKS else list(known)
+        self._send(show(asked) if asked else {"models": [show(model) for model in current]})
+
+    def get_response(self, path: str, _body: bytes) -> None:
+        """Show a stored response."""
+        self._send(self.sandbox.stored.find(path.rpartition("/")[2]).response)
+
+    def delete_response(self, path: str, _body: bytes) -> None:
+        """Forget a stored response."""
+        response_id = path.rpartition("/")[2]
+        self.sandbox.stored.remove(response_id)
+        self._send({"id": response_id, "object": "response", "deleted": True})
 
     def get_api_key(self, _path: str, _body: bytes) -> None:
         """Show who the key belongs to: nobody."""
@@ -223,11 +259,21 @@ Action = Callable[[Handler, str, bytes], None]
 
 _ROUTES: list[tuple[re.Pattern[str], Mapping[str, Action]]] = [
     (re.compile(CHAT_PATH), {"POST": Handler.post}),
-    (re.compile(IMAGES_PATH), {"POST": Handler.post}),
+    *((re.compile(path), {"POST": Handler.post}) for path in (IMAGES_PATH, EDITS_PATH, TOKENIZE_PATH)),
+    (re.compile(VIDEO_PATHS), {"POST": Handler.post}),
+    *KEPT_ROUTES,
+    (re.compile(RESPONSES_PATH), {"POST": Handler.post}),
+    (re.compile(COMPACT_PATH), {"POST": Handler.post}),
+    (
+        re.compile(RESPONSES_PATH + "/[^/]+"),
+        {"GET": Handler.get_response, "DELETE": Handler.delete_response},
+    ),
+    (re.compile(MESSAGES_PATH), {"POST": Handler.post}),
     (re.compile(r"/v1/models"), {"GET": Handler.get_models}),
     (re.compile(r"/v1/models/[^/]+"), {"GET": Handler.get_model}),
     (re.compile(r"/v1/language-models"), {"GET": Handler.get_language_models}),
     (re.compile(r"/v1/language-models/[^/]+"), {"GET": Handler.get_language_model}),
+    (re.compile(r"/v1/(image|video)-generation-models(/[^/]+)?"), {"GET": Handler.get_media_models}),
     (re.compile(r"/v1/api-key"), {"GET": Handler.get_api_key}),
     (re.compile(r"/sandbox/images/[^/]+\.png"), {"GET": Handler.get_picture}),
     (re.compile(r"/sandbox/journal"), {"GET": Handler.get_journal, "DELETE": Handler.delete_journal}),

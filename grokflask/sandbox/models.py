@@ -86,6 +86,9 @@ IMAGE_TICKS = {
 }
 """Ticks per picture, by the id asked for."""
 
+VIDEO_TICKS = {"grok-imagine-video": 500_000_000, "grok-imagine-video-1.5": 500_000_000}
+"""Ticks per second of video."""
+
 
 def cost_ticks(served: str, prompt_tokens: int, output_tokens: int, cached_tokens: int = 0) -> int:
     """Return what a chat costs; output is visible and reasoning tokens, the prompt includes cached ones."""
@@ -144,6 +147,46 @@ def image_item(model: str) -> dict[str, Any]:
     }
 
 
+def short_item(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item of `/v1/models` as it was before mid-June 2026."""
+    return {name: item[name] for name in ("id", "created", "object", "owned_by")}
+
+
+def picture_item(model: str) -> dict[str, Any]:
+    """Return an image model as an item of `/v1/image-generation-models`; `image_price` is in US cents."""
+    item = image_item(model)
+    return {
+        **short_item(item),
+        "fingerprint": fingerprint(model),
+        "version": "1.0.0",
+        "max_prompt_length": 1024,
+        "input_modalities": ["text", "image"],
+        "output_modalities": ["image"],
+        "image_price": item["image_price"],
+        "aliases": item["aliases"],
+    }
+
+
+def film_item(model: str) -> dict[str, Any]:
+    """Return a video model as an item of `/v1/video-generation-models`."""
+    return {
+        "id": model,
+        "created": _RELEASED,
+        "object": "model",
+        "owned_by": "xai",
+        "fingerprint": fingerprint(model),
+        "version": "1.0.0",
+        "input_modalities": ["text", "image", "video"],
+        "output_modalities": ["video"],
+        "aliases": [],
+    }
+
+
+def list_pictures() -> list[str]:
+    """Return the ids of the image models that are current."""
+    return [name for name in IMAGE_TICKS if name.startswith("grok-imagine") and not name.endswith("-pro")]
+
+
 def language_item(served: str) -> dict[str, Any]:
     """Return a chat model as an item of `/v1/language-models`."""
     price = PRICES[served]
@@ -167,6 +210,6 @@ def language_item(served: str) -> dict[str, Any]:
 
 def list_models() -> list[dict[str, Any]]:
     """Return the items of `/v1/models`: what is current, neither retired ids nor fault models."""
-    pictures = [name for name in IMAGE_TICKS if name.startswith("grok-imagine") and not name.endswith("-pro")]
+    pictures = list_pictures()
     chats = [name for name in PRICES if name != "grok-3-mini"]
     return [model_item(name) for name in chats] + [image_item(name) for name in pictures]

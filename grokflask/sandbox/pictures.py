@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from grokflask.sandbox.refusals import refuse
+from grokflask.sandbox.vision import look_at
 
 _LONG_SIDE = {"1k": 256, "2k": 512}
 """Pixels; a quarter of xAI's, so that drawing costs milliseconds."""
@@ -50,8 +51,34 @@ class ImageRequest(msgspec.Struct):
     user: str | None = None
 
 
+class Source(msgspec.Struct):
+    """A picture to work on: an address, a data URI, or an uploaded file."""
+
+    url: str | None = None
+    file_id: str | None = None
+
+
+class EditRequest(ImageRequest):
+    """The body of an edit: of one picture, or of several."""
+
+    image: Source | None = None
+    images: list[Source] | None = None
+
+    def sources(self) -> list[Source]:
+        """Return the pictures that it names."""
+        return [self.image] if self.image else self.images or []
+
+
 def check_image_request(asked: ImageRequest) -> None:
     """Refuse with 400 the values that xAI documents as invalid."""
+    if isinstance(asked, EditRequest):
+        if bool(asked.image) == bool(asked.images):
+            raise refuse(400, "Either image or images must be set.")
+        for source in asked.sources():
+            if bool(source.url) == bool(source.file_id):
+                raise refuse(400, "An image has either a url or a file_id.")
+            if source.url:
+                look_at(source.url)
     if asked.n is not None and not 1 <= asked.n <= 10:
         raise refuse(400, "n must be between 1 and 10.")
     if asked.model == "grok-imagine-image-2.0" and asked.quality not in (None, "low", "medium"):
@@ -59,7 +86,10 @@ def check_image_request(asked: ImageRequest) -> None:
 
 
 def make_images(asked: ImageRequest, origin: str, ticks: int) -> dict[str, Any]:
-    """Return the answer, without id, model, `created`; links go to `origin`, a picture costs `ticks`."""
+    """Return the answer, without id, model, `created`; links go to `origin`.
+
+    A picture costs `ticks`, and so does each that an edit works on.
+    """
     width, height = _size(asked.aspect_ratio or "auto", asked.resolution or "1k")
     data = []
     for number in range(asked.n or 1):
@@ -70,7 +100,8 @@ def make_images(asked: ImageRequest, origin: str, ticks: int) -> dict[str, Any]:
         else:
             picture = {"url": f"{origin}/sandbox/images/{name}.png"}
         data.append({**picture, "mime_type": "image/png"})
-    return {"data": data, "usage": {"cost_in_usd_ticks": ticks * len(data)}}
+    sources = asked.sources() if isinstance(asked, EditRequest) else []
+    return {"data": data, "usage": {"cost_in_usd_ticks": ticks * (len(data) + len(sources))}}
 
 
 def draw_named(name: str) -> bytes | None:

@@ -14,6 +14,8 @@ from typing import Self
 from grokflask.sandbox.chunks import Clock
 from grokflask.sandbox.handler import Handler
 from grokflask.sandbox.journal import Journal
+from grokflask.sandbox.kept import Kept
+from grokflask.sandbox.stored import StoredResponses
 
 _BACKLOG = 1024
 _ACCEPT_S = 0.5  # how often the accept loop looks whether it should end, if nobody wakes it
@@ -24,8 +26,8 @@ class Sandbox:
     """An emulator of xAI's REST API on `host` and `port` (0 picks a free one), with a journal beside it.
 
     Listens from construction, serves from `ensure_running`. `events_per_s` paces streams, 0 means no pause;
-    `key`, if given, is the only bearer key accepted. Both may be changed while it runs. The owner calls
-    `close`.
+    `key`, if given, is the only bearer key accepted; with `short_models`, `/v1/models` has its old form.
+    All may be changed while it runs. The owner calls `close`.
     """
 
     def __init__(
@@ -38,8 +40,11 @@ class Sandbox:
     ) -> None:
         self.events_per_s = events_per_s
         self.key = key
+        self.short_models = False
         self.clock = clock
         self.journal = Journal()
+        self.stored = StoredResponses()
+        self.kept = Kept()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self._listener.settimeout(_ACCEPT_S)
@@ -108,6 +113,8 @@ class Sandbox:
         self._acceptor = None
         self._connections = set()
         self.journal = Journal()
+        self.stored = StoredResponses()
+        self.kept = Kept()
 
     def _accept(self) -> None:
         while not self._closed:

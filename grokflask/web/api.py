@@ -6,6 +6,7 @@ A row without an upstream path is answered here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlencode
 
 from flask import Blueprint, Flask, Request, Response
 from werkzeug.datastructures import Headers
@@ -15,9 +16,10 @@ from grokflask.keys import ApiKey
 from grokflask.replay import Repetition, Replays
 from grokflask.routes import PREFIXES, ROUTES, Route
 from grokflask.shaping import FORWARDED_HEADERS, ClientRequest
-from grokflask.web.body import drop_body, read_body
+from grokflask.spool import Spool
+from grokflask.web.body import drop_body, read_body, read_upload
 from grokflask.web.current import get_app, get_notes, get_request
-from grokflask.web.replies import reply_json, reply_stream, wants_json
+from grokflask.web.replies import reply_stream, reply_whole, wants_json
 from grokflask.web.usage import show_usage
 
 
@@ -50,27 +52,34 @@ def is_counted() -> bool:
 
 
 def _make_view(route: Route) -> Callable[..., Response]:
-    def view(model_id: str | None = None) -> Response:
+    def view(model_id: str | None = None, item_id: str | None = None) -> Response:
         app, asked, notes = get_app(), get_request(), get_notes()
         gateway: Gateway = app.extensions["gateway"]
         given = asked.headers
         wanted = ClientRequest(
             route=route,
             request_id=notes.request_id,
-            body=read_body() if route.method == "POST" else b"",
+            body=_read(route),
+            media_type=given.get("Content-Type", "") if route.body == "form" else "",
             headers={name: given[name] for name in FORWARDED_HEADERS if name in given},
             model_id=model_id,
+            item_id=item_id,
+            query=_read_query(route, asked) if route.query else "",
             wants_json=wants_json(),
             client=asked.environ.get("gunicorn.socket"),
         )
         notes.opened = True  # from here on the exchange has a log line of its own
-        if "HTTP_IDEMPOTENCY_KEY" in asked.environ and route.method == "POST":
-            answer = _open_once(app, given, notes.api_key, wanted)
-        else:
-            answer = gateway.open(notes.api_key, wanted)
+        try:
+            if "HTTP_IDEMPOTENCY_KEY" in asked.environ and route.method == "POST":
+                answer = _open_once(app, given, notes.api_key, wanted)
+            else:
+                answer = gateway.open(notes.api_key, wanted)
+        finally:
+            if isinstance(wanted.body, Spool):
+                wanted.body.close()
         drop_body()
         if isinstance(answer, Reply):
-            return reply_json(answer.body, answer.status, answer.headers)
+            return reply_whole(answer)
         return reply_stream(answer)
 
     def answer() -> Response:
@@ -79,6 +88,19 @@ def _make_view(route: Route) -> Callable[..., Response]:
     found: Callable[..., Response] = view if route.upstream_path else answer
     found.route = route  # type: ignore[attr-defined]
     return found
+
+
+def _read(route: Route) -> bytes | Spool:
+    """The request's body, as its route takes it. Raises ClientError."""
+    if route.method != "POST" or route.body == "none":
+        return b""
+    return read_upload() if route.body == "form" else read_body()
+
+
+def _read_query(route: Route, asked: Request) -> str:
+    """What of the query string goes upstream: the route's own names, the first value of each."""
+    given = asked.args
+    return urlencode({name: given[name] for name in route.query if name in given})
 
 
 def _open_once(app: Flask, given: Headers, key: ApiKey, wanted: ClientRequest) -> Reply | StreamReply:

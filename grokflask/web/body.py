@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from socket import SHUT_RD
 
 from flask import Flask, Request
@@ -12,6 +13,7 @@ from werkzeug.exceptions import ClientDisconnected
 from grokflask.clients import ClientWatcher, shut_down
 from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError, MediaTypeError
 from grokflask.gateway import Gateway
+from grokflask.spool import PIECE_BYTES, Spool
 from grokflask.web.current import get_app, get_notes, get_request
 
 PEEK_BYTES = 1024 * 1024
@@ -44,6 +46,34 @@ def read_body() -> bytes:
     return body
 
 
+def read_upload() -> Spool:
+    """A form with a file, if it comes whole and in time. The caller closes it. Raises ClientError."""
+    app, asked, notes = get_app(), get_request(), get_notes()
+    if asked.mimetype != "multipart/form-data":
+        raise MediaTypeError("Send the file in a form: 'Content-Type: multipart/form-data'.")
+    if asked.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise MediaTypeError("The request's body is compressed: send it as it is.")
+    limit = app.extensions["settings"].max_upload_bytes
+    asked.max_content_length = limit + 1
+    notes.body = b""
+    gateway: Gateway = app.extensions["gateway"]
+    spool = Spool()
+    try:
+        if (asked.content_length or 0) > limit:
+            raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
+        with gateway.exchanges.upload(), _in_time(app, asked, app.config["BODY_TIMEOUT_S"]):
+            while (piece := asked.stream.read(PIECE_BYTES)) and len(spool) <= limit:
+                spool.append(piece)
+        if len(spool) > limit:
+            raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
+        if len(spool) < (asked.content_length or 0):
+            raise InvalidRequestError("The request's body ended before the length that was announced.")
+    except BaseException:
+        spool.close()
+        raise
+    return spool
+
+
 def peek_body() -> bytes:
     """The body of a request that is refused for another reason, as far as that costs little; else b""."""
     app, asked, notes = get_app(), get_request(), get_notes()
@@ -63,6 +93,15 @@ def drop_body() -> None:
 
 def _take(app: Flask, asked: Request, timeout_s: float) -> bytes:
     """What comes within `timeout_s`. Raises BodyTimeoutError; a client that leaves cuts it short."""
+    taken: list[bytes] = []
+    with _in_time(app, asked, timeout_s):
+        taken.append(asked.get_data(cache=False))
+    return b"".join(taken)
+
+
+@contextlib.contextmanager
+def _in_time(app: Flask, asked: Request, timeout_s: float) -> Iterator[None]:
+    """Ends reading after `timeout_s`. Raises BodyTimeoutError; that a client has left is no error."""
     late = threading.Event()
     sock = asked.environ.get("gunicorn.socket")
 
@@ -73,11 +112,10 @@ def _take(app: Flask, asked: Request, timeout_s: float) -> bytes:
     clients: ClientWatcher = app.extensions["clients"]
     watch = clients.limit(sock, timeout_s, give_up)
     try:
-        body = asked.get_data(cache=False)
+        yield
     except (OSError, ClientDisconnected):
-        body = b""
+        pass
     finally:
         watch.stop()
     if late.is_set():
         raise BodyTimeoutError
-    return body

@@ -13,6 +13,7 @@ import re
 from flask import Flask, Request, Response
 
 from grokflask.background import Background
+from grokflask.dialects import MESSAGES
 from grokflask.gateway import Gateway
 from grokflask.keys import ApiKey, KeyRing
 from grokflask.routes import Route
@@ -65,7 +66,10 @@ def _authenticate(route: Route, app: Flask, asked: Request, notes: Notes) -> Non
     """Who calls an API route. Raises AuthenticationError and its kin."""
     notes.route_streams = route.streams
     keys: KeyRing = app.extensions["keys"]
-    notes.api_key = keys.authenticate(asked.headers.get("Authorization"), asked.remote_addr or "unknown")
+    authorization = asked.headers.get("Authorization")
+    if route.dialect is MESSAGES and "x-api-key" in asked.headers:
+        authorization = f"Bearer {asked.headers['x-api-key']}"  # how Anthropic's SDKs send a key
+    notes.api_key = keys.authenticate(authorization, asked.remote_addr or "unknown")
 
 
 def _check_room(app: Flask) -> None:

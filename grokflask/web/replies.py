@@ -7,12 +7,14 @@ or the guide's event for a client that streams and does not name application/jso
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 
 from flask import Flask, Response, current_app, g, request, stream_with_context
 from flask_limiter import RateLimitExceeded
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from grokflask.dialects import CHAT
 from grokflask.errors import (
     BodyTooLargeError,
     GrokflaskError,
@@ -20,10 +22,9 @@ from grokflask.errors import (
     MediaTypeError,
     MethodNotAllowedError,
     RouteNotFoundError,
-    render_event,
-    render_json,
 )
-from grokflask.gateway import StreamReply
+from grokflask.gateway import Reply, StreamReply
+from grokflask.routes import Route
 from grokflask.shaping import asks_for_stream
 from grokflask.web.body import peek_body
 from grokflask.web.current import get_request
@@ -33,6 +34,13 @@ STREAM_HEADERS = {
     "Cache-Control": "no-cache, no-transform",
     "X-Accel-Buffering": "no",  # nginx holds 4 kB back otherwise
 }
+
+CONTENT_HEADERS = {
+    "Content-Disposition": "attachment",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+}
+_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,64}/[a-z0-9.+-]{1,64}")
 
 _log = logging.getLogger("grokflask.web")
 
@@ -61,15 +69,42 @@ def reply_json(body: bytes, status: int = 200, headers: Mapping[str, str] | None
     return Response(body, status=status, headers=dict(headers or {}), content_type="application/json")
 
 
+def reply_whole(reply: Reply) -> Response:
+    """An answer that has come whole; what is large goes out of its file piece by piece."""
+    body, kind = reply.body, reply.media_type
+    if not body:
+        response = Response(b"", reply.status, reply.headers)
+        del response.headers["Content-Type"]  # of nothing there is no type, and JSON least of all
+        return response
+    if isinstance(body, bytes) and kind == "application/json":
+        return reply_json(body, reply.status, reply.headers)
+    headers = dict(reply.headers)
+    if kind != "application/json":
+        headers |= CONTENT_HEADERS  # somebody's file, which no browser may take for a page of ours
+        kind = kind if _MEDIA_TYPE.fullmatch(kind) else "application/octet-stream"
+    if isinstance(body, bytes):
+        return Response(body, reply.status, headers, content_type=kind)
+    try:
+        headers["Content-Length"] = str(len(body))
+        response = Response(iter(body), reply.status, headers, content_type=kind)
+        response.call_on_close(body.close)
+    except BaseException:
+        body.close()
+        raise
+    return response
+
+
 def reply_error(error: GrokflaskError) -> Response:
     """`error` in the shape that this client reads."""
     g.error_code = error.code
     # Its frames hold the request's body, and objects that hold the error: a cycle, megabytes until collected.
     error.__traceback__ = None
     in_stream = asked_for_stream() if error.in_stream is None else error.in_stream
-    if not in_stream or wants_json():
-        return reply_json(render_json(error), error.status, error.headers)
-    body = render_event(error, as_json=False)
+    route: Route | None = g.get("route")
+    dialect = route.dialect if route else CHAT
+    if not (in_stream and dialect.tells_errors_as_events) or wants_json():
+        return reply_json(dialect.render_json(error), error.status, error.headers)
+    body = dialect.render_event(error, as_json=False, number=0)
     return Response(body, status=error.status, headers={**error.headers, **STREAM_HEADERS})
 
 

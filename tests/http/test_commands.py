@@ -67,6 +67,9 @@ LIMITS: list[tuple[list[str], dict[str, Any], dict[str, Any]]] = [
     (["--streams", "0"], {"streams": 0}, {"streams": 0}),
     (["--budget-day", "2.50"], {"budget_day": 2.5}, {"budget_day": 2.5}),
     (["--budget-month", "0.0000000001"], {"budget_month": 1e-10}, {"budget_month": 1e-10}),
+    (["--tools", "none"], {"tools": "none"}, {"tools": "none"}),
+    (["--tools", "client"], {"tools": "client"}, {"tools": "client"}),
+    (["--tools", "all"], {"tools": None}, {"tools": "all"}),
     (["--models", "grok-4*"], {"models": ["grok-4*"]}, {"models": ["grok-4*"]}),
     (["--models", "grok-4*", "--models", "grok-3"], {"models": TWO}, {"models": TWO}),
     (["--models", "grok-4*,grok-3"], {"models": TWO}, {"models": TWO}),
@@ -82,6 +85,7 @@ LIMITS: list[tuple[list[str], dict[str, Any], dict[str, Any]]] = [
 BARE: dict[str, Any] = {
     **dict.fromkeys(("requests", "tokens_per_minute", "streams", "budget_day", "budget_month", "expires_at")),
     "models": [],
+    "tools": "all",
 }
 
 

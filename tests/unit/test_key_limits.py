@@ -47,6 +47,8 @@ NOW = 1_800_000_000.0
             ("budget_month", "budget_month_ticks"), ("tokens_per_minute", "tokens_per_minute"),
             ("expires_at", "expires_at"))),
         ("models", None, {"models": ()}),
+        ("tools", "none", {"tools": "none"}), ("tools", "client", {"tools": "client"}),
+        ("tools", "all", {"tools": "all"}), ("tools", None, {"tools": "all"}),
     ],
 )  # fmt: skip
 def test_a_field_is_read(field: str, value: Any, stored: dict[str, Any]) -> None:
@@ -64,6 +66,7 @@ WRONG: dict[str, list[Any]] = {
     "budget_month": [-0.01, "1e3", object(), 10**400],
     "models": ["grok-4", "", 3, {}, [1], [""], ["a b"], ["a,b"], ["x" * 201], ["a"] * (MAX_PATTERNS + 1),
                [None], ["\x00"], ["[!a]"]],
+    "tools": ["", "None", "server", [], ["all"], True, 1, {}, "ALL"],
     "expires_at": ["", "x", "0s", "-1d", "1y", "1.5h", 30, True, [], "2001-01-01", "99999w1", "9999-12-31",
                    "999999w",
                    "2030-13-01", "0001-01-01T00:00+23:59", "2030-01-31 25:00", "9999-12-31T23:59:59-23:59"],
@@ -95,7 +98,7 @@ def test_an_unknown_field_is_refused(name: str) -> None:
 
 def test_fields_are_those_of_the_contract() -> None:
     """The public names, in the order in which they are shown."""
-    names = "requests tokens_per_minute streams budget_day budget_month models expires_at"
+    names = "requests tokens_per_minute streams budget_day budget_month models tools expires_at"
     assert " ".join(FIELDS) == names
     assert tuple(KeyLimits().to_fields()) == FIELDS[:-1]
 

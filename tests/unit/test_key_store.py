@@ -299,6 +299,7 @@ def test_fields_for_people(store: KeyStore, clock: Clock) -> None:
         "budget_day": 2.5,
         "budget_month": None,
         "models": ["a"],
+        "tools": "all",
         "secrets": [
             {"hint": new.hint, "created_at": "2027-01-15T08:00:01.000Z", "expires_at": None},
             {

@@ -13,9 +13,14 @@ PACKAGE = ROOT / "grokflask"
 
 LEVELS = {
     **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "answer_head", "process", "usage"), 0),
-    **dict.fromkeys(("routes", "shaping", "vision", "config", "setting_types", "terms", "event_filter"), 0),
+    **dict.fromkeys(
+        ("routes", "shaping", "vision", "tools", "config", "setting_types", "terms", "event_filter"), 0
+    ),
+    **dict.fromkeys(("dialects", "typed_events", "typed_usage", "dropped_params"), 0),
     **dict.fromkeys(("money", "key_limits", "stored_key", "ledger_row", "prices", "billing"), 0),
-    **dict.fromkeys(("clients", "connections", "transport", "upstream", "upstream_stream", "log"), 1),
+    **dict.fromkeys(
+        ("clients", "connections", "transport", "upstream", "upstream_stream", "log", "spool"), 1
+    ),
     **dict.fromkeys(
         (
             "migrations",
@@ -38,7 +43,10 @@ LEVELS = {
     **dict.fromkeys(
         (
             "key_store",
+            "catalogue",
+            "custody",
             "limits",
+            "ownership",
             "refusals",
             "stand_in",
             "settlements",
@@ -88,7 +96,7 @@ LIBRARIES = {
     "answer_head": {"gunicorn_h1c", "msgspec"},
     "upstream": {"msgspec", "requests"},
     "upstream_stream": {"requests"},
-    **{module: {"sqlalchemy"} for module in ("db", "migrations", "tables")},
+    **{module: {"sqlalchemy"} for module in ("db", "migrations", "tables", "ownership")},
     **{
         module: {"msgspec", "sqlalchemy"}
         for module in ("key_store", "ledger_store", "ledger_query", "reports")

@@ -36,7 +36,7 @@ def use_bare(database: Database) -> Database:
 
     def drop(connection: Connection) -> None:
         tables = ("key_secrets", "keys", "key_changes", "exchanges", "workers", "daily", "retention")
-        for table in (*tables, "schema_version"):
+        for table in (*tables, "owned", "schema_version"):
             connection.execute(text(f"DROP TABLE {table}"))
 
     database.upgrade()

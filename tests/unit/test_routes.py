@@ -45,7 +45,9 @@ def test_rows_are_well_formed(route: Route) -> None:
     for path in filter(None, (route.path, route.upstream_path)):
         assert path.startswith("/")
         assert not path.endswith("/")
-    assert ("<model_id>" in route.path) == ("{model_id}" in route.upstream_path)
+    for variable in ("model_id", "item_id"):
+        assert (f"<{variable}>" in route.path) == (f"{{{variable}}}" in route.upstream_path)
+    assert ("<item_id>" in route.path) <= (route.kind is not None)
     assert "://" not in route.path + route.upstream_path
 
 

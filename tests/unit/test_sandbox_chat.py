@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grokflask.sandbox import Sandbox
-from grokflask.sandbox.exchanges import CHAT_PATH, Call, make_plan
 from grokflask.sandbox.models import CHAT_MODELS, cost_ticks
+from grokflask.sandbox.plans import CHAT_PATH, Call, make_plan
 from grokflask.sandbox.refusals import RefusalError
+from grokflask.sandbox.stored import StoredResponses
 
 HELLO = [{"role": "user", "content": "Tell me a story about a whale"}]
 WEATHER = {
@@ -389,7 +390,7 @@ def plan(fields: dict[str, Any]) -> int:
     """Return how many steps an answer to such a request has, 0 if it is refused."""
     body = json.dumps({"model": "grok-4.3", "messages": HELLO, **fields}).encode()
     try:
-        return len(list(make_plan(Call(CHAT_PATH, body, None, ""), lambda: 0.0).steps))
+        return len(list(make_plan(Call(CHAT_PATH, body, None, ""), lambda: 0.0, StoredResponses()).steps))
     except RefusalError:
         return 0
 

@@ -65,7 +65,8 @@ def post(sandbox: Sandbox, headers: dict[str, str] | None = None, **fields: Any)
     [
         ("GET", "/v1/nothing", 404),
         ("GET", "/", 404),
-        ("POST", "/v1/responses", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/v1/responses", 405),
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("OPTIONS", "/v1/models", 405),

@@ -13,7 +13,8 @@ import pytest
 from support.processes import ROOT, GatewayServer
 from support.stores import ADMIN_TOKEN
 
-PAGES = [ROOT / "README.md", ROOT / "docs" / "streaming.md"]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", DOCS / "streaming.md", DOCS / "responses-and-messages.md"]
 
 
 def list_examples(language: str) -> list[tuple[str, str]]:
