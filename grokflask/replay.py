@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import secrets
 import time
 from _thread import start_new_thread
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 
 from grokflask.clients import ClientWatcher, Departure, limit_sending
 from grokflask.config import Settings
-from grokflask.errors import GrokflaskError, InvalidRequestError
+from grokflask.errors import GrokflaskError, InvalidRequestError, RecordingLostError
 from grokflask.gateway import Gateway, Reply, StreamReply
 from grokflask.keys import ApiKey
 from grokflask.reader import Reader
@@ -36,6 +37,8 @@ MAX_KEY_CHARS = 255
 
 _STALE = ("x-ratelimit-", "x-request-id")
 """Headers of the first answer, by their beginnings, that would not be true of a repeated one."""
+
+_BOUNDARY = re.compile(r'(?i)boundary="?([!-~ ]{1,70}?)"?(?:;|$)')
 
 _log = logging.getLogger("grokflask.replay")
 
@@ -128,7 +131,7 @@ class Replays:
             raise InvalidRequestError(text, param="Idempotency-Key")
         settings = self._settings
         name = _digest(key.limit_id, repetition.key)
-        print_ = _digest(request.route.upstream_path, request.model_id or "", request.body)
+        print_ = _take_fingerprint(request)
         grace_s = settings.resume_grace_s if repetition.resume else LINGER_S
 
         def make() -> Recording:
@@ -168,8 +171,12 @@ class Replays:
         kept = {name: text for name, text in answer.headers.items() if not name.lower().startswith(_STALE)}
         if isinstance(answer, Reply):
             recording.put_head(Head(answer.status, kept, stream=False))
-            recordings.keep(recording, answer.body)
-            recordings.end(recording, complete=True)
+            if len(answer.body) <= self._settings.replay_bytes:
+                body = answer.body if isinstance(answer.body, bytes) else b"".join(answer.body)
+                recordings.keep(recording, body)
+                recordings.end(recording, complete=True)
+            else:
+                recordings.end(recording, complete=False, failure=describe(RecordingLostError()))
             reader.close()
             return answer
         relay = answer.relay
@@ -217,6 +224,25 @@ class Replays:
         if self._recordings.running:
             self._gateway.exchanges.cut(timeout_s)
         self._recordings.close(timeout_s)
+
+
+def _take_fingerprint(request: ClientRequest) -> str:
+    """What two requests have in common only if they ask the same."""
+    route, body = request.route, request.body
+    where = _digest(route.upstream_path, request.model_id or "", request.item_id or "", request.query)
+    if isinstance(body, bytes):
+        return _digest(where, body)
+    # A form's boundary is made anew for each try (RFC 2046, section 5.1.1), and says nothing.
+    named = _BOUNDARY.search(request.media_type)
+    boundary = named[1].encode() if named else b"\n"
+    digest = hashlib.sha256(where.encode())
+    rest = b""
+    for piece in body:
+        rest = (rest + piece).replace(boundary, b"")
+        digest.update(rest[: -len(boundary)])  # what is left may be the beginning of one
+        rest = rest[-len(boundary) :]
+    digest.update(rest)
+    return digest.hexdigest()
 
 
 def _digest(*parts: str | bytes) -> str:

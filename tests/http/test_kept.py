@@ -296,3 +296,18 @@ def test_the_key_goes_nowhere(door: Door) -> None:
         text = reply.data + str(reply.headers).encode()
         assert UPSTREAM_KEY.encode() not in text
         assert door.ann["Authorization"].removeprefix("Bearer ").encode() not in text
+
+
+def test_an_upload_is_repeated_once(door: Door) -> None:
+    """A form's boundary differs in each try: the same file under the same Idempotency-Key is sent up once."""
+
+    def send(content: bytes) -> Any:
+        form = {"purpose": "assistants", "file": (io.BytesIO(content), "notes.txt")}
+        return door.call("POST", "files", data=form, headers={"Idempotency-Key": "upload.1"})
+
+    large = bytes(range(256)) * 1000
+    first, second, other = send(large), send(large), send(large[:-1] + b"x")
+    assert (first.status_code, second.status_code, other.status_code) == (200, 200, 422)
+    assert first.data == second.data
+    assert second.headers["Idempotent-Replayed"] == "true"
+    assert len(door.call("GET", "files").json["data"]) == 1
