@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from grokflask.dialects import Dialect
 from grokflask.errors import (
     ClientGoneError,
     GrokflaskError,
     RecordingLostError,
     StreamGoneError,
-    render_event,
 )
 from grokflask.recording import END, Head, Place, Recording
 from grokflask.terms import HEARTBEAT
@@ -24,6 +24,7 @@ class Reader(Place):
     """One client of a recording. Iterate it once, or take its body; then close it, which may come twice.
 
     Args:
+        dialect: how an error is told.
         wants_json: an error event is OpenAI's object, not the guide's text.
         with_ids: each event is given an id, by which the client may go on after it.
         heartbeat_s: of silence, then a comment goes out.
@@ -38,6 +39,7 @@ class Reader(Place):
         self,
         recording: Recording,
         *,
+        dialect: Dialect,
         wants_json: bool,
         with_ids: bool,
         heartbeat_s: float,
@@ -48,7 +50,9 @@ class Reader(Place):
         self.outcome = ClientGoneError.outcome.value
         self.bytes_out = 0
         self.on_close: list[Callable[[], object]] = []
+        self._dialect = dialect
         self._wants_json = wants_json
+        self._events = 0
         self._with_ids = with_ids
         self._heartbeat_s = heartbeat_s
         self._clock = clock
@@ -115,7 +119,7 @@ class Reader(Place):
         except GrokflaskError as error:
             self._over = True
             self.outcome = error.code
-            out = render_event(error, as_json=self._wants_json)
+            out = self._dialect.render_event(error, as_json=self._wants_json, number=self._events)
         if not out:
             self._over = True
         self.bytes_out += len(out)
@@ -133,6 +137,7 @@ class Reader(Place):
             return HEARTBEAT
         if not data:
             self.outcome = "complete" if recording.complete else "failed"
+        self._events += data.count(END)
         return self._add_ids(data) if self._with_ids else data
 
     def _add_ids(self, data: bytes) -> bytes:

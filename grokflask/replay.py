@@ -140,6 +140,7 @@ class Replays:
         def enter(recording: Recording) -> Reader:
             reader = Reader(
                 recording,
+                dialect=request.route.dialect,
                 wants_json=request.wants_json,
                 with_ids=repetition.resume,
                 heartbeat_s=settings.heartbeat_s,

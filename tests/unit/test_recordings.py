@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.processes import wait_for
 
+from grokflask.dialects import CHAT
 from grokflask.errors import (
     ClientGoneError,
     KeyInUseError,
@@ -58,7 +59,12 @@ class Bench:
             return recording
 
         def enter(recording: Recording) -> Reader:
-            defaults = {"wants_json": False, "with_ids": False, "heartbeat_s": 60.0}
+            defaults: dict[str, Any] = {
+                "dialect": CHAT,
+                "wants_json": False,
+                "with_ids": False,
+                "heartbeat_s": 60.0,
+            }
             return Reader(recording, **{**defaults, **options})
 
         return self.register.claim(name, fingerprint, None if only_old else make, enter)

@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 from support.processes import RedisServer, find_free_port, wait_for
 
+from grokflask.dialects import CHAT
 from grokflask.errors import (
     GrokflaskError,
     KeyInUseError,
@@ -48,7 +49,7 @@ class Worker:
             return recording
 
         def enter(recording: Recording) -> Reader:
-            return Reader(recording, wants_json=True, with_ids=True, heartbeat_s=60)
+            return Reader(recording, dialect=CHAT, wants_json=True, with_ids=True, heartbeat_s=60)
 
         return self.recordings.claim(name, fingerprint, None if only_old else make, enter)
 
