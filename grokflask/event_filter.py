@@ -29,7 +29,7 @@ class EventFilter:
         failure: that upstream said it has failed, in an event which is passed on and ends the stream.
         usage: the last that upstream told.
         usage_final: it is of the whole answer: it came in an event of its own, or the stream has ended.
-        model_served: the model that answered, as the event with the usage names it.
+        model_served: the model that answers, as the first event names it, and the one with the usage.
         events: passed on so far, `[DONE]` not counted.
         on_id: called with the id under which upstream keeps the answer, before the event with it goes out.
     """
@@ -46,10 +46,15 @@ class EventFilter:
         self.events = 0
         self._wants_usage = wants_usage
         self._secrets = secrets
+        self._begun = False
 
     def take(self, events: list[bytes]) -> bytes:
         """The events as the client gets them, in one piece. b"" when all of them are withheld."""
         first = events[0]
+        if not self._begun:
+            self._begun = True
+            chunk = read_chunk(first[6 : first.find(b"\n\n")] if type(first) is Run else first)
+            self.model_served = chunk.read_model() if chunk else None
         if len(events) == 1 and type(first) is Run and _find_mark(first) < 0:
             self.events += first.number
             return first

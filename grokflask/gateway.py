@@ -35,6 +35,7 @@ from grokflask.keys import ApiKey
 from grokflask.ledger import LedgerEntry
 from grokflask.ledger_row import LedgerRow, clean, make_id
 from grokflask.limits import Hold, Limits
+from grokflask.moved_models import MovedModels
 from grokflask.relay import Relay
 from grokflask.reply import ReplyReader, WholeReply
 from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
@@ -121,6 +122,7 @@ class Gateway:
         self._custody = custody
         self._settings = settings
         self._catalogue = Catalogue(settings.models_cache_s, clock)
+        self._moved = MovedModels()
         self._drains = threading.Semaphore(settings.drains)
         self._clock = clock
 
@@ -216,11 +218,12 @@ class Gateway:
         self.exchanges.show(exchange.call, OpenStream(exchange.entry.row, relay.count_sent))
         try:
             relay.wait_for_answer(self._settings.commit_s)
+            begun = True
+            served = relay.look_ahead()
         except BaseException:
             relay.close()
             raise
-        begun = True
-        return StreamReply(relay, dict(relay.headers))
+        return StreamReply(relay, {**relay.headers, **self._tell_model(exchange, served)})
 
     def _read_whole(self, exchange: _Exchange, terms: Terms, request: ClientRequest) -> Reply:
         """The whole answer, or nothing."""
@@ -239,6 +242,7 @@ class Gateway:
                 reply.body.close()
             raise
         exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(answer.body)), reply.status)
+        answer.headers.update(self._tell_model(exchange, reply.model_served))
         return answer
 
     def _show(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Reply:
@@ -258,6 +262,15 @@ class Gateway:
                 exchange.settle(exchange.entry.sum_up(Outcome.COMPLETE), error.status)
                 raise
         return Reply(reply.status, body, headers, reply.media_type)
+
+    def _tell_model(self, exchange: _Exchange, served: str | None) -> dict[str, str]:
+        """The header that says so when another model than the one asked for has answered."""
+        row = exchange.entry.row
+        if not served or not row.model or served == exchange.model:
+            return {}
+        served = clean(served)
+        self._moved.note(row.key, row.model, served, row.day)
+        return {"X-Model-Served": served} if served.isascii() else {}
 
     def _tell_usage(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
         """What this exchange has used: nothing of what is paid when it is fetched, or has been paid then."""
@@ -329,7 +342,7 @@ class _Exchange:
         rows: Rows,
     ) -> None:
         self.call = call
-        self.path, self.makes = asked.path, asked.makes
+        self.path, self.model, self.makes = asked.path, asked.model, asked.makes
         self.key = key
         self.entry = entry
         self._estimate = asked.estimate  # not the request: its body may be large, and a stream long

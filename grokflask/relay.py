@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 from grokflask.clients import Departure
 from grokflask.errors import (
@@ -81,6 +82,7 @@ class Relay:
         self._heartbeat_at = started_at  # until the answer has come a comment is due at once
         self._first_event_at: float | None = None
         self._error: GrokflaskError | None = None
+        self._ahead = b""  # what the consumer is given first
         self._exhausted = False  # the consumer has taken everything, so all was written
         self._closed = False
         self._bytes_out = 0
@@ -97,7 +99,9 @@ class Relay:
             self._adopt(min(timeout_s, deadline - self._clock()))
             now = self._clock()
             if self._stream is not None:
-                self._heartbeat_at = now + self._terms.heartbeat_s
+                # The response's head goes out with its first bytes, and waits no longer than for an answer.
+                begin_at = max(now, self._started_at + timeout_s)
+                self._heartbeat_at = min(now + self._terms.heartbeat_s, begin_at)
             elif now >= deadline:
                 raise self._tell_timeout(now)
         except BaseException as error:
@@ -105,6 +109,16 @@ class Relay:
             self._error = error if isinstance(error, GrokflaskError) else GrokflaskError()
             self._exhausted = True
             raise
+
+    def look_ahead(self) -> str | None:
+        """Takes in what the consumer is given first; the model that answers, if that tells it.
+
+        Nothing is held back by it: a WSGI server sends the head together with the first bytes (PEP 3333).
+        What goes wrong from here on is told inside the stream.
+        """
+        if self._stream is not None:
+            self._ahead = self._advance()
+        return self._filter.model_served
 
     def _adopt(self, timeout_s: float) -> None:
         """Takes upstream's answer over, if it comes within `timeout_s`."""
@@ -129,7 +143,8 @@ class Relay:
     def __iter__(self) -> Iterator[bytes]:
         # An iterator without a `close` of its own: whoever iterates (stream_with_context closes what it
         # has used up, before the last byte is out) must leave closing to the one call on the response.
-        return iter(self._advance, b"")
+        ahead, self._ahead = self._ahead, b""
+        return chain([ahead] if ahead else [], iter(self._advance, b""))
 
     def close(self) -> None:
         """Ends the exchange wherever it is, closes or returns the connection, settles. Idempotent."""

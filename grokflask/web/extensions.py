@@ -36,6 +36,7 @@ EXPOSED_HEADERS = [
     *("X-Request-ID", "X-Upstream-Request-ID", "Retry-After", "X-Stream-Fallback", "X-Params-Dropped"),
     *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Grokflask-Upstream"),
     *("X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens", "Idempotent-Replayed"),
+    *("X-Model-Served",),
 ]
 """What a page's script may read of a response."""
 

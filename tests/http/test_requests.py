@@ -283,6 +283,22 @@ def test_dropped_parameters_are_named(client: FlaskClient, upstream: ScriptedUps
     assert set(upstream.exchanges[0].document) == {"model", "messages", "unknown"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_another_model_answers(
+    client: FlaskClient, upstream: ScriptedUpstream, logged: io.StringIO, stream: bool
+) -> None:
+    """A header names it, and the log says so once for each key and model; the ledger's line has both."""
+    for asked in ("grok-2", "grok-2", "grok-4.3"):
+        reply = ask(client, messages=MESSAGES, stream=stream, model=asked)
+        assert reply.status_code == 200
+        assert reply.headers.get("X-Model-Served") == (None if asked == "grok-4.3" else "grok-4.3")
+    lines = logged.getvalue().splitlines()
+    told = [line for line in lines if "another model answers" in line]
+    assert len(told) == 1
+    assert "key=alice model=grok-2 model_served=grok-4.3" in told[0]
+    assert sum("model=grok-2 model_served=grok-4.3" in line for line in lines) == 3
+
+
 def test_dropping_can_be_turned_off(
     make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream
 ) -> None:

@@ -37,7 +37,7 @@ LEVELS = {
         ),
         1,
     ),
-    **dict.fromkeys(("keys", "ledger", "relay", "reply", "exchanges"), 2),
+    **dict.fromkeys(("keys", "ledger", "moved_models", "relay", "reply", "exchanges"), 2),
     **dict.fromkeys(("recording", "recordings", "shared_recordings", "reader"), 2),
     **dict.fromkeys(("recording_publisher", "recording_follower"), 2),
     **dict.fromkeys(

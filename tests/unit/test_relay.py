@@ -116,6 +116,7 @@ class Exchange:
         wants_usage: bool = False,
         wants_json: bool = False,
         heartbeat_s: float = 1e6,
+        commit_s: float = 1e6,
         total_timeout_s: float = 1e6,
         drain_s: float = 0.0,
     ) -> None:
@@ -150,7 +151,7 @@ class Exchange:
             started_at=self.clock.now,
             clock=self.clock,
         )
-        self.relay.wait_for_answer(1.0)
+        self.relay.wait_for_answer(commit_s)
 
     def take(self) -> list[bytes]:
         """All items, as a server takes them; then the response is closed."""
@@ -345,10 +346,10 @@ def test_later_event_without_figures_takes_none_away(later: bytes) -> None:
 
 
 def test_no_usage_at_all() -> None:
-    """A stream without figures has None, not zero."""
+    """A stream without figures has None, not zero; the model stands in every event."""
     exchange = Exchange(frame(chunk()), DONE)
     exchange.take()
-    assert (exchange.settled.usage, exchange.settled.model_served) == (None, None)
+    assert (exchange.settled.usage, exchange.settled.model_served) == (None, "grok-4.3")
 
 
 # The end
@@ -797,3 +798,38 @@ def test_an_aborted_stream_goes_without_the_collector() -> None:
     finally:
         gc.enable()
     assert settled == [True]
+
+
+def test_looking_ahead() -> None:
+    """The first event tells the model before the response begins, and is given out as it would have been."""
+    steps = (frame(chunk("a")), Wait(3), frame(chunk("b"), usage_only()), DONE)
+    exchange, plain = Exchange(*steps), Exchange(*steps)
+    assert exchange.relay.look_ahead() == "grok-4.3"
+    assert exchange.take() == plain.take()
+    assert exchange.settled == plain.settled
+
+
+@pytest.mark.parametrize("steps", [(), (frame({"error": "no"}),), (b"data: {}\n\n", DONE), (DONE,)])
+def test_looking_ahead_at_what_tells_no_model(steps: tuple[Step, ...]) -> None:
+    """Whatever stands there, or that nothing does, goes to the client as ever."""
+    exchange, plain = Exchange(*steps), Exchange(*steps)
+    assert exchange.relay.look_ahead() is None
+    assert exchange.take() == plain.take()
+    assert exchange.settled.outcome == plain.settled.outcome
+
+
+def test_looking_ahead_and_no_further() -> None:
+    """A stream that is closed behind its first event was left by its client."""
+    exchange = Exchange(frame(chunk("a")), frame(chunk("b")), DONE)
+    exchange.relay.look_ahead()
+    exchange.relay.close()
+    assert exchange.settled.outcome is Outcome.CLIENT_ABORT
+
+
+def test_the_first_comment_waits_no_longer_than_for_an_answer() -> None:
+    """Routers give up when nothing has come for 30 s, be it that upstream's headers came in between."""
+    exchange = Exchange(Wait(100), frame(chunk("a")), DONE, heartbeat_s=15, commit_s=2)
+    begun_at = exchange.clock.now
+    assert next(iter(exchange.relay)) == HEARTBEAT
+    assert exchange.clock.now - begun_at == 2
+    exchange.relay.close()
