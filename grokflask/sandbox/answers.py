@@ -6,6 +6,7 @@ The words come from a hash of the messages alone, so the same conversation alway
 import hashlib
 import random
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -47,6 +48,7 @@ class Answer:
     model: str
     prompt_tokens: int
     image_tokens: int
+    cached_tokens: int = 0
     reasoning: list[str] = field(default_factory=list)
     empty_deltas: int = 0
     silent_tokens: int = 0
@@ -87,23 +89,32 @@ class Answer:
         }
 
     def prompt_details(self) -> dict[str, int]:
-        """Return `prompt_tokens_details`; the sandbox caches nothing."""
+        """Return `prompt_tokens_details`."""
         text_tokens = self.prompt_tokens - self.image_tokens
         return {
             "text_tokens": text_tokens,
             "audio_tokens": 0,
             "image_tokens": self.image_tokens,
-            "cached_tokens": 0,
+            "cached_tokens": self.cached_tokens,
         }
 
     def cost_ticks(self, output_tokens: int) -> int:
         """Return the cost of the prompt and so many tokens of output."""
-        return cost_ticks(self.model, self.prompt_tokens, output_tokens)
+        return cost_ticks(self.model, self.prompt_tokens, output_tokens, self.cached_tokens)
 
 
 def call_tokens(call: dict[str, Any]) -> int:
     """Return the tokens of one tool call."""
     return len(split_tokens(call["function"]["name"] + call["function"]["arguments"]))
+
+
+def list_tokens(asked: ChatRequest) -> Iterator[str]:
+    """Yield a prompt's tokens in the order in which they are read."""
+    for message in asked.messages:
+        yield from (message.role,) * _TOKENS_A_MESSAGE
+        yield from split_tokens(message.text())
+        for url in message.image_urls():
+            yield from (url,) * look_at(url).tokens
 
 
 def make_answer(asked: ChatRequest, model: ChatModel, style: Style = PLAIN_STYLE) -> Answer:

@@ -86,10 +86,12 @@ class ServedPost:
             prompt_tokens=charge.prompt_tokens,
             output_tokens=charge.output_tokens,
             cost_ticks=charge.cost_ticks,
+            cached_tokens=charge.cached_tokens,
             client_left=client_left,
             fields=outline.fields,
             user=outline.user,
             request_id=self.request_id,
+            conv_id=self.call.conv_id or outline.conv_id,
         )
 
 
@@ -112,6 +114,7 @@ class _Outline(NamedTuple):
     stream: bool = False
     fields: tuple[str, ...] = ()
     user: str | None = None
+    conv_id: str | None = None
 
 
 def _outline(body: bytes) -> _Outline:
@@ -119,12 +122,13 @@ def _outline(body: bytes) -> _Outline:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         model = msgspec.json.decode(fields.get("model", b'""'), type=str)
         user = msgspec.json.decode(fields.get("user", b"null"), type=str | None)
+        conv_id = msgspec.json.decode(fields.get("prompt_cache_key", b"null"), type=str | None)
         if "metadata" in fields and user is None:  # where the messages route has it
             metadata = msgspec.json.decode(fields["metadata"], type=Metadata | None)
             user = metadata.user_id if metadata else None
     except (msgspec.DecodeError, RecursionError):
         return _Outline()
-    return _Outline(model, bytes(fields.get("stream", b"")) == b"true", tuple(fields), user)
+    return _Outline(model, bytes(fields.get("stream", b"")) == b"true", tuple(fields), user, conv_id)
 
 
 def _send_refusal(wire: Wire, refusal: RefusalError) -> bool:

@@ -152,7 +152,8 @@ class Handler(BaseHTTPRequestHandler):
             raise refuse(415, "The Content-Type must be application/json.")
         host = self.headers.get("Host", "")
         origin = f"http://{host}" if _HOST.fullmatch(host) else self.sandbox.origin
-        call = Call(path, body, self._bearer(), origin, self.sandbox.kept)
+        conv_id = self.headers.get("x-grok-conv-id")
+        call = Call(path, body, self._bearer(), origin, self.sandbox.kept, self.sandbox.prompts, conv_id)
         may_chunk = self.request_version != "HTTP/1.0"
         if not may_chunk:
             self.close_connection = True

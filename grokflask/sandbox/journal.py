@@ -24,6 +24,8 @@ class Exchange(msgspec.Struct, frozen=True):
     sent, None if it was sent none. `prompt_tokens` and `output_tokens` (visible and reasoning) are charged,
     and `cost_ticks` is what they cost, told or not. `fields` are the names in the request's body, `user` is
     what it has under that name; `request_id` is the answer's `x-request-id`, sent or not.
+    `cached_tokens` are those of the prompt that were charged less, `conv_id` is the conversation's id, in a
+    header or in the body.
     """
 
     model: str
@@ -40,6 +42,8 @@ class Exchange(msgspec.Struct, frozen=True):
     fields: tuple[str, ...] = ()
     user: str | None = None
     request_id: str | None = None
+    cached_tokens: int = 0
+    conv_id: str | None = None
 
 
 class Journal:

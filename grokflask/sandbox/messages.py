@@ -139,14 +139,14 @@ def make_message(answer: Answer, style: Style) -> dict[str, Any]:
 
 
 def make_usage(answer: Answer, style: Style = Style(), output_tokens: int | None = None) -> dict[str, int]:  # noqa: B008 - frozen
-    """Return `usage`: reasoning is inside of the output."""
+    """Return `usage`: reasoning is inside of the output, what was cached outside of the input."""
     if output_tokens is None:
         output_tokens = answer.completion_tokens() + answer.reasoning_tokens()
     zero = style.usage == "zero"
     return {
-        "input_tokens": 0 if zero else answer.prompt_tokens,
+        "input_tokens": 0 if zero else answer.prompt_tokens - answer.cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": 0 if zero else answer.cached_tokens,
         "output_tokens": 0 if zero else output_tokens,
     }
 

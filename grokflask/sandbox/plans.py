@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from grokflask.sandbox import messages, responses, responses_request
-from grokflask.sandbox.answers import Answer, make_answer
+from grokflask.sandbox.answers import Answer, Style, list_tokens, make_answer
 from grokflask.sandbox.chat_request import ChatRequest, Message, check_request
 from grokflask.sandbox.chunks import Chunk, Clock, make_chunks, make_reply
 from grokflask.sandbox.faults import NO_FAULT, Fault, find_fault
@@ -15,6 +15,7 @@ from grokflask.sandbox.kept import Kept
 from grokflask.sandbox.messages import MessagesRequest
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS, ChatModel
 from grokflask.sandbox.pictures import EditRequest, ImageRequest, check_image_request, make_images
+from grokflask.sandbox.prompt_cache import PromptCache
 from grokflask.sandbox.prose import split_tokens
 from grokflask.sandbox.refusals import refuse, refuse_model
 from grokflask.sandbox.responses_request import ResponsesRequest
@@ -37,7 +38,7 @@ class Call(NamedTuple):
     """A POST as it came in.
 
     `origin` is the scheme and host it was sent to, `bearer` the key it brought, `kept` where is put what
-    will be fetched later.
+    will be fetched later, `cache` what was read of prompts before, `conv_id` the conversation's id.
     """
 
     path: str
@@ -45,6 +46,8 @@ class Call(NamedTuple):
     bearer: str | None
     origin: str
     kept: Kept | None = None
+    cache: PromptCache | None = None
+    conv_id: str | None = None
 
 
 class TokenizeRequest(msgspec.Struct):
@@ -60,6 +63,7 @@ class Charge(NamedTuple):
     prompt_tokens: int = 0
     output_tokens: int = 0
     cost_ticks: int = 0
+    cached_tokens: int = 0
 
 
 class Plan(NamedTuple):
@@ -103,7 +107,7 @@ def answer_chat(call: Call, clock: Clock) -> dict[str, Any]:
 def _plan_chat(call: Call, clock: Clock) -> Plan:
     asked = _decode(call.body, ChatRequest)
     fault, seconds, model = _check(asked, call)
-    answer = make_answer(asked, model, fault.style)
+    answer = _answer(asked, model, fault.style, call)
     if not asked.stream:
         charge = _charge(answer, answer.completion_tokens() + answer.reasoning_tokens())
         reply = make_reply(answer, clock)
@@ -119,13 +123,13 @@ def _plan_response(call: Call, clock: Clock, stored: StoredResponses) -> Plan:
     before = stored.find(asked.previous_response_id).messages if asked.previous_response_id else []
     chat = _convert(lambda: responses_request.to_chat(asked, before))
     fault, seconds, model = _check(chat, call)
-    answer = make_answer(chat, model, fault.style)
+    answer = _answer(chat, model, fault.style, call, asked.prompt_cache_key)
     responses.limit_output(answer, asked.max_output_tokens)
     tools = asked.server_tools()
 
     def charge(output_tokens: int) -> Charge:
         ticks = responses.count_ticks(answer, tools, output_tokens)
-        return Charge(answer.prompt_tokens, output_tokens, ticks)
+        return Charge(answer.prompt_tokens, output_tokens, ticks, answer.cached_tokens)
 
     output_tokens = answer.completion_tokens() + answer.reasoning_tokens()
     if call.path == COMPACT_PATH:
@@ -145,7 +149,7 @@ def _plan_message(call: Call) -> Plan:
     asked = _decode(call.body, MessagesRequest)
     chat = _convert(lambda: messages.to_chat(asked))
     fault, seconds, model = _check(chat, call)
-    answer = make_answer(chat, model, fault.style)
+    answer = _answer(chat, model, fault.style, call)
     if not asked.stream:
         charge = _charge(answer, answer.completion_tokens() + answer.reasoning_tokens())
         reply = messages.make_message(answer, fault.style)
@@ -168,6 +172,17 @@ def _check(asked: ChatRequest, call: Call) -> tuple[Fault, float, ChatModel]:
     return fault, seconds, model
 
 
+def _answer(
+    asked: ChatRequest, model: ChatModel, style: Style, call: Call, conv_id: str | None = None
+) -> Answer:
+    """Return the answer to a request that has been checked; what was read of it before is charged less."""
+    answer = make_answer(asked, model, style)
+    if call.cache:
+        before = model.served.encode() + msgspec.json.encode(asked.tools)  # these are read first
+        answer.cached_tokens = call.cache.read(call.conv_id or conv_id, before, list_tokens(asked))
+    return answer
+
+
 def _plan_stream(
     chunks: Iterable[Chunk],
     fault: Fault,
@@ -183,7 +198,8 @@ def _plan_stream(
 
 
 def _charge(answer: Answer, output_tokens: int) -> Charge:
-    return Charge(answer.prompt_tokens, output_tokens, answer.cost_ticks(output_tokens))
+    ticks = answer.cost_ticks(output_tokens)
+    return Charge(answer.prompt_tokens, output_tokens, ticks, answer.cached_tokens)
 
 
 def _plan_images(call: Call) -> Plan:

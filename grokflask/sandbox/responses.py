@@ -45,7 +45,7 @@ def make_usage(answer: Answer, tools: list[str], style: Style) -> dict[str, Any]
     zero = style.usage == "zero"
     return {
         "input_tokens": 0 if zero else answer.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0 if zero else answer.cached_tokens},
         "output_tokens": 0 if zero else output,
         "output_tokens_details": {"reasoning_tokens": 0 if zero else thought},
         "total_tokens": 0 if zero else answer.prompt_tokens + output,
@@ -186,6 +186,7 @@ def _make_object(asked: ResponsesRequest, answer: Answer, created_at: int) -> di
         "max_output_tokens": asked.max_output_tokens,
         "parallel_tool_calls": True,
         "previous_response_id": asked.previous_response_id,
+        "prompt_cache_key": asked.prompt_cache_key,
         "reasoning": {"effort": asked.reasoning.effort if asked.reasoning else None, "summary": "detailed"},
         "temperature": asked.temperature,
         "top_p": asked.top_p,

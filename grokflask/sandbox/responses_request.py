@@ -70,6 +70,7 @@ class ResponsesRequest(msgspec.Struct):
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     include: list[str] | None = None
+    prompt_cache_key: str | None = None
 
     def server_tools(self) -> list[str]:
         """Return the tools that run at xAI's, by their types."""

@@ -15,6 +15,7 @@ from grokflask.sandbox.chunks import Clock
 from grokflask.sandbox.handler import Handler
 from grokflask.sandbox.journal import Journal
 from grokflask.sandbox.kept import Kept
+from grokflask.sandbox.prompt_cache import PromptCache
 from grokflask.sandbox.stored import StoredResponses
 
 _BACKLOG = 1024
@@ -45,6 +46,7 @@ class Sandbox:
         self.journal = Journal()
         self.stored = StoredResponses()
         self.kept = Kept()
+        self.prompts = PromptCache()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self._listener.settimeout(_ACCEPT_S)
@@ -115,6 +117,7 @@ class Sandbox:
         self.journal = Journal()
         self.stored = StoredResponses()
         self.kept = Kept()
+        self.prompts = PromptCache()
 
     def _accept(self) -> None:
         while not self._closed:
