@@ -89,6 +89,12 @@ def price_tokens(model: str, prompt_tokens: int, output_tokens: int, cached_toke
     return factor * (fresh_ticks + cached_tokens * price.cached_ticks + output_tokens * price.output_ticks)
 
 
+def price_saved(model: str, cached_tokens: int) -> int:
+    """Ticks that so many cached tokens cost less than fresh ones would have, at the rate of usual prompts."""
+    price = find_price(model)
+    return cached_tokens * (price.input_ticks - price.cached_ticks)
+
+
 def price_images(model: str, count: int) -> int:
     """Ticks for `count` generated images."""
     fitting = [name for name in _IMAGES if model.startswith(name)]

@@ -8,13 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, literal, select, text, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    case,
+    func,
+    literal,
+    select,
+    text,
+    union_all,
+)
 
 from grokflask.db import READ_TIMEOUT_S, Database
 from grokflask.ledger_row import COLUMNS, LedgerRow
 from grokflask.ledger_store import SUMS
+from grokflask.prices import price_saved
 from grokflask.tables import daily, exchanges
 
 PAGE_ROWS = 1_000
@@ -40,7 +54,9 @@ class RowFilter:
 class Summary:
     """Sums of settled rows that have `name` in common: a key, a model, a day or an outcome.
 
-    `estimated_ticks` is the part of `cost_ticks` that is an estimate; 1 USD = 10^10 ticks.
+    `estimated_ticks` is the part of `cost_ticks` that is an estimate; 1 USD = 10^10 ticks. `saved_ticks` is
+    what more the cached tokens would have cost as fresh ones, by the price table: at the least, for prompts
+    at the long-context rate count as others do.
     """
 
     name: str
@@ -52,6 +68,7 @@ class Summary:
     cost_ticks: int
     estimated_ticks: int
     bytes_out: int
+    saved_ticks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +134,9 @@ def summarize(
 
     Raises StoreUnavailableError.
     """
-    name = daily.c[by]
-    query = select(name, *(func.sum(daily.c[figure]) for figure in SUMS)).group_by(name).order_by(name)
+    name, model = daily.c[by].label("name"), daily.c.model.label("priced_as")
+    sums = (func.sum(daily.c[figure]) for figure in SUMS)
+    query = select(name, model, *sums).group_by(daily.c[by], daily.c.model).order_by(daily.c[by])
     if since_day is not None:
         query = query.where(daily.c.day >= since_day)
     if until_day is not None:
@@ -126,7 +144,15 @@ def summarize(
     if key is not None:
         query = query.where(daily.c.key == key)
     found = database.read(lambda connection: connection.execute(query).all(), timeout_s=REPORT_TIMEOUT_S)
-    return [Summary(row[0], *(int(figure) for figure in row[1:])) for row in found]
+    return [_add_models(of, list(rows)) for of, rows in groupby(found, key=lambda row: row.name)]
+
+
+def _add_models(name: str, rows: list[Row[Any]]) -> Summary:
+    """One sum of those by model, each of which has its own prices."""
+    cached = 2 + SUMS.index("cached_tokens")
+    figures = [sum(map(int, column)) for column in list(zip(*rows, strict=True))[2:]]
+    saved_ticks = sum(price_saved(row.priced_as, int(row[cached])) for row in rows)
+    return Summary(name, **dict(zip(SUMS, figures, strict=True)), saved_ticks=saved_ticks)
 
 
 _SPENT = text(

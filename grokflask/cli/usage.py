@@ -131,7 +131,8 @@ def _print_sums(grouping: str, sums: list[Summary]) -> None:
         lines.append(["all", *(sum(column) for column in zip(*figures, strict=True))])
     header = [name.removesuffix("_tokens").replace("_", " ") for name in Summary.__dataclass_fields__][1:]
     for line in lines:
-        line[6:8] = [format_usd(int(ticks)) for ticks in line[6:8]]
+        for place in (6, 7, 9):
+            line[place] = format_usd(int(line[place]))
     print_table([grouping, *(name.replace("ticks", "usd") for name in header)], lines)
 
 

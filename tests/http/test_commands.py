@@ -421,7 +421,7 @@ def test_summary(run: Run, ledger: list[LedgerRow]) -> None:
     assert sum(day["exchanges"] for day in days) == 2
     header, line = run("usage", "summary").stdout.splitlines()
     assert header.split()[:2] == ["KEY", "EXCHANGES"]
-    assert line.split() == ["bob", "2", "10", "0", "14", "0", "1.00", "1.00", "6"]
+    assert line.split() == ["bob", "2", "10", "0", "14", "0", "1.00", "1.00", "6", "0.00"]
     assert read(run("usage", "summary", "--until", "2001-01-01", "--json")) == []
 
 

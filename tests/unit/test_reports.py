@@ -143,7 +143,30 @@ def test_summaries(database: Database) -> None:
         "cost_ticks": 200,
         "estimated_ticks": 0,
         "bytes_out": 7,
+        "saved_ticks": 3 * (12_500 - 2_000),
     }
+
+
+def test_what_the_cache_saved(database: Database) -> None:
+    """Each model's cached tokens by that model's own prices, also where a sum is of several models."""
+    fill(
+        database,
+        [
+            make_row(model="grok-4.7", cached_tokens=1000),
+            make_row(model="grok-4", model_served="grok-4.3", cached_tokens=100),
+            make_row(model="grok-build-0.1", cached_tokens=10),  # its cached price is the full one
+            make_row(START + DAY_S, key="bob", model="grok-4.7", cached_tokens=1),
+            make_row(key="bob", model="grok-4.7", cached_tokens=None),
+        ],
+    )
+    dear, usual = 15_000, 10_500
+
+    def show(by: Any, key: str | None = None) -> dict[str, int]:
+        return {each.name: each.saved_ticks for each in summarize(database, None, None, by, key)}
+
+    assert show("key") == {"alice": 1000 * dear + 100 * usual, "bob": dear}
+    assert show("model") == {"grok-4.7": 1001 * dear, "grok-4.3": 100 * usual, "grok-build-0.1": 0}
+    assert show("day", "bob") == {TODAY: 0, "2026-09-22": dear}
 
 
 def test_spent(database: Database) -> None:
