@@ -335,6 +335,13 @@ class Settings:
         "What a vision request with `stream: true` gets: `fallback` is the whole answer as JSON with the "
         "header `X-Stream-Fallback`; `stream` relays chat with images as a stream.",
     )
+    cache_affinity: bool = _setting(
+        "GROKFLASK_CACHE_AFFINITY",
+        read_flag,
+        True,
+        "Whether a conversation that names no `x-grok-conv-id` (on Responses no `prompt_cache_key`) gets "
+        "one, so that xAI finds the beginning of each turn in its prompt cache.",
+    )
     models_cache_s: float = _setting(
         "GROKFLASK_MODELS_CACHE_S",
         seconds(0, 3600),

@@ -17,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from grokflask import vision
+from grokflask.affinity import make_salt
 from grokflask.billing import Bill, make_bill
 from grokflask.catalogue import Catalogue, filter_models
 from grokflask.clients import ClientWatcher, Departure, limit_sending
@@ -121,6 +122,7 @@ class Gateway:
         self._rows = rows
         self._custody = custody
         self._settings = settings
+        self._salt = make_salt(settings)
         self._catalogue = Catalogue(settings.models_cache_s, clock)
         self._moved = MovedModels()
         self._drains = threading.Semaphore(settings.drains)
@@ -138,7 +140,8 @@ class Gateway:
         changes: dict[str, str] = {}
         asked: UpstreamRequest | None = None
         try:
-            asked = shape_request(request, self._settings)
+            caller = self._salt and self._salt + key.owner.encode()
+            asked = shape_request(request, self._settings, caller)
             entry.row.model, entry.row.stream = clean(asked.model), asked.stream
             changes = _tell_changes(asked)
             self._custody.enter(key, request, asked)

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from grokflask import vision
+from grokflask.affinity import HEADER, pin
 from grokflask.billing import FETCHED, FREE, Estimate, estimate_chat, estimate_images, estimate_video
 from grokflask.config import Settings
 from grokflask.dialects import RESPONSES
@@ -23,7 +24,7 @@ from grokflask.routes import Kind, Route, is_plain_segment
 from grokflask.tools import FIELDS as TOOL_FIELDS
 from grokflask.tools import Use, find_use
 
-FORWARDED_HEADERS = ("x-grok-conv-id",)
+FORWARDED_HEADERS = (HEADER,)
 """Request headers that go upstream; all others stay here. This one pins a conversation to the server
 that has its prompt cached."""
 
@@ -126,8 +127,8 @@ class _Shaped(NamedTuple):
     uses: tuple[Kind, str] | None = None
 
 
-def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest:
-    """The request to send upstream.
+def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"") -> UpstreamRequest:
+    """The request to send upstream. Its conversation gets an id that is this `caller`'s, b"" for none.
 
     Raises InvalidRequestError, naming the parameter, and RouteNotFoundError for an id in the path that
     could not be one.
@@ -148,6 +149,8 @@ def shape_request(request: ClientRequest, settings: Settings) -> UpstreamRequest
         return UpstreamRequest(route.method, path, body, headers, model=model, estimate=estimate)
     fields = read_fields(request.body)
     shaped = rule(fields, settings)
+    if caller and route.billing == "tokens":
+        pin(headers, fields, caller, by_field=route.name == "responses")
     body = msgspec.json.encode(fields)
     model = _read_text(fields, "model") or ""
     return UpstreamRequest(

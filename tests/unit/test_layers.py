@@ -16,7 +16,7 @@ LEVELS = {
     **dict.fromkeys(
         ("routes", "shaping", "vision", "tools", "config", "setting_types", "terms", "event_filter"), 0
     ),
-    **dict.fromkeys(("dialects", "typed_events", "typed_usage", "dropped_params"), 0),
+    **dict.fromkeys(("dialects", "typed_events", "typed_usage", "dropped_params", "affinity"), 0),
     **dict.fromkeys(("money", "key_limits", "stored_key", "ledger_row", "prices", "billing"), 0),
     **dict.fromkeys(
         ("clients", "connections", "transport", "upstream", "upstream_stream", "log", "spool"), 1
