@@ -222,7 +222,7 @@ class Gateway:
         try:
             relay.wait_for_answer(self._settings.commit_s)
             begun = True
-            served = relay.look_ahead()
+            served = relay.look_ahead(self._settings.heartbeat_s)
         except BaseException:
             relay.close()
             raise

@@ -110,13 +110,16 @@ class Relay:
             self._exhausted = True
             raise
 
-    def look_ahead(self) -> str | None:
+    def look_ahead(self, timeout_s: float) -> str | None:
         """Takes in what the consumer is given first; the model that answers, if that tells it.
+
+        After `timeout_s`, at the latest, that is a comment.
 
         Nothing is held back by it: a WSGI server sends the head together with the first bytes (PEP 3333).
         What goes wrong from here on is told inside the stream.
         """
         if self._stream is not None:
+            self._heartbeat_at = min(self._heartbeat_at, self._clock() + timeout_s)
             self._ahead = self._advance()
         return self._filter.model_served
 

@@ -804,7 +804,7 @@ def test_looking_ahead() -> None:
     """The first event tells the model before the response begins, and is given out as it would have been."""
     steps = (frame(chunk("a")), Wait(3), frame(chunk("b"), usage_only()), DONE)
     exchange, plain = Exchange(*steps), Exchange(*steps)
-    assert exchange.relay.look_ahead() == "grok-4.3"
+    assert exchange.relay.look_ahead(1e6) == "grok-4.3"
     assert exchange.take() == plain.take()
     assert exchange.settled == plain.settled
 
@@ -813,7 +813,7 @@ def test_looking_ahead() -> None:
 def test_looking_ahead_at_what_tells_no_model(steps: tuple[Step, ...]) -> None:
     """Whatever stands there, or that nothing does, goes to the client as ever."""
     exchange, plain = Exchange(*steps), Exchange(*steps)
-    assert exchange.relay.look_ahead() is None
+    assert exchange.relay.look_ahead(1e6) is None
     assert exchange.take() == plain.take()
     assert exchange.settled.outcome == plain.settled.outcome
 
@@ -821,7 +821,7 @@ def test_looking_ahead_at_what_tells_no_model(steps: tuple[Step, ...]) -> None:
 def test_looking_ahead_and_no_further() -> None:
     """A stream that is closed behind its first event was left by its client."""
     exchange = Exchange(frame(chunk("a")), frame(chunk("b")), DONE)
-    exchange.relay.look_ahead()
+    exchange.relay.look_ahead(1e6)
     exchange.relay.close()
     assert exchange.settled.outcome is Outcome.CLIENT_ABORT
 
