@@ -82,7 +82,7 @@ class Relay:
         self._heartbeat_at = started_at  # until the answer has come a comment is due at once
         self._first_event_at: float | None = None
         self._error: GrokflaskError | None = None
-        self._ahead = b""  # what the consumer is given first
+        self._ahead: bytes | None = None  # what the consumer is given first
         self._exhausted = False  # the consumer has taken everything, so all was written
         self._closed = False
         self._bytes_out = 0
@@ -146,8 +146,10 @@ class Relay:
     def __iter__(self) -> Iterator[bytes]:
         # An iterator without a `close` of its own: whoever iterates (stream_with_context closes what it
         # has used up, before the last byte is out) must leave closing to the one call on the response.
-        ahead, self._ahead = self._ahead, b""
-        return chain([ahead] if ahead else [], iter(self._advance, b""))
+        ahead, self._ahead = self._ahead, None
+        if ahead == b"":
+            return iter(())  # it was over before it began
+        return chain(() if ahead is None else (ahead,), iter(self._advance, b""))
 
     def close(self) -> None:
         """Ends the exchange wherever it is, closes or returns the connection, settles. Idempotent."""

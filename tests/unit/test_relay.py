@@ -826,6 +826,16 @@ def test_looking_ahead_and_no_further() -> None:
     assert exchange.settled.outcome is Outcome.CLIENT_ABORT
 
 
+def test_a_client_that_left_before_the_first_event() -> None:
+    """Nothing was given out, though all of it had come: nobody is there to have got it."""
+    exchange = Exchange(frame(chunk("a")) + DONE)
+    exchange.departure.left_at = exchange.clock.now
+    exchange.relay.look_ahead(1e6)
+    assert exchange.take() == []
+    assert exchange.settled.outcome is Outcome.CLIENT_ABORT
+    assert exchange.settled.bytes_out == 0
+
+
 def test_the_first_comment_waits_no_longer_than_for_an_answer() -> None:
     """Routers give up when nothing has come for 30 s, be it that upstream's headers came in between."""
     exchange = Exchange(Wait(100), frame(chunk("a")), DONE, heartbeat_s=15, commit_s=2)
