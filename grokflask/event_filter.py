@@ -58,6 +58,9 @@ class EventFilter:
         if len(events) == 1 and type(first) is Run and _find_mark(first) < 0:
             self.events += first.number
             return first
+        return self._take_each(events)
+
+    def _take_each(self, events: list[bytes]) -> bytes:
         parts: list[bytes] = []
         for event in events:
             if type(event) is Run:

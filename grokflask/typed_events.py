@@ -40,15 +40,7 @@ class TypedEventFilter(EventFilter):
 
     def take(self, events: list[bytes]) -> bytes:
         """As of `EventFilter`."""
-        parts: list[bytes] = []
-        for event in events:
-            if type(event) is Run:
-                self._take_run(event, parts)
-            else:
-                self._take_one(event, parts)
-            if self.done or self.error:
-                break
-        return b"".join(parts)
+        return self._take_each(events)
 
     def _take_run(self, run: Run, parts: list[bytes]) -> None:
         for event in run[6:-2].split(b"\n\ndata: "):
