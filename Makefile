@@ -24,7 +24,7 @@ run: .venv/runtime ## serve on $PORT (8000); settings come from the environment 
 sandbox: .venv/runtime ## the sandbox upstream alone, on port 9000
 	@$(BIN)/python -m grokflask.sandbox
 
-test: .venv/dev .venv/node ## everything: format, lint, types, all tests
+test: .venv/dev .venv/node .venv/browser ## everything: format, lint, types, all tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
@@ -71,7 +71,7 @@ lock: .venv/dev ## choose the newest versions again and pin them with their hash
 	$(COMPILE) --upgrade -o requirements.txt requirements.in
 	$(COMPILE) --upgrade -o requirements-dev.txt requirements-dev.in
 	$(COMPILE) --upgrade -o requirements-bench.txt requirements-bench.in
-	$(NPM) install --package-lock-only --save-exact ai@latest @ai-sdk/xai@latest zod@latest
+	$(NPM) install --package-lock-only --save-exact ai@latest @ai-sdk/xai@latest axe-core@latest zod@latest
 
 clean: ## remove what was set up
 	rm -rf .venv .bench tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -96,6 +96,14 @@ clean: ## remove what was set up
 .venv/node: tests/node/package-lock.json | .venv/dev
 	@echo "Installing into tests/node/node_modules ..."
 	@$(NPM) ci
+	@touch $@
+
+# The browser of tests/web: Debian's package, or whatever Chromium there is already.
+.venv/browser: | .venv/dev
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+		echo "Installing chromium ..."; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; \
+	} || echo "Chromium could not be installed (as root on Debian: apt install chromium); tests in a browser are skipped, in CI they fail."
 	@touch $@
 
 .bench/ready: requirements-bench.txt | .venv/bin/python

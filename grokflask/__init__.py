@@ -16,13 +16,15 @@ from grokflask.key_store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import admin, api, health, hooks, replies, streams
+from grokflask.web import admin, api, health, hooks, pages, replies, streams
 from grokflask.web.application import Application
 from grokflask.web.extensions import RequestLimiter, allow_origins
 
 __all__ = ["create_app"]
 
 _RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
+
+_BLUEPRINTS = (health.blueprint, admin.blueprint, streams.blueprint, pages.blueprint)
 
 _log = logging.getLogger("grokflask")
 
@@ -68,7 +70,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
     replies.register_errors(app)
-    for blueprint in (*api.make_blueprints(), health.blueprint, admin.blueprint, streams.blueprint):
+    for blueprint in (*api.make_blueprints(), *_BLUEPRINTS):
         app.register_blueprint(blueprint)
     for group in GROUPS:
         app.cli.add_command(group)
