@@ -9,16 +9,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
-
-import msgspec
-from msgspec.structs import replace
 
 from grokflask import vision
 from grokflask.affinity import make_salt
-from grokflask.billing import Bill, make_bill
+from grokflask.answer import Reply, StreamReply
 from grokflask.catalogue import Catalogue, filter_models
 from grokflask.clients import ClientWatcher, Departure, limit_sending
 from grokflask.config import Settings
@@ -31,6 +27,7 @@ from grokflask.errors import (
     StoreUnavailableError,
     UpstreamProtocolError,
 )
+from grokflask.exchange import Exchange, Rows
 from grokflask.exchanges import OpenExchanges, OpenStream
 from grokflask.keys import ApiKey
 from grokflask.ledger import LedgerEntry
@@ -48,54 +45,6 @@ from grokflask.usage import Settlement, Usage
 
 MAX_READ_BYTES = 16 * 2**20
 """The largest reply that is read, and not only passed on: a list, what has been made."""
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """An answer given whole, byte for byte as upstream sent it unless its route says otherwise.
-
-    Attributes:
-        body: JSON, or a file's content. Whoever is given a Spool closes it.
-        media_type: what it is, where that is not JSON.
-    """
-
-    status: int
-    body: bytes | Spool
-    headers: dict[str, str] = msgspec.field(default_factory=dict)
-    media_type: str = "application/json"
-
-
-class Events(Protocol):
-    """The bytes of a stream, on their way to one client."""
-
-    def __iter__(self) -> Iterator[bytes]: ...
-
-    def close(self) -> None:
-        """Ends it wherever it is. Idempotent."""
-
-
-class StreamReply(msgspec.Struct, frozen=True):
-    """An answer given as events: iterate `relay` for its bytes, and close it whatever happens."""
-
-    relay: Events
-    headers: dict[str, str] = msgspec.field(default_factory=dict)
-
-
-class Rows(Protocol):
-    """Where the ledger's rows go; neither method blocks or raises."""
-
-    @property
-    def worker(self) -> str:
-        """The process's name in them."""
-
-    @property
-    def is_full(self) -> bool:
-        """There is no room for further ones."""
-
-    def open(self, row: LedgerRow) -> None:
-        """An exchange has begun."""
-
-    def settle(self, row: LedgerRow) -> None:
-        """It is over."""
 
 
 class Gateway:
@@ -189,7 +138,7 @@ class Gateway:
             stream=asked.stream,
         )
 
-    def _start(self, key: ApiKey, asked: UpstreamRequest, entry: LedgerEntry, hold: Hold) -> _Exchange:
+    def _start(self, key: ApiKey, asked: UpstreamRequest, entry: LedgerEntry, hold: Hold) -> Exchange:
         """Sends the request upstream and opens its row."""
         try:
             call = self.exchanges.start(lambda: self._upstream.call(asked, key.upstream_key))
@@ -197,9 +146,9 @@ class Gateway:
             hold.settle()
             raise
         self._rows.open(entry.expect(asked.estimate))
-        return _Exchange(call, asked, key, entry, hold, self.exchanges, self._rows)
+        return Exchange(call, asked, key, entry, hold, self.exchanges, self._rows)
 
-    def _stream(self, exchange: _Exchange, terms: Terms, request: ClientRequest) -> StreamReply:
+    def _stream(self, exchange: Exchange, terms: Terms, request: ClientRequest) -> StreamReply:
         """Events. Upstream's own headers come with them if it answers before the response must begin."""
         begun = False
 
@@ -228,7 +177,7 @@ class Gateway:
             raise
         return StreamReply(relay, {**relay.headers, **self._tell_model(exchange, served)})
 
-    def _read_whole(self, exchange: _Exchange, terms: Terms, request: ClientRequest) -> Reply:
+    def _read_whole(self, exchange: Exchange, terms: Terms, request: ClientRequest) -> Reply:
         """The whole answer, or nothing."""
         entry = exchange.entry
         departure = self._watch(exchange.call, terms, request)
@@ -248,7 +197,7 @@ class Gateway:
         answer.headers.update(self._tell_model(exchange, reply.model_served))
         return answer
 
-    def _show(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Reply:
+    def _show(self, exchange: Exchange, request: ClientRequest, reply: WholeReply) -> Reply:
         """The reply as the client may see it."""
         route, key, headers = request.route, exchange.key, dict(reply.headers)
         if isinstance(reply.body, Spool) and not (exchange.makes or route.rewrites):
@@ -266,7 +215,7 @@ class Gateway:
                 raise
         return Reply(reply.status, body, headers, reply.media_type)
 
-    def _tell_model(self, exchange: _Exchange, served: str | None) -> dict[str, str]:
+    def _tell_model(self, exchange: Exchange, served: str | None) -> dict[str, str]:
         """The header that says so when another model than the one asked for has answered."""
         row = exchange.entry.row
         if not served or not row.model or served == exchange.model:
@@ -275,7 +224,7 @@ class Gateway:
         self._moved.note(row.key, row.model, served, row.day)
         return {"X-Model-Served": served} if served.isascii() else {}
 
-    def _tell_usage(self, exchange: _Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
+    def _tell_usage(self, exchange: Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
         """What this exchange has used: nothing of what is paid when it is fetched, or has been paid then."""
         if request.route.billing == "free":
             return None  # what is fetched again tells what it once used
@@ -329,51 +278,6 @@ class Gateway:
             keeps_failures=request.route.kind == "video",
             dialect=request.route.dialect,
         )
-
-
-class _Exchange:
-    """What a request holds while upstream works on it: a place, its limits, an open row. Given back once."""
-
-    def __init__(
-        self,
-        call: UpstreamCall,
-        asked: UpstreamRequest,
-        key: ApiKey,
-        entry: LedgerEntry,
-        hold: Hold,
-        exchanges: OpenExchanges,
-        rows: Rows,
-    ) -> None:
-        self.call = call
-        self.path, self.model, self.makes = asked.path, asked.model, asked.makes
-        self.key = key
-        self.entry = entry
-        self._estimate = asked.estimate  # not the request: its body may be large, and a stream long
-        self._hold = hold
-        self._exchanges = exchanges
-        self._rows = rows
-        self._bill: Bill | None = None
-
-    def finish(self, settlement: Settlement) -> Bill:
-        """Upstream is done, though its last bytes are not out yet: the limits are free for a next request."""
-        if self._bill is None:
-            self._bill = make_bill(self._estimate, settlement, reached=self.call.reached)
-            self._hold.settle(self._bill)
-        return self._bill
-
-    def settle(self, settlement: Settlement, status: int) -> None:
-        """All is over. Idempotent. What a fault of our own has ended was not refused, but cut short."""
-        if settlement.outcome is Outcome.REFUSED:
-            settlement = replace(settlement, outcome=Outcome.TRUNCATED)
-        self._exchanges.end(self.call)
-        bill = self.finish(settlement)
-        if not self.entry.settled:
-            self._rows.settle(self.entry.settle(settlement, status, bill))
-
-    def fail(self, error: GrokflaskError) -> None:
-        """Ends the call and settles, before a byte of the answer."""
-        self.call.cancel(error)
-        self.settle(self.entry.sum_up(error.outcome, error=error), error.status)
 
 
 def _read_all(body: bytes | Spool) -> bytes:

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from grokflask.answer import Reply, StreamReply
 from grokflask.clients import ClientWatcher, Departure, limit_sending
 from grokflask.config import Settings
 from grokflask.errors import GrokflaskError, InvalidRequestError, RecordingLostError
-from grokflask.gateway import Gateway, Reply, StreamReply
+from grokflask.gateway import Gateway
 from grokflask.keys import ApiKey
 from grokflask.reader import Reader
 from grokflask.recording import Head, Recording, describe

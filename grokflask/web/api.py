@@ -11,7 +11,8 @@ from urllib.parse import urlencode
 from flask import Blueprint, Flask, Request, Response
 from werkzeug.datastructures import Headers
 
-from grokflask.gateway import Gateway, Reply, StreamReply
+from grokflask.answer import Reply, StreamReply
+from grokflask.gateway import Gateway
 from grokflask.keys import ApiKey
 from grokflask.replay import Repetition, Replays
 from grokflask.routes import PREFIXES, ROUTES, Route

@@ -14,6 +14,7 @@ from flask import Flask, Response, current_app, g, request, stream_with_context
 from flask_limiter import RateLimitExceeded
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
+from grokflask.answer import Reply, StreamReply
 from grokflask.dialects import CHAT
 from grokflask.errors import (
     BodyTooLargeError,
@@ -23,7 +24,6 @@ from grokflask.errors import (
     MethodNotAllowedError,
     RouteNotFoundError,
 )
-from grokflask.gateway import Reply, StreamReply
 from grokflask.routes import Route
 from grokflask.shaping import asks_for_stream
 from grokflask.web.body import peek_body

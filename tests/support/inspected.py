@@ -21,7 +21,7 @@ OURS = (
     "LedgerEntry",
     "LedgerRow",
     "Hold",
-    "_Exchange",
+    "Exchange",
 )
 
 

@@ -57,6 +57,8 @@ LEVELS = {
         ),
         2,
     ),
+    "answer": 2,
+    "exchange": 3,
     "gateway": 3,
     "replay": 3,
     "reconciliation": 3,
