@@ -21,6 +21,7 @@ import errno
 import functools
 import gc
 import itertools
+import json
 import os
 import resource
 import socket
@@ -214,6 +215,22 @@ def _send(sock, data):
         sock.sendall(memoryview(data)[sent:])
 
 
+def _write_error(sock, status, reason, message):
+    """Answers what is no HTTP, and so never reaches the app, in the API's way; gunicorn's own is a page."""
+    error = {
+        "message": message or reason,
+        "type": "invalid_request_error" if status < 500 else "server_error",
+        "param": None,
+        "code": "malformed_request" if status < 500 else "internal_error",
+    }
+    body = json.dumps({"error": error}).encode()
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    util.write_nonblock(sock, head.encode("latin-1") + body)
+
+
 @functools.lru_cache(maxsize=2)
 def _format_second(second):
     return _format_date(second)
@@ -223,6 +240,7 @@ _format_date = util.http_date
 # gunicorn asks for these by the names of its modules.
 util.http_date = lambda timestamp=None: _format_second(int(time.time() if timestamp is None else timestamp))
 wsgi.Response = Response
+util.write_error = _write_error
 
 _LOST = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 

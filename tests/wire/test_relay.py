@@ -274,3 +274,25 @@ def test_an_endless_chunked_body_is_refused(gateway: GatewayServer) -> None:
     except requests.ConnectionError:
         return  # the gateway answered and closed while we were still sending
     assert reply.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n",
+        b'GET /health HTTP/1.1\r\nHost: x\r\n"\xff\\: y\r\n\r\n',
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_answered_in_json(gateway: GatewayServer, data: bytes) -> None:
+    """gunicorn refuses it before the app sees it, and the client still gets an error of the API."""
+    with connect(gateway) as sock:
+        sock.sendall(data)
+        head, _, body = read_all(sock).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"Content-Type: application/json" in head
+    error = json.loads(body)["error"]
+    assert error["code"] == "malformed_request"
+    assert error["message"]
