@@ -6,6 +6,7 @@ kept for its time, and within a sum of bytes.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class _Progress:
 
 
 class RecordingPublisher:
-    """Publishes what it is given. `publish` is for one thread.
+    """Publishes what it is given.
 
     Args:
         total_bytes: of what this worker has in the store.
@@ -68,6 +69,7 @@ class RecordingPublisher:
         self._total_bytes = total_bytes
         self._keep_s = keep_s
         self._clock = clock
+        self._lock = threading.Lock()  # of `publish`
         self._progress: dict[Recording, _Progress] = {}
         self._attended: set[Recording] = set()
         self._stored: dict[str, tuple[str, int, float]] = {}  # id -> name, bytes, until when; oldest first
@@ -106,17 +108,28 @@ class RecordingPublisher:
         Raises StoreUnavailableError; then nothing is lost.
         """
         more = False
-        for recording, progress in list(self._progress.items()):
-            more |= self._publish(recording, progress)
-        self._make_room()
+        with self._lock:
+            for recording, progress in list(self._progress.items()):
+                more |= self._publish(recording, progress)
+            self._make_room()
         if more:
             return 0.0
         return RENEW_S if self._progress or self._stored else None
 
-    def _publish(self, recording: Recording, progress: _Progress) -> bool:
-        """Publishes what is new of one; whether there is more of it already."""
+    def publish_failure(self, recording: Recording, failure: Failure | None) -> None:
+        """How one is about to end, and that its name is free: before any client knows, and tries again.
+
+        Raises StoreUnavailableError.
+        """
+        with self._lock:
+            progress = self._progress.get(recording)
+            while progress and self._publish(recording, progress, End(complete=False, failure=failure)):
+                pass
+
+    def _publish(self, recording: Recording, progress: _Progress, end: End | None = None) -> bool:
+        """Publishes what is new of one, and how it will `end`; whether there is more of it already."""
         # Looked at once, and first: what comes meanwhile is for the next round.
-        ended, unkept, head = recording.ended, recording.given_up, recording.head
+        end, unkept, head = end or _find_end(recording), recording.given_up, recording.head
         entries: list[Entry] = []
         position, more = progress.position, False
         if head and not progress.headed:
@@ -124,11 +137,10 @@ class RecordingPublisher:
         if not unkept:
             data, position, more = _list_data(recording, position)
             entries += data
-        over = ended and not more
+        over = end is not None and not more
         if (over or unkept) and not progress.unkept:
             lost = End(complete=False, failure=describe(RecordingLostError()))
-            end = lost if unkept else End(recording.complete, recording.failure)
-            entries.append((f"{position}-9", "end", msgspec.json.encode(end)))
+            entries.append((f"{position}-9", "end", msgspec.json.encode(lost if unkept else end)))
         now = self._clock()
         if not entries and not over and now < progress.renew_at:
             return False
@@ -164,6 +176,11 @@ class RecordingPublisher:
                 self._store.delete(name, id)
             del self._stored[id]
             self._stored_bytes -= size
+
+
+def _find_end(recording: Recording) -> End | None:
+    """How it has ended; None while it has not."""
+    return End(recording.complete, recording.failure) if recording.ended else None
 
 
 def _list_data(recording: Recording, position: int) -> tuple[list[Entry], int, bool]:

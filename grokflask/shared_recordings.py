@@ -120,7 +120,12 @@ class SharedRecordings:
         self._to_publish.set()
 
     def end(self, recording: Recording, *, complete: bool, failure: Failure | None = None) -> None:
-        """As `Recordings.end`."""
+        """As `Recordings.end`. A failure's name is free in the store before anybody is told of it."""
+        if not complete:
+            try:
+                self._publisher.publish_failure(recording, failure)
+            except StoreUnavailableError as error:
+                self._note_away(error)
         self._own.end(recording, complete=complete, failure=failure)
         self._to_publish.set()
 
