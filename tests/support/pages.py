@@ -30,6 +30,7 @@ RUN_BY = {
     ("docs/deployment.md", "sh"): DEPLOYMENT + "test_commands",
     ("docs/deployment.md", "ini"): DEPLOYMENT + "test_systemd_unit",
     ("docs/deployment.md", "nginx"): DEPLOYMENT + "test_nginx_blocks_agree",
+    ("docs/deployment.md", "env"): DEPLOYMENT + "test_settings_blocks",
     ("docs/deployment.md", "dockerfile"): DEPLOYMENT + "test_dockerfile",
     ("docs/idempotency.md", "python"): DOCS + "test_python_examples",
     ("docs/idempotency.md", "text"): NOT_RUN + "a drawing of two requests side by side",
