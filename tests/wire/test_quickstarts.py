@@ -47,11 +47,11 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]
     assert "Traceback" not in server.log, server.log
 
 
-def make_poor_key(gateway: GatewayServer, name: str) -> str:
-    """The secret of a new key that may spend nothing."""
+def make_key(gateway: GatewayServer, name: str, **limits: object) -> str:
+    """The secret of a new key."""
     reply = requests.post(
         f"{gateway.url}/admin/api/keys",
-        json={"name": name, "budget_day": 0},
+        json={"name": name, **limits},
         headers={"Authorization": "Bearer admin-token-0123456789"},
         timeout=30,
     )
@@ -61,10 +61,15 @@ def make_poor_key(gateway: GatewayServer, name: str) -> str:
 
 
 def run_block(
-    gateway: GatewayServer, folder: Path, block: Block, model: str = "grok-4.3", key: str = KEY
+    gateway: GatewayServer,
+    folder: Path,
+    block: Block,
+    model: str = "grok-4.3",
+    key: str = KEY,
+    slash: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a program of the page, with another host and perhaps another model."""
-    text = block.text.replace("http://127.0.0.1:8000", gateway.url)
+    """Runs a program of the page, with another host, perhaps another model, or `slash` behind its URL."""
+    text = re.sub(r"http://127\.0\.0\.1:8000([\w/]*)", rf"{gateway.url}\1{slash}", block.text)
     assert "grok-4.3" in text
     path = folder / f"program.{'mjs' if block.language == 'js' else 'py'}"
     path.write_text(text.replace("grok-4.3", model))
@@ -104,8 +109,8 @@ def test_stream_that_breaks(gateway: GatewayServer, tmp_path: Path, block: Block
 
 @pytest.mark.parametrize("block", STORIES, ids=name_block)
 def test_wrong_key(gateway: GatewayServer, tmp_path: Path, block: Block) -> None:
-    """Each program tells the status of a refusal."""
-    done = run_block(gateway, tmp_path, block, key="wrong-key-here")
+    """Each program tells the status of a refusal; a slash behind its base URL changes nothing."""
+    done = run_block(gateway, tmp_path, block, key="wrong-key-here", slash="/")
     assert (done.returncode, done.stdout.strip()) == (1, "")
     assert done.stderr.startswith("401")
     assert "Invalid API key" in done.stderr
@@ -115,12 +120,32 @@ def test_wrong_key(gateway: GatewayServer, tmp_path: Path, block: Block) -> None
 def test_spent_budget(gateway: GatewayServer, tmp_path: Path, block: Block) -> None:
     """A budget that is spent is told, and the SDKs that know `x-should-retry` ask no second time."""
     name = f"poor-{name_block(block)}"
-    done = run_block(gateway, tmp_path, block, key=make_poor_key(gateway, name))
+    done = run_block(gateway, tmp_path, block, key=make_key(gateway, name, budget_day=0))
     assert done.returncode == 1
     assert done.stderr.startswith("429")
     knows = "ai-sdk" not in block.text
     gateway.wait_for_line("code=insufficient_quota", f"key={name} ")
     assert len(gateway.find_lines("outcome=refused", f"key={name} ")) == (1 if knows else 3)
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in STORIES if "anthropic" not in block.text], ids=name_block
+)
+def test_long_retry_after(gateway: GatewayServer, tmp_path: Path, block: Block) -> None:
+    """A 429 whose `Retry-After` is long ends each program soon; how often it asks is what the page says.
+
+    Anthropic's SDK is left out: it would wait.
+    """
+    name = f"limited-{name_block(block)}"
+    key = make_key(gateway, name, requests="1/year")
+    headers = {"Authorization": f"Bearer {key}"}
+    assert requests.get(f"{gateway.url}/api/v1/models", headers=headers, timeout=30).status_code == 200
+    done = run_block(gateway, tmp_path, block, key=key)
+    assert done.returncode == 1
+    assert done.stderr.startswith("429")
+    gateway.wait_for_line("code=rate_limit_exceeded", f"key={name} ")
+    tries = 1 if block.language == "python" else 3
+    assert len(gateway.find_lines("code=rate_limit_exceeded", f"key={name} ")) == tries
 
 
 @pytest.mark.parametrize("block", STOPS, ids=name_block)
