@@ -71,7 +71,7 @@ lock: .venv/dev ## choose the newest versions again and pin them with their hash
 	$(COMPILE) --upgrade -o requirements.txt requirements.in
 	$(COMPILE) --upgrade -o requirements-dev.txt requirements-dev.in
 	$(COMPILE) --upgrade -o requirements-bench.txt requirements-bench.in
-	$(NPM) install --package-lock-only --save-exact ai@latest @ai-sdk/xai@latest axe-core@latest zod@latest
+	$(NPM) install --package-lock-only --save-exact ai@latest @ai-sdk/xai@latest @ai-sdk/openai-compatible@latest openai@latest axe-core@latest zod@latest
 
 clean: ## remove what was set up
 	rm -rf .venv .bench tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

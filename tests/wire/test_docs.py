@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.processes import ROOT, GatewayServer
+import requests
+from support.pages import find_blocks, list_blocks_of
+from support.processes import ROOT, GatewayServer, Server, find_free_port, wait_for
 from support.stores import ADMIN_TOKEN
 
-DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", DOCS / "streaming.md", DOCS / "responses-and-messages.md"]
 
-
-def list_examples(language: str) -> list[tuple[str, str]]:
-    found = []
-    for page in PAGES:
-        for number, text in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)):
-            found.append((f"{page.name}-{number}", text))
-    return found
+def list_examples(test: str) -> list[tuple[str, str]]:
+    """A name for each example that the table of pages gives to a test, and its text."""
+    return [
+        (f"{Path(block.page).name}-{block.line}", block.text)
+        for block in list_blocks_of(f"tests/wire/test_docs.py::{test}")
+    ]
 
 
 def point(text: str, gateway: GatewayServer, model: str | None = None) -> str:
@@ -38,7 +38,7 @@ def run(
     )
 
 
-@pytest.mark.parametrize(("name", "text"), list_examples("python"))
+@pytest.mark.parametrize(("name", "text"), list_examples("test_python_examples"))
 def test_python_examples(sandbox_gateway: GatewayServer, tmp_path: Path, name: str, text: str) -> None:
     """Each Python example prints a story."""
     path = tmp_path / "example.py"
@@ -48,7 +48,7 @@ def test_python_examples(sandbox_gateway: GatewayServer, tmp_path: Path, name: s
     assert len(done.stdout.split()) > 20
 
 
-@pytest.mark.parametrize(("name", "text"), list_examples("bash"))
+@pytest.mark.parametrize(("name", "text"), list_examples("test_curl_examples"))
 def test_curl_examples(sandbox_gateway: GatewayServer, name: str, text: str) -> None:
     """Each curl line streams to [DONE]."""
     done = run(["bash", "-c", point(text, sandbox_gateway)])
@@ -67,7 +67,7 @@ def test_requests_example_notices_every_bad_ending(
     sandbox_gateway: GatewayServer, tmp_path: Path, model: str, message: str
 ) -> None:
     """The loop of docs/streaming.md takes no broken stream for a whole one."""
-    (text,) = [text for name, text in list_examples("python") if "iter_lines" in text]
+    (text,) = [text for name, text in list_examples("test_python_examples") if "iter_lines" in text]
     path = tmp_path / "example.py"
     path.write_text(point(text, sandbox_gateway, model))
     done = run([sys.executable, str(path)])
@@ -78,10 +78,10 @@ def test_requests_example_notices_every_bad_ending(
 SECRET = re.compile(r"gf-[\w-]{43}")
 
 
-def list_console(page: Path) -> Iterator[tuple[str, str]]:
+def list_console(page: str) -> Iterator[tuple[str, str]]:
     """The commands of the console blocks, in order, and what the page says they print."""
-    for text in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
-        for piece in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+    for block in find_blocks(page, "console"):
+        for piece in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
             found = re.fullmatch(r"((?:[^\n]*\\\n)*[^\n]*\n)(.*)", piece, re.DOTALL)
             assert found, piece
             yield found[1], found[2]
@@ -111,15 +111,72 @@ def make_path() -> str:
 
 
 def test_readme_commands(tmp_path: Path) -> None:
-    """The README's commands for keys and usage work one behind the other, on an empty database."""
-    text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^flask --app wsgi .*", text, re.MULTILINE)
-    assert len(commands) >= 3
+    """The README's commands work one behind the other, on an empty database.
+
+    make is asked what it would do (test_commands.py runs that), pip whether all is there, and gunicorn's line
+    is docs/deployment.md's, which test_deployment.py runs.
+    """
     env = {"PATH": make_path(), "PYTHONPATH": str(ROOT), "GROKFLASK_AUTH": "keys"}
+    for name in (".env.example", "requirements.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    served = [block.text for block in find_blocks("docs/deployment.md", "sh")]
+    commands = [
+        line for block in find_blocks("README.md", "sh") for line in block.text.splitlines() if line.strip()
+    ]
+    assert len(commands) >= 9
     for command in commands:
+        if command.startswith("gunicorn "):
+            assert any(command in text for text in served)
+            continue
+        command = re.sub(r"^make ", f"make -n -C {ROOT} ", command)
+        command = re.sub(r"^pip install ", "pip install --dry-run --no-index ", command)
         done = run(["bash", "-c", command], env, tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), command + done.stdout + done.stderr
     assert (tmp_path / "var" / "grokflask.db").exists()
+
+
+def test_keys_gateway(tmp_path: Path) -> None:
+    """The gateway that docs/keys.md starts to be tried wants a key, and has the admin API."""
+    for name in ("grokflask", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("wsgi.py", "gunicorn.conf.py"):  # a folder without a developer's .env
+        shutil.copy(ROOT / name, tmp_path)
+    (block,) = find_blocks("docs/keys.md", "sh")
+    assert block.text.endswith(" make run\n")
+    command = block.text.replace("make run", f"exec {sys.executable} scripts/run.py")
+    url = f"http://127.0.0.1:{(port := find_free_port())}"
+    server = Server(["bash", "-c", command], {"PORT": str(port), "PYTHONPATH": ""}, tmp_path)
+    try:
+        wait_for(lambda: "msg=ready" in server.log, "gunicorn")
+        found = [
+            requests.get(url + path, timeout=30).status_code for path in ("/api/v1/usage", "/admin/api/keys")
+        ]
+        assert found == [401, 401]
+    finally:
+        assert server.stop() == 0
+
+
+def test_sandbox_alone(tmp_path: Path) -> None:
+    """The sandbox's command prints what its page shows, but for the port."""
+    ((command, shown),) = list_console("docs/sandbox.md")
+    port = str(find_free_port())
+    words = [sys.executable, *command.split()[1:], "--port", port]
+    server = Server(words, {}, tmp_path)
+    try:
+        expected = shown.replace("9000", port).strip()
+        wait_for(lambda: server.log.strip() == expected, "what the page shows")
+    finally:
+        assert server.stop() == 0
+
+
+def test_sandbox_from_python(tmp_path: Path) -> None:
+    """The sandbox page's program prints the beginning of a story, and the journal's view of it."""
+    (block,) = find_blocks("docs/sandbox.md", "python")
+    path = tmp_path / "example.py"
+    path.write_text(block.text)
+    done = run([sys.executable, str(path)], {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]})
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r".+\nfault: \d+ events\n", done.stdout, re.DOTALL)
 
 
 def test_keys_page(tmp_path: Path) -> None:
@@ -135,7 +192,7 @@ def test_keys_page(tmp_path: Path) -> None:
     server = GatewayServer(tmp_path, env)
     env |= {"PYTHONPATH": str(ROOT), "PATH": make_path(), "LC_ALL": "C.UTF-8"}
     try:
-        commands = list(list_console(ROOT / "docs" / "keys.md"))
+        commands = list(list_console("docs/keys.md"))
         assert len(commands) > 15
         for command, shown in commands:
             done = run(["bash", "-c", point(command, server)], env, tmp_path)
