@@ -6,6 +6,7 @@ finalizer closes, in the midst of anything, can be counted as well.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from grokflask.metrics_families import Dated, Distribution, Family, Figures
 T = TypeVar("T")
 
 PROMPT_S = families.DELAY_BOUNDS_S[0]
+TURN_NOTES = 100
+"""After so many, whoever sums them up lets the streams run."""
 BATCH_WRITES = 256
 """So many prompt writes of one stream are noted together."""
 
@@ -234,5 +237,7 @@ def _name_kind(row: LedgerRow) -> str:
 
 def _take(notes: deque[T]) -> Iterator[T]:
     """Those that are there now, which are then no more."""
-    for _ in range(len(notes)):
+    for number in range(1, len(notes) + 1):
+        if not number % TURN_NOTES:
+            time.sleep(0)
         yield notes.popleft()
