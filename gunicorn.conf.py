@@ -387,7 +387,6 @@ def on_starting(server):
             worker_connections,
             _wanted_connections,
         )
-    server.metrics_dir = _make_metrics_dir(server)
 
 
 def _make_metrics_dir(server):
@@ -407,6 +406,8 @@ def _make_metrics_dir(server):
 
 def pre_fork(server, worker):
     """Gives the worker a number that no living one has: its counts go on where the last one's end."""
+    if not hasattr(server, "metrics_dir"):  # not before: a start that fails for its port has no `on_exit`
+        server.metrics_dir = _make_metrics_dir(server)
     if server.metrics_dir is not None:
         slots = [getattr(each, "metrics_slot", None) for each in server.WORKERS.values()]
         taken = [slot[1] for slot in slots if slot]
@@ -423,6 +424,6 @@ def child_exit(server, worker):
 
 
 def on_exit(server):
-    """Removes what `on_starting` has made."""
-    if server.metrics_dir is not None:
+    """Removes the directory of the metrics."""
+    if getattr(server, "metrics_dir", None) is not None:
         shutil.rmtree(server.metrics_dir, ignore_errors=True)
