@@ -24,8 +24,11 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import socket
+import tempfile
 import time
+from pathlib import Path
 
 from dotenv import dotenv_values
 from gevent.threadpool import ThreadPool
@@ -260,6 +263,8 @@ class Worker(GeventWorker):
     FRESH_S = 2.0
     LAST_S = 3.0
 
+    metrics_slot = None  # the directory of the metrics and this worker's number there
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._idle = {}  # socket between two requests -> (since when, has had one), the longest idle first
@@ -274,7 +279,10 @@ class Worker(GeventWorker):
             services["upstream"].connector.make_wait = _Wait
         if "database" in services:
             # SQLite's calls would block every stream of the worker: they get threads that gevent leaves be.
-            services["database"].offload = _make_offload()
+            services["database"].offload = offload = _make_offload()
+            if self.metrics_slot is not None:
+                services["metrics"].offload = offload
+                services["metrics"].share(*self.metrics_slot)
             services["background"].start()
         # They are fixed now, and to read one of them the usual way is a failed look-up and two calls.
         vars(self.cfg).update({name: setting.get() for name, setting in self.cfg.settings.items()})
@@ -379,3 +387,43 @@ def on_starting(server):
             worker_connections,
             _wanted_connections,
         )
+
+
+def _make_metrics_dir(server):
+    """Where the workers bring their metrics together: never a directory with old figures in it.
+
+    With one worker as well: its counts go on in the next one, and beside it while the one replaces the other.
+    """
+    try:
+        path = tempfile.mkdtemp(prefix="grokflask-metrics-", dir=server.cfg.worker_tmp_dir)
+        if os.geteuid() == 0:
+            os.chown(path, server.cfg.uid, server.cfg.gid)
+    except OSError as error:
+        server.log.warning("no directory for the metrics, each worker tells of itself: %s", error)
+        return None
+    return path
+
+
+def pre_fork(server, worker):
+    """Gives the worker a number that no living one has: its counts go on where the last one's end."""
+    if not hasattr(server, "metrics_dir"):  # not before: a start that fails for its port has no `on_exit`
+        server.metrics_dir = _make_metrics_dir(server)
+    if server.metrics_dir is not None:
+        slots = [getattr(each, "metrics_slot", None) for each in server.WORKERS.values()]
+        taken = [slot[1] for slot in slots if slot]
+        slot = next(number for number in itertools.count() if number not in taken)
+        worker.metrics_slot = (server.metrics_dir, slot)
+
+
+def child_exit(server, worker):
+    """What the worker said of the present is not true any more; what it has counted stays."""
+    if getattr(worker, "metrics_slot", None) is not None:
+        directory, slot = worker.metrics_slot
+        for path in Path(directory).glob(f"gauge_live*_{slot}.db"):
+            path.unlink(missing_ok=True)
+
+
+def on_exit(server):
+    """Removes the directory of the metrics."""
+    if getattr(server, "metrics_dir", None) is not None:
+        shutil.rmtree(server.metrics_dir, ignore_errors=True)

@@ -16,7 +16,7 @@ from grokflask.key_store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import admin, api, health, hooks, pages, replies, streams
+from grokflask.web import admin, api, health, hooks, metrics, pages, replies, streams
 from grokflask.web.application import Application
 from grokflask.web.extensions import RequestLimiter, allow_origins
 
@@ -24,7 +24,7 @@ __all__ = ["create_app"]
 
 _RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
 
-_BLUEPRINTS = (health.blueprint, admin.blueprint, streams.blueprint, pages.blueprint)
+_BLUEPRINTS = (health.blueprint, metrics.blueprint, admin.blueprint, streams.blueprint, pages.blueprint)
 
 _log = logging.getLogger("grokflask")
 

@@ -106,6 +106,20 @@ class Settings:
         "The bearer token of the admin API, 16 characters or more; without it there is no admin API.",
         secret=True,
     )
+    metrics_token: str | None = _setting(
+        "GROKFLASK_METRICS_TOKEN",
+        read_admin_token,
+        None,
+        "The bearer token of `/metrics`, 16 characters or more; the admin token is good there as well. With "
+        "neither there is nothing at `/metrics`, but on the sandbox, where anybody may look.",
+        secret=True,
+    )
+    metrics_keys: bool = _setting(
+        "GROKFLASK_METRICS_KEYS",
+        read_flag,
+        False,
+        "Whether `/metrics` also tells by the names of keys what they use, of the first 100 of each worker.",
+    )
     key_cache_s: float = _setting(
         "GROKFLASK_KEY_CACHE_S",
         seconds(0, 300),
@@ -421,7 +435,7 @@ class Settings:
         """Every text that must never be seen outside, the longest first: one may begin with another."""
         texts = {secret for _, secret in self.keys}
         texts |= _list_passwords(self.redis_url) | _list_passwords(self.database_url)
-        texts |= {text for text in (self.xai_api_key, self.admin_token) if text}
+        texts |= {text for text in (self.xai_api_key, self.admin_token, self.metrics_token) if text}
         return tuple(sorted(texts, key=len, reverse=True))
 
     def find_contradictions(self) -> list[str]:
@@ -451,6 +465,14 @@ class Settings:
             problems.append("GROKFLASK_KEYS hands out XAI_API_KEY itself: choose another secret")
         if self.admin_token and self.admin_token in {self.xai_api_key, *(secret for _, secret in self.keys)}:
             problems.append("GROKFLASK_ADMIN_TOKEN is also a key: choose another token")
+        if self.metrics_token and self.metrics_token in {
+            *(self.xai_api_key, self.admin_token),
+            *(secret for _, secret in self.keys),
+        }:
+            problems.append(
+                "GROKFLASK_METRICS_TOKEN is also a key or the admin token: choose one of its own, for "
+                "Prometheus has to know it"
+            )
         return problems
 
 

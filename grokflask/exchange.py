@@ -13,6 +13,7 @@ from grokflask.keys import ApiKey
 from grokflask.ledger import LedgerEntry
 from grokflask.ledger_row import LedgerRow
 from grokflask.limits import Hold
+from grokflask.metrics_tallies import Tallies
 from grokflask.shaping import UpstreamRequest
 from grokflask.upstream import UpstreamCall
 from grokflask.usage import Settlement
@@ -48,6 +49,7 @@ class Exchange:
         hold: Hold,
         exchanges: OpenExchanges,
         rows: Rows,
+        tallies: Tallies,
     ) -> None:
         self.call = call
         self.path, self.model, self.makes = asked.path, asked.model, asked.makes
@@ -57,6 +59,7 @@ class Exchange:
         self._hold = hold
         self._exchanges = exchanges
         self._rows = rows
+        self._tallies = tallies
         self._bill: Bill | None = None
 
     def finish(self, settlement: Settlement) -> Bill:
@@ -73,7 +76,9 @@ class Exchange:
         self._exchanges.end(self.call)
         bill = self.finish(settlement)
         if not self.entry.settled:
-            self._rows.settle(self.entry.settle(settlement, status, bill))
+            row = self.entry.settle(settlement, status, bill)
+            self._rows.settle(row)
+            self._tallies.settled.append(row)
 
     def fail(self, error: GrokflaskError) -> None:
         """Ends the call and settles, before a byte of the answer."""

@@ -33,6 +33,7 @@ from grokflask.keys import ApiKey
 from grokflask.ledger import LedgerEntry
 from grokflask.ledger_row import LedgerRow, clean, make_id
 from grokflask.limits import Hold, Limits
+from grokflask.metrics_tallies import Deliveries, Tallies
 from grokflask.moved_models import MovedModels
 from grokflask.relay import Relay
 from grokflask.reply import ReplyReader, WholeReply
@@ -52,6 +53,7 @@ class Gateway:
 
     Attributes:
         exchanges: those that are open now.
+        tallies: what is counted of them.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Gateway:
         custody: Custody,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
+        tallies: Tallies | None = None,
     ) -> None:
+        self.tallies = tallies or Tallies()
         self.exchanges = OpenExchanges(settings.max_exchanges)
         self._upstream = upstream
         self._clients = clients
@@ -146,7 +150,7 @@ class Gateway:
             hold.settle()
             raise
         self._rows.open(entry.expect(asked.estimate))
-        return Exchange(call, asked, key, entry, hold, self.exchanges, self._rows)
+        return Exchange(call, asked, key, entry, hold, self.exchanges, self._rows, self.tallies)
 
     def _stream(self, exchange: Exchange, terms: Terms, request: ClientRequest) -> StreamReply:
         """Events. Upstream's own headers come with them if it answers before the response must begin."""
@@ -164,6 +168,7 @@ class Gateway:
             exchange.finish,
             settle,
             started_at=exchange.entry.started_at,
+            deliveries=Deliveries(self.tallies),
             on_id=lambda id: self._custody.keep(exchange.makes, id, exchange.key),
             clock=self._clock,
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+VERSION = "0.1.0"
+"""grokflask's own."""
+
 _pid = os.getpid()
 
 

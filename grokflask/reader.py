@@ -28,6 +28,7 @@ class Reader(Place):
         wants_json: an error event is OpenAI's object, not the guide's text.
         with_ids: each event is given an id, by which the client may go on after it.
         heartbeat_s: of silence, then a comment goes out.
+        on_heartbeat: called for each.
         clock: monotonic seconds.
 
     Attributes:
@@ -43,6 +44,7 @@ class Reader(Place):
         wants_json: bool,
         with_ids: bool,
         heartbeat_s: float,
+        on_heartbeat: Callable[[], object] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
@@ -55,6 +57,7 @@ class Reader(Place):
         self._events = 0
         self._with_ids = with_ids
         self._heartbeat_s = heartbeat_s
+        self._on_heartbeat = on_heartbeat
         self._clock = clock
         self._over = self._closed = False
         self._heartbeat_at: float | None = None
@@ -134,6 +137,7 @@ class Reader(Place):
             self._heartbeat_at = now + self._heartbeat_s
         data = recording.read(self, self._heartbeat_at - now)
         if data is None:
+            self._on_heartbeat()
             return HEARTBEAT
         if not data:
             self.outcome = "complete" if recording.complete else "failed"

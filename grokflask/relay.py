@@ -25,6 +25,7 @@ from grokflask.errors import (
     StreamTruncatedError,
     TotalTimeoutError,
 )
+from grokflask.metrics_tallies import Deliveries, Tallies
 from grokflask.sse import EventDecoder
 from grokflask.terms import HEARTBEAT, Terms
 from grokflask.upstream import UpstreamCall
@@ -44,6 +45,7 @@ class Relay:
         on_settle: called once by `close`.
         started_at: when the client's request came, by `clock`.
         on_id: called with the id under which upstream keeps the answer, before the client sees it.
+        deliveries: is told how long bytes take from upstream to the client.
         clock: monotonic seconds.
 
     Attributes:
@@ -61,6 +63,7 @@ class Relay:
         *,
         started_at: float,
         on_id: Callable[[str], object] | None = None,
+        deliveries: Deliveries | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.headers: dict[str, str] = {}
@@ -71,6 +74,7 @@ class Relay:
         self._on_finish = on_finish
         self._on_settle = on_settle
         self._departure = departure
+        self._deliveries = deliveries or Deliveries(Tallies())
         self._clock = clock
         self._decoder = EventDecoder()
         self._filter = terms.dialect.make_filter(wants_usage=terms.wants_usage, secrets=terms.secrets)
@@ -79,6 +83,7 @@ class Relay:
         self._total_at = started_at + terms.total_timeout_s
         self._deadline = started_at + terms.first_event_timeout_s
         self._given_at: float | None = None  # the client has been handed bytes and not come back yet
+        self._read_at: float | None = None  # what the client is handed was read then
         self._heartbeat_at = started_at  # until the answer has come a comment is due at once
         self._first_event_at: float | None = None
         self._error: GrokflaskError | None = None
@@ -170,6 +175,7 @@ class Relay:
                 self._stream.close()
         finally:
             self._departure.end()
+            self._deliveries.report()
             self._error = self._error or cut
             on_settle = self._on_settle
             del self._on_settle, self._on_finish  # they know the relay: a cycle, with what it has read in it
@@ -199,11 +205,17 @@ class Relay:
         """The next bytes for the client: all events that have come by now. b"" when it is over."""
         if self._filter.done or self._error or self._closed:
             self._exhausted = not self._closed
+            if self._read_at is not None:
+                self._deliveries.note(self._clock() - self._read_at)
+                self._read_at = None
             return b""
         now = self._clock()
         if self._given_at is not None:
             # While the client took its time nobody listened to upstream, so its silence does not count.
             self._deadline += now - self._given_at
+            if self._read_at is not None:
+                self._deliveries.note(now - self._read_at)  # by now it has been written
+                self._read_at = None
         try:
             out = self._wait_for_bytes(now)
         except ClientGoneError:
@@ -229,6 +241,8 @@ class Relay:
             if now >= until:
                 if now >= self._deadline or now >= self._total_at:
                     raise self._tell_timeout(now)
+                self._read_at = None
+                self._deliveries.note_heartbeat()
                 return HEARTBEAT
             events = self._receive(until - now)
             out = self._filter.take(events) if events else b""
@@ -256,9 +270,10 @@ class Relay:
             self._check_cancelled()
         if data is None:
             return []
+        now = self._clock()
         events = self._decoder.feed(data) if data else self._decoder.finish()
         if events:
-            now = self._clock()
+            self._read_at = now
             self._deadline = now + self._terms.idle_timeout_s
             if self._first_event_at is None:
                 self._first_event_at = now

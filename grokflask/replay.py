@@ -145,6 +145,7 @@ class Replays:
                 wants_json=request.wants_json,
                 with_ids=repetition.resume,
                 heartbeat_s=settings.heartbeat_s,
+                on_heartbeat=self._gateway.tallies.note_heartbeat,
                 clock=self._clock,
             )
             reader.on_close.append(lambda: self._recordings.leave(recording, reader))

@@ -25,6 +25,9 @@ from grokflask.keys import KeyRing
 from grokflask.ledger_writer import LedgerWriter
 from grokflask.limits import Limits
 from grokflask.memory_counters import MemoryCounters
+from grokflask.metrics import Metrics
+from grokflask.metrics_states import read_states
+from grokflask.metrics_tallies import Tallies
 from grokflask.ownership import Ownership
 from grokflask.reconciliation import check_counters
 from grokflask.recordings import Recordings
@@ -55,6 +58,8 @@ class Services:
     ledger_writer: LedgerWriter
     limits: Limits
     ownership: Ownership
+    tallies: Tallies
+    metrics: Metrics
     background: Background
     gateway: Gateway
     replays: Replays
@@ -101,7 +106,9 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         catch_up=None if pool else catch_up,
     )
     ownership = Ownership(database)
-    gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings)
+    tallies = Tallies(by_key=settings.metrics_keys)
+    gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, tallies=tallies)
+    metrics = Metrics(tallies, lambda: read_states(settings, gateway.exchanges, database, limits, writer))
     recordings = _make_recordings(settings, pool, lambda: writer.worker)
     replays = Replays(gateway, recordings, clients, settings)
     return Services(
@@ -116,7 +123,9 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         ledger_writer=writer,
         limits=limits,
         ownership=ownership,
-        background=Background(replays, limits, writer),
+        tallies=tallies,
+        metrics=metrics,
+        background=Background(replays, limits, writer, metrics),
         gateway=gateway,
         replays=replays,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],

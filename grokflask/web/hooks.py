@@ -16,6 +16,7 @@ from grokflask.background import Background
 from grokflask.dialects import MESSAGES
 from grokflask.gateway import Gateway
 from grokflask.keys import ApiKey, KeyRing
+from grokflask.metrics_tallies import Tallies
 from grokflask.routes import Route
 from grokflask.web.api import find_route
 from grokflask.web.current import Notes, get_app, get_notes, get_request
@@ -93,8 +94,9 @@ def _finish_response(response: Response) -> Response:
         notes = get_notes()
         response.headers["X-Request-ID"] = notes.request_id
         route: Route | None = notes.route
+        services = get_app().extensions
+        _count_answer(services["tallies"], route, response.status_code, notes)
         if route is not None:
-            services = get_app().extensions
             limits: RequestLimiter = services["request_limits"]
             limits.watch()
             limits.add_headers(response)
@@ -105,6 +107,18 @@ def _finish_response(response: Response) -> Response:
     except Exception:
         _log.exception("a header could not be set")
     return response
+
+
+def _count_answer(tallies: Tallies, route: Route | None, status: int, notes: Notes) -> None:
+    name = route.name if route is not None else _name_other(get_request())
+    tallies.answered.append(
+        (name, status, notes.error_code if "refused" in notes and notes.refused else None)
+    )
+
+
+def _name_other(asked: Request) -> str:
+    """What a request counts as that is none of the API's routes: the names are few, whatever is asked for."""
+    return "preflight" if asked.method == "OPTIONS" else asked.blueprint or "none"
 
 
 def _log_refusal(route: str, status: int, notes: Notes) -> None:

@@ -22,6 +22,7 @@ from grokflask.errors import (
     InvalidRequestError,
     MediaTypeError,
     MethodNotAllowedError,
+    Outcome,
     RouteNotFoundError,
 )
 from grokflask.routes import Route
@@ -97,6 +98,7 @@ def reply_whole(reply: Reply) -> Response:
 def reply_error(error: GrokflaskError) -> Response:
     """`error` in the shape that this client reads."""
     g.error_code = error.code
+    g.refused = error.outcome in (Outcome.REFUSED, Outcome.SHUTDOWN)
     # Its frames hold the request's body, and objects that hold the error: a cycle, megabytes until collected.
     error.__traceback__ = None
     in_stream = asked_for_stream() if error.in_stream is None else error.in_stream

@@ -92,6 +92,7 @@ class GatewayServer(Server):
         words = [word.replace("{port}", str(self.port)) for word in command or gunicorn]
         # Tests close their own connections; a short grace keeps a failing one from holding up the rest.
         defaults = {"PORT": str(self.port), "GROKFLASK_GRACE_S": "5", "GROKFLASK_RATE_LIMIT": "1000000/hour"}
+        defaults["TMPDIR"] = str(cwd)  # one that is killed leaves its directory of metrics behind
         super().__init__(words, {**defaults, **env}, cwd, name=f"gateway-{self.port}")
         try:
             self.wait_until_ready(self._answers)

@@ -58,6 +58,9 @@ LEVELS = {
         2,
     ),
     "answer": 2,
+    **dict.fromkeys(("metrics_families", "metrics_tallies"), 0),
+    **dict.fromkeys(("metrics_samples", "metrics_files", "metrics"), 1),
+    "metrics_states": 3,
     "exchange": 3,
     "gateway": 3,
     "replay": 3,
@@ -73,6 +76,7 @@ LEVELS = {
             "web.formats",
             "web.health",
             "web.hooks",
+            "web.metrics",
             "web.pages",
             "web.replies",
         ),
@@ -88,7 +92,7 @@ imports a higher one. A new module takes its place here."""
 APART = [
     {"keys", "limits", "ledger", "relay", "reply", "exchanges", "recordings"},
     {"ledger", "ledger_writer", "reports", "key_store", "limits"},
-    {"web.api", "web.health", "web.admin"},
+    {"web.api", "web.health", "web.admin", "web.metrics"},
 ]
 """Modules that never import each other."""
 
@@ -105,6 +109,7 @@ LIBRARIES = {
         module: {"msgspec", "sqlalchemy"}
         for module in ("key_store", "ledger_store", "ledger_query", "reports")
     },
+    **{module: {"prometheus_client"} for module in ("metrics", "metrics_files", "metrics_samples")},
     "redis_pool": {"redis"},
     "redis_counters": {"redis"},
     "redis_recordings": {"redis"},

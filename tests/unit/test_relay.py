@@ -25,6 +25,8 @@ from grokflask.errors import (
     UpstreamStatusError,
     UpstreamTimeoutError,
 )
+from grokflask.metrics_families import EVENT_DELAY, HEARTBEATS, Distribution
+from grokflask.metrics_tallies import Deliveries, Tallies
 from grokflask.relay import Relay
 from grokflask.terms import HEARTBEAT, Terms
 from grokflask.usage import Settlement, Usage
@@ -142,6 +144,7 @@ class Exchange:
             idle_timeout_s=IDLE_S,
             secrets=("plain-old-secret",),
         )
+        self.tallies = Tallies()
         self.relay = Relay(
             self.call,  # type: ignore[arg-type]
             terms,
@@ -149,6 +152,7 @@ class Exchange:
             self.finished.append,
             self.settlements.append,
             started_at=self.clock.now,
+            deliveries=Deliveries(self.tallies),
             clock=self.clock,
         )
         self.relay.wait_for_answer(commit_s)
@@ -657,6 +661,22 @@ def test_silence_is_filled_with_comments() -> None:
     assert items == [frame(chunk("a")), HEARTBEAT, HEARTBEAT, frame(chunk("b")), DONE]
     assert HEARTBEAT == b": keep-alive\n"
     assert exchange.settled.outcome == Outcome.COMPLETE
+
+
+def test_delays_and_heartbeats_are_told() -> None:
+    """From reading to when the server comes back for more; silence and what is withheld have none."""
+    usage = frame(b'{"choices":[],"usage":{"prompt_tokens":1}}')
+    steps = [frame(chunk("a")), Wait(7.0), frame(chunk("b")), usage, Wait(4.0), frame(b"[DONE]")]
+    exchange = Exchange(*steps, heartbeat_s=3.0)
+    for item in exchange.relay:
+        exchange.clock.now += 0.2 if item == frame(chunk("b")) else 0.0005
+    exchange.relay.close()
+    figures = exchange.tallies.read()
+    delays = figures[EVENT_DELAY][()]
+    assert isinstance(delays, Distribution)
+    assert (delays.counts[0], sum(delays.counts)) == (2, 3)
+    assert delays.sum == pytest.approx(0.2 + 2 * 0.0005)
+    assert figures[HEARTBEATS][()] == 3
 
 
 def test_heartbeats_come_while_upstream_sends_only_comments() -> None:
