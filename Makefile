@@ -28,13 +28,13 @@ test: .venv/dev .venv/node .venv/browser ## everything: format, lint, types, all
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest -n 2 --dist loadfile $(TESTS)
 
 check: .venv/dev ## before a commit: format, lint, types, and the tests that need no server process
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/pytest -q tests/unit tests/http
+	$(BIN)/pytest -q -n 2 --dist loadfile tests/unit tests/http
 
 growth: .venv/dev ## what a thousand and a million ledger rows cost; minutes
 	@$(BIN)/python benchmarks/growth.py

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from flask.testing import FlaskClient
 from support.figures import Samples, parse_figures
+from support.pages import find_blocks
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
 from support.scripted import Exchange, ScriptedUpstream, chat_chunk
 
@@ -214,6 +216,19 @@ def test_the_docs_name_what_there_is(page: str) -> None:
     if page == "metrics.md":
         told = {f.name + "_total" if f.kind == "counter" else f.name for f in FAMILIES}
         assert {name for name, _ in used} >= told
+
+
+def test_the_scrape_config(metered: FlaskClient) -> None:
+    """What the page gives Prometheus is YAML, asks where the figures are, and names rules that are there."""
+    (block,) = find_blocks("docs/metrics.md", "yaml")
+    config = yaml.safe_load(block.text)
+    (job,) = config["scrape_configs"]
+    assert job["static_configs"][0]["targets"]
+    kind = job["authorization"].get("type", "Bearer")  # Prometheus' defaults
+    header = {"Authorization": f"{kind} {TOKEN}"}
+    assert metered.get(job.get("metrics_path", "/metrics"), headers=header).status_code == 200
+    rules = [yaml.safe_load((DOCS / "grafana" / name).read_text()) for name in config["rule_files"]]
+    assert all(group["rules"] for each in rules for group in each["groups"])
 
 
 def test_the_dashboard_is_one() -> None:

@@ -36,6 +36,7 @@ RUN_BY = {
     ("docs/idempotency.md", "text"): NOT_RUN + "a drawing of two requests side by side",
     ("docs/keys.md", "console"): DOCS + "test_keys_page",
     ("docs/keys.md", "sh"): DOCS + "test_keys_gateway",
+    ("docs/metrics.md", "yaml"): "tests/http/test_metrics.py::test_the_scrape_config",
     ("docs/quickstarts.md", "bash"): QUICKSTARTS + "test_curl",
     ("docs/quickstarts.md", "js"): QUICKSTARTS + "test_story",
     ("docs/quickstarts.md", "python"): QUICKSTARTS + "test_story",
