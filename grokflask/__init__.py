@@ -16,15 +16,18 @@ from grokflask.key_store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import admin, api, health, hooks, metrics, pages, replies, streams
+from grokflask.web import admin, admin_figures, api, health, hooks, metrics, pages, replies, streams
 from grokflask.web.application import Application
+from grokflask.web.attempts import Attempts
 from grokflask.web.extensions import RequestLimiter, allow_origins
+from grokflask.web.sessions import set_up_sessions
 
 __all__ = ["create_app"]
 
 _RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
 
-_BLUEPRINTS = (health.blueprint, metrics.blueprint, admin.blueprint, streams.blueprint, pages.blueprint)
+_ADMIN = (admin.blueprint, admin_figures.blueprint, streams.blueprint)
+_BLUEPRINTS = (health.blueprint, metrics.blueprint, *_ADMIN, pages.blueprint)
 
 _log = logging.getLogger("grokflask")
 
@@ -72,12 +75,25 @@ def create_app(settings: Settings | None = None) -> Flask:
     replies.register_errors(app)
     for blueprint in (*api.make_blueprints(), *_BLUEPRINTS):
         app.register_blueprint(blueprint)
+    _open_dashboard(app, settings.admin_token)
     for group in GROUPS:
         app.cli.add_command(group)
 
     if not _RUNS_COMMAND:  # a command's output is for its reader alone
         _announce(settings, base_url, services.key_store)
     return app
+
+
+def _open_dashboard(app: Flask, admin_token: str | None) -> None:
+    """With a token there is a dashboard; without one not even its forms' library is loaded."""
+    set_up_sessions(app, admin_token)
+    if admin_token is None:
+        return
+    from grokflask.web import dashboard
+
+    limits: RequestLimiter = app.extensions["request_limits"]
+    app.extensions["attempts"] = Attempts(admin_token, limits.storage)
+    app.register_blueprint(dashboard.blueprint)
 
 
 def _load_settings() -> Settings:

@@ -89,14 +89,15 @@ def read_rows(
     wanted: RowFilter,
     limit: int,
     before_id: str | None = None,
+    timeout_s: float | None = None,
 ) -> list[LedgerRow]:
     """The newest rows that are `wanted`, at most `limit`; the next page begins before the last one's id.
 
     A model's or an outcome's rows have no index, and are looked for among the others, which may take long.
-    Raises StoreUnavailableError.
+    Raises StoreUnavailableError, after `timeout_s` at the latest; None lets the question decide.
     """
     is_quick = limit <= PAGE_ROWS and not wanted.model and not wanted.outcome
-    timeout_s = READ_TIMEOUT_S if is_quick else REPORT_TIMEOUT_S
+    timeout_s = timeout_s or (READ_TIMEOUT_S if is_quick else REPORT_TIMEOUT_S)
     query = _select_rows(wanted).order_by(exchanges.c.id.desc()).limit(limit)
     if before_id is not None:
         query = query.where(exchanges.c.id < before_id)
@@ -251,9 +252,9 @@ def _select_rows(wanted: RowFilter) -> Select[Any]:
     query = select(*(exchanges.c[name] for name in COLUMNS))
     # An id begins with its time; a range of them needs no index but the primary key.
     if wanted.since is not None:
-        query = query.where(exchanges.c.id >= _to_prefix(wanted.since))
+        query = query.where(exchanges.c.id >= find_first_id(wanted.since))
     if wanted.until is not None:
-        query = query.where(exchanges.c.id < _to_prefix(wanted.until))
+        query = query.where(exchanges.c.id < find_first_id(wanted.until))
     for name in ("key", "model", "outcome", "request_id"):
         value = getattr(wanted, name)
         if value:
@@ -261,7 +262,7 @@ def _select_rows(wanted: RowFilter) -> Select[Any]:
     return query
 
 
-def _to_prefix(seconds: float) -> str:
-    """What the ids of this time begin with; times before 1970 or past the end of hex are the ends."""
+def find_first_id(seconds: float) -> str:
+    """What the first id of this time begins with; times before 1970 or past the end of hex are the ends."""
     milliseconds = min(max(round(seconds * 1000), 0), 16**12 - 1)
     return f"{milliseconds:012x}"

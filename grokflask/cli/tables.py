@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +10,12 @@ from typing import Any
 import click
 import msgspec
 
+from grokflask.spreadsheet import write_csv
+
 MAX_CELL_CHARS = 60
 GAP = "  "
 
 _NUMBER = re.compile(r"-?[\d.]*~?", re.ASCII)
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -57,21 +57,8 @@ def stream_json(rows: Iterable[Mapping[str, Any]]) -> None:
 
 def stream_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """A header line and a line for each row; written as the rows come. Lists are joined by spaces."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([guard_cell(row[name]) for name in header])
-
-
-def guard_cell(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula: request ids and models are what clients sent."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        value = " ".join(map(str, value))
-    if isinstance(value, str) and value.startswith(_FORMULAS):
-        return "'" + value
-    return value
+    for line in write_csv(header, rows):
+        sys.stdout.write(line)
 
 
 def _show(value: object) -> str:

@@ -7,8 +7,6 @@ refused: a limit that a typing error kept from being stored would be one that do
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import re
 import time
@@ -33,6 +31,7 @@ from grokflask.ledger_query import name_sums, read_days, read_filter, read_group
 from grokflask.ledger_writer import LedgerWriter
 from grokflask.reports import read_rows, summarize
 from grokflask.stored_key import StoredKey
+from grokflask.web.attempts import Attempts
 from grokflask.web.body import read_body
 from grokflask.web.replies import reply_json
 
@@ -42,7 +41,7 @@ PAGE_ROWS = 100
 MAX_PAGE_ROWS = 1000
 FLUSH_TIMEOUT_S = 0.5
 
-_FILTERS = ("since", "until", "key", "model", "outcome", "request_id")
+FILTERS = ("since", "until", "key", "model", "outcome", "request_id")
 
 blueprint = Blueprint("admin_api", __name__, url_prefix=PREFIX)
 
@@ -51,14 +50,18 @@ _log = logging.getLogger("grokflask.admin")
 
 @blueprint.before_app_request
 def check_token() -> None:
-    """Lets nobody below the prefix without the token. Raises AuthenticationError and RouteNotFoundError."""
+    """Lets nobody below the prefix without the token.
+
+    Raises AuthenticationError, RateLimitError after too many wrong ones, and RouteNotFoundError.
+    """
     if request.path != PREFIX and not request.path.startswith(PREFIX + "/"):
         return
     token = current_app.extensions["settings"].admin_token
     if token is None:
         raise RouteNotFoundError(f"There is nothing at {request.path}.")
     asked = read_bearer(request.headers.get("Authorization"))
-    if not hmac.compare_digest(_digest(asked or ""), _digest(token)):
+    attempts: Attempts = current_app.extensions["attempts"]
+    if asked is None or not attempts.check(asked, request.remote_addr or "unknown"):
         _log.warning(
             "refused", extra={"fields": {"request_id": g.get("request_id"), "who": request.remote_addr}}
         )
@@ -91,7 +94,7 @@ def create_key() -> Response:
         raise InvalidRequestError("The field 'name' is missing.", param="name")
     name = read_name(fields.pop("name"))
     key, secret = _store().create(name, read_changes(fields, time.time()))
-    _note("create", name)
+    note_change("create", name)
     return _reply_key(key, 201, secret=secret)
 
 
@@ -108,7 +111,7 @@ def change_key(name: str) -> Response:
     read_query()
     fields = _read_fields()
     key = _store().set(name, read_changes(fields, time.time()))
-    _note("change", name, fields=",".join(fields))
+    note_change("change", name, fields=",".join(fields))
     return _reply_key(key)
 
 
@@ -117,7 +120,7 @@ def revoke_key(name: str) -> Response:
     """Revokes it; the key stays to be seen."""
     read_query()
     key = _store().revoke(name)
-    _note("revoke", name)
+    note_change("revoke", name)
     return _reply_key(key)
 
 
@@ -133,18 +136,18 @@ def rotate_key(name: str) -> Response:
     for unknown in fields:
         raise InvalidRequestError(f"{unknown[:64]!r} is no field here; there is: overlap.", param=unknown)
     key, secret = _store().rotate(name, overlap_s)
-    _note("rotate", name)
+    note_change("rotate", name)
     return _reply_key(key, secret=secret)
 
 
 @blueprint.get("/ledger")
 def list_rows() -> Response:
     """The ledger's rows, newest first, a page at a time: the next begins before the id in `next`."""
-    query = read_query(*_FILTERS, "limit", "before")
+    query = read_query(*FILTERS, "limit", "before")
     wanted = read_filter(query, time.time())
     limit = int(_read("limit", query.get("limit", str(PAGE_ROWS)), _read_limit))
-    before = _read("before", query.get("before"), _read_id)
-    _flush()
+    before = _read("before", query.get("before"), read_row_id)
+    flush_ledger()
     rows = read_rows(_database(), wanted, limit + 1, before)
     more = len(rows) > limit
     return _reply(
@@ -158,7 +161,7 @@ def sum_up() -> Response:
     query = read_query("since", "until", "by")
     grouping = read_grouping(query.get("by"))
     first, last = read_days(query, time.time())
-    _flush()
+    flush_ledger()
     rows = [name_sums(grouping, each) for each in summarize(_database(), first, last, grouping)]
     return _reply({"by": grouping, "since": first, "until": last, "rows": rows})
 
@@ -207,13 +210,14 @@ def _read_limit(text: object) -> int:
     return int(str(text))
 
 
-def _read_id(text: object) -> str | None:
+def read_row_id(text: object) -> str | None:
+    """A row's id, if there is one. Raises ValueError."""
     if text is not None and not re.fullmatch(r"[0-9a-f]{28}", str(text)):
         raise ValueError("expects the id that an earlier page gave as 'next'")
     return None if text is None else str(text)
 
 
-def _flush() -> None:
+def flush_ledger() -> None:
     """An exchange that this worker has just ended is to be seen."""
     writer: LedgerWriter = current_app.extensions["ledger_writer"]
     writer.flush(FLUSH_TIMEOUT_S)
@@ -229,7 +233,7 @@ def _store() -> KeyStore:
     return store
 
 
-def _note(action: str, name: str, **more: object) -> None:
+def note_change(action: str, name: str, **more: object) -> None:
     """The log's line of a change. No secret is among its fields."""
     fields = {"request_id": g.get("request_id"), "who": "admin", "action": action, "key": name, **more}
     _log.info("key", extra={"fields": fields})
@@ -241,7 +245,3 @@ def _reply(document: dict[str, Any], status: int = 200) -> Response:
 
 def _reply_key(key: StoredKey, status: int = 200, **more: str) -> Response:
     return _reply({**key.to_fields(time.time()), **more}, status)
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()

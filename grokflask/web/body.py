@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from socket import SHUT_RD
+from urllib.parse import parse_qsl
 
 from flask import Flask, Request
 from werkzeug.exceptions import ClientDisconnected
@@ -15,6 +16,9 @@ from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequest
 from grokflask.gateway import Gateway
 from grokflask.spool import PIECE_BYTES, Spool
 from grokflask.web.current import get_app, get_notes, get_request
+
+MAX_FIELDS = 100
+"""Of a form."""
 
 PEEK_BYTES = 1024 * 1024
 PEEK_S = 1.0
@@ -72,6 +76,27 @@ def read_upload() -> Spool:
         spool.close()
         raise
     return spool
+
+
+def read_form(limit_bytes: int) -> dict[str, str]:
+    """The fields of a page's form, if it comes whole and in time; of a name's values the last.
+
+    Raises ClientError.
+    """
+    app, asked = get_app(), get_request()
+    if asked.mimetype != "application/x-www-form-urlencoded":
+        raise MediaTypeError("Send the form as 'Content-Type: application/x-www-form-urlencoded'.")
+    too_large = BodyTooLargeError(f"The form is larger than {limit_bytes} bytes.")
+    if (asked.content_length or 0) > limit_bytes:
+        raise too_large
+    asked.max_content_length = limit_bytes + 1
+    body = _take(app, asked, app.config["BODY_TIMEOUT_S"])
+    if len(body) > limit_bytes:
+        raise too_large
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+    except ValueError:
+        raise InvalidRequestError("The form cannot be read.") from None
 
 
 def peek_body() -> bytes:

@@ -20,6 +20,7 @@ from flask_cors import CORS
 from flask_limiter import Limiter
 from flask_limiter._extension import LimiterContext
 from limits import RateLimitItem, parse_many
+from limits.storage import Storage
 from limits.storage.base import SlidingWindowCounterSupport
 
 from grokflask.config import Settings
@@ -156,6 +157,11 @@ class RequestLimiter:
         self._limiter.find_windows = self._find_windows
         self._limiter.explain = self.explain
         logging.getLogger("flask-limiter").setLevel(logging.ERROR)  # `watch` says the same, once
+
+    @property
+    def storage(self) -> Storage:
+        """Where requests are counted while it is there; what else is counted takes another prefix."""
+        return self._limiter.storage
 
     @property
     def store(self) -> str:

@@ -24,12 +24,18 @@ def ready() -> tuple[dict[str, Any], int]:
 
     The states of what it leans on are told, but do not make it unready.
     """
+    state = describe_state()
+    return state, 503 if state["status"] == "draining" else 200
+
+
+def describe_state() -> dict[str, Any]:
+    """How this process is, and what it leans on."""
     requests = current_app.extensions["request_limits"]
     limits = current_app.extensions["limits"].state
     database: Database = current_app.extensions["database"]
     ledger: LedgerWriter = current_app.extensions["ledger_writer"]
     exchanges = current_app.extensions["gateway"].exchanges
-    state = {
+    return {
         "status": "draining" if exchanges.draining else "ready",
         "open": len(exchanges),
         "upstream": current_app.extensions["upstream_name"],
@@ -38,4 +44,3 @@ def ready() -> tuple[dict[str, Any], int]:
         "database": {"state": database.state, "outages": database.outages},
         "ledger": {"waiting": ledger.queued, "dropped": ledger.dropped, "lost": ledger.lost},
     }
-    return state, 503 if exchanges.draining else 200

@@ -126,7 +126,7 @@ def register_errors(app: Flask) -> None:
     app.register_error_handler(
         RateLimitExceeded, lambda _: reply_error(current_app.extensions["request_limits"].explain())
     )
-    app.register_error_handler(HTTPException, lambda error: reply_error(_translate(error)))
+    app.register_error_handler(HTTPException, lambda error: reply_error(translate(error)))
     app.register_error_handler(Exception, _reply_failure)
 
 
@@ -135,7 +135,7 @@ def _reply_failure(error: Exception) -> Response:
     return reply_error(GrokflaskError())
 
 
-def _translate(error: HTTPException) -> GrokflaskError:
+def translate(error: HTTPException) -> GrokflaskError:
     """Werkzeug's error as one of ours."""
     if isinstance(error, MethodNotAllowed):
         allowed = ", ".join(sorted(error.valid_methods or ()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import msgspec
 from flask import Blueprint, Response, current_app, g
@@ -34,6 +35,21 @@ _log = logging.getLogger("grokflask.admin")
 def list_streams() -> Response:
     """Open streams, the oldest first; without those of other workers while the database is away."""
     read_query()
+    streams, complete = find_streams()
+    return reply_json(msgspec.json.encode({"streams": streams, "complete": complete}))
+
+
+@blueprint.delete("/streams/<request_id>")
+def stop_streams(request_id: str) -> Response:
+    """Ends the streams with this request id: at once in this worker, within a second in others."""
+    read_query()
+    stopped, asked = end_streams(request_id)
+    document = {"request_id": request_id, "stopped": stopped, "asked": asked}
+    return reply_json(msgspec.json.encode(document), 200 if stopped else 202)
+
+
+def find_streams() -> tuple[list[dict[str, Any]], bool]:
+    """Open streams, the oldest first, and whether those of other workers are among them."""
     here: list[Sent] = [(each.row, *each.count_sent()) for each in _gateway().exchanges.streams]
     elsewhere: list[Sent] = []
     complete = True
@@ -43,17 +59,14 @@ def list_streams() -> Response:
         complete = False
     found = sorted([*here, *elsewhere], key=lambda each: each[0].id)
     now = time.time()
-    streams = [_show(row, now, events, bytes_out) for row, events, bytes_out in found]
-    return reply_json(msgspec.json.encode({"streams": streams, "complete": complete}))
+    return [_show(row, now, events, bytes_out) for row, events, bytes_out in found], complete
 
 
-@blueprint.delete("/streams/<request_id>")
-def stop_streams(request_id: str) -> Response:
-    """Ends the streams with this request id: at once in this worker, within a second in others.
+def end_streams(request_id: str) -> tuple[int, int]:
+    """Ends the streams with this request id; how many were ended here, and how many others were asked to.
 
     Raises RouteNotFoundError when there are none, and ClientError when they cannot be reached.
     """
-    read_query()
     exchanges = _gateway().exchanges
     here = [each.row.id for each in exchanges.streams if each.row.request_id == request_id]
     stopped = exchanges.stop(here)
@@ -67,8 +80,7 @@ def stop_streams(request_id: str) -> Response:
         raise RouteNotFoundError(f"There is no open stream with the request id {request_id[:128]!r}.")
     fields = {"request_id": g.request_id, "who": "admin", "action": "stop", "stopped": request_id}
     _log.info("stream", extra={"fields": fields})
-    document = {"request_id": request_id, "stopped": stopped, "asked": len(elsewhere)}
-    return reply_json(msgspec.json.encode(document), 200 if stopped else 202)
+    return stopped, len(elsewhere)
 
 
 def _find_elsewhere(request_id: str | None = None) -> list[LedgerRow]:
@@ -80,7 +92,7 @@ def _find_elsewhere(request_id: str | None = None) -> list[LedgerRow]:
     return [row for row in rows if row.worker != own]
 
 
-def _show(row: LedgerRow, now: float, events: int | None, bytes_out: int | None) -> dict[str, object]:
+def _show(row: LedgerRow, now: float, events: int | None, bytes_out: int | None) -> dict[str, Any]:
     return {
         "request_id": row.request_id,
         "id": row.id,

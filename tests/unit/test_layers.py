@@ -17,7 +17,9 @@ LEVELS = {
         ("routes", "shaping", "vision", "tools", "config", "setting_types", "terms", "event_filter"), 0
     ),
     **dict.fromkeys(("dialects", "typed_events", "typed_usage", "dropped_params", "affinity"), 0),
-    **dict.fromkeys(("money", "key_limits", "stored_key", "ledger_row", "prices", "billing"), 0),
+    **dict.fromkeys(
+        ("money", "key_limits", "stored_key", "ledger_row", "prices", "billing", "spreadsheet"), 0
+    ),
     **dict.fromkeys(
         ("clients", "connections", "transport", "upstream", "upstream_stream", "log", "spool"), 1
     ),
@@ -54,6 +56,7 @@ LEVELS = {
             "ledger_writer",
             "ledger_query",
             "reports",
+            "overview",
         ),
         2,
     ),
@@ -82,7 +85,11 @@ LEVELS = {
         ),
         4,
     ),
-    **dict.fromkeys(("web.admin", "web.replies", "web.streams", "web.usage"), 4),
+    **dict.fromkeys(("web.admin", "web.admin_figures", "web.replies", "web.streams", "web.usage"), 4),
+    **dict.fromkeys(("web.attempts", "web.charts", "web.ledger_csv", "web.sessions"), 4),
+    **dict.fromkeys(
+        ("web.dashboard", "web.dashboard_figures", "web.dashboard_keys", "web.dashboard_login"), 4
+    ),
     **dict.fromkeys(("cli", "cli.db", "cli.group", "cli.keys", "cli.tables", "cli.usage"), 4),
     **dict.fromkeys(("", "services", "wsgi"), 5),
 }
@@ -107,7 +114,7 @@ LIBRARIES = {
     **{module: {"sqlalchemy"} for module in ("db", "migrations", "tables", "ownership")},
     **{
         module: {"msgspec", "sqlalchemy"}
-        for module in ("key_store", "ledger_store", "ledger_query", "reports")
+        for module in ("key_store", "ledger_store", "ledger_query", "reports", "overview")
     },
     **{module: {"prometheus_client"} for module in ("metrics", "metrics_files", "metrics_samples")},
     "redis_pool": {"redis"},
@@ -119,6 +126,10 @@ LIBRARIES = {
     "transport": {"requests", "urllib3"},
     **{module: {"msgspec", *FLASK} for module in LEVELS if module.startswith("web")},
     "web.extensions": {"msgspec", *FLASK, "redis", "limits"},
+    "web.attempts": {"limits"},
+    "web.charts": set(),
+    "web.dashboard_figures": set(),
+    "web.dashboard_login": {*FLASK, "flask_wtf", "wtforms"},
     **{module: {"click", "flask", "msgspec", "sqlalchemy"} for module in LEVELS if module.startswith("cli")},
     "": {*FLASK, "click"},
     "wsgi": set(),
