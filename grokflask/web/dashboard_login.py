@@ -110,6 +110,7 @@ def log_in() -> Response | AnyResponse:
     session.clear()
     g.pop("csrf_token", None)
     session[UNTIL] = int(time.time()) + SESSION_S
+    generate_csrf()  # into the session now, so that no later page sets the cookie again
     _log.info("login", extra={"fields": {"request_id": g.get("request_id"), "who": address}})
     return redirect(url_for("dashboard.show_overview"), 303)
 
