@@ -103,7 +103,8 @@ class Settings:
         "GROKFLASK_ADMIN_TOKEN",
         read_admin_token,
         None,
-        "The bearer token of the admin API, 16 characters or more; without it there is no admin API.",
+        "Opens the dashboard (`/admin`) and, as bearer, the admin API: 16 characters or more. Without it "
+        "there is neither.",
         secret=True,
     )
     metrics_token: str | None = _setting(

@@ -276,6 +276,14 @@ def test_guessing_from_many_addresses(admin: FlaskClient) -> None:
     assert guess(admin, "10.9.9.9", True, TOKEN).status_code == 200
 
 
+def test_the_metrics_are_no_place_to_guess_it(admin: FlaskClient) -> None:
+    """They take the admin token too, so wrong ones count there as well."""
+    for number in range(BY_ADDRESS.amount + 1):
+        response = admin.get("/metrics", headers={"Authorization": "Bearer wrong"})
+        assert response.status_code == (401 if number < BY_ADDRESS.amount else 429)
+    assert guess(admin, "127.0.0.1", False, TOKEN).status_code == 429
+
+
 def test_right_and_missing_tokens_count_for_nothing(admin: FlaskClient) -> None:
     """Programs may call the admin API as often as they like, and a missing token is no guess."""
     for _ in range(BY_ADDRESS.amount + 2):

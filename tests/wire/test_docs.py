@@ -179,8 +179,9 @@ def test_sandbox_from_python(tmp_path: Path) -> None:
     assert re.fullmatch(r".+\nfault: \d+ events\n", done.stdout, re.DOTALL)
 
 
-def test_keys_page(tmp_path: Path) -> None:
-    """Every command of docs/keys.md, in its order, on a sandbox gateway, prints what the page shows."""
+@pytest.mark.parametrize(("page", "count"), [("docs/keys.md", 16), ("docs/dashboard.md", 2)])
+def test_pages_of_commands(tmp_path: Path, page: str, count: int) -> None:
+    """Every command of a page, in its order, on a sandbox gateway, prints what the page shows."""
     env = {
         "GROKFLASK_AUTH": "keys",
         "GROKFLASK_ADMIN_TOKEN": ADMIN_TOKEN,
@@ -192,8 +193,8 @@ def test_keys_page(tmp_path: Path) -> None:
     server = GatewayServer(tmp_path, env)
     env |= {"PYTHONPATH": str(ROOT), "PATH": make_path(), "LC_ALL": "C.UTF-8"}
     try:
-        commands = list(list_console("docs/keys.md"))
-        assert len(commands) > 15
+        commands = list(list_console(page))
+        assert len(commands) >= count
         for command, shown in commands:
             done = run(["bash", "-c", point(command, server)], env, tmp_path)
             assert (done.returncode, done.stderr) == (0, ""), command + done.stdout + done.stderr
