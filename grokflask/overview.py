@@ -90,6 +90,7 @@ class Timing:
     outcome: str
     ttft_ms: int | None
     duration_ms: int | None
+    status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def read_spend(database: Database, first_day: str, month_day: str, by: SpendBy) 
 def read_timings(database: Database, since: float, limit: int = TIMED_ROWS) -> list[Timing]:
     """The newest settled exchanges that began at `since` (epoch seconds) or later."""
     columns = exchanges.c
-    query = select(columns.outcome, columns.ttft_ms, columns.duration_ms)
+    query = select(columns.outcome, columns.ttft_ms, columns.duration_ms, columns.status)
     query = query.where(columns.id >= find_first_id(since), columns.outcome.is_not(None))
     query = query.order_by(columns.id.desc()).limit(limit)
     found = database.read(lambda connection: connection.execute(query).all(), timeout_s=TIMEOUT_S)

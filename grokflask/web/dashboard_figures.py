@@ -169,6 +169,10 @@ def estimate_saved(models: Sequence[ModelAborts]) -> int:
     return saved
 
 
+CLIENTS_FAULTS = frozenset({400, 404, 405, 409, 413, 415, 422})
+"""Statuses by which upstream says that the request is wrong; 401, 403 and 429 are about our key there."""
+
+
 def describe_outcome(outcome: str | None) -> dict[str, Any]:
     """The outcome with its word, its state (a colour and a sign) and what it means."""
     word, state, meaning = _OPEN if outcome is None else WORDS[Outcome(outcome)]
@@ -191,9 +195,16 @@ def measure(timings: Sequence[Timing]) -> dict[str, Any]:
 
 
 def judge_upstream(timings: Sequence[Timing]) -> str:
-    """What the newest exchanges say of upstream: `unused`, `up`, `shaky` or `failing`."""
+    """What the newest exchanges say of upstream: `unused`, `up`, `shaky` or `failing`.
+
+    Upstream that turns a request down for what is in it (a model that it does not have) is up.
+    """
     bad = {Outcome.UPSTREAM_ERROR, Outcome.TRUNCATED, Outcome.TIMEOUT}
-    told = [each.outcome in bad for each in timings if each.outcome in {*bad, Outcome.COMPLETE}][:50]
+    told = [
+        each.outcome in bad and each.status not in CLIENTS_FAULTS
+        for each in timings
+        if each.outcome in {*bad, Outcome.COMPLETE}
+    ][:50]
     if not told:
         return "unused"
     share = sum(told) / len(told)

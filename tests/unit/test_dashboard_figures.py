@@ -83,6 +83,12 @@ def test_how_upstream_is(outcomes: list[str], state: str) -> None:
     assert judge_upstream([Timing(outcome, None, None) for outcome in outcomes]) == state
 
 
+@pytest.mark.parametrize(("status", "state"), [(404, "up"), (400, "up"), (429, "failing"), (500, "failing")])
+def test_a_wrong_request_is_no_fault_of_upstreams(status: int, state: str) -> None:
+    """A model that it does not have is told by an upstream that is up; our key's own trouble is not."""
+    assert judge_upstream([Timing("upstream_error", None, None, status)] * 3) == state
+
+
 def test_series_and_others() -> None:
     """The dearest have a series each, what is left of each day is the others', and sums agree."""
     days = ["2026-01-30", "2026-01-31", "2026-02-01"]
