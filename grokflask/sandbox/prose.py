@@ -6,6 +6,8 @@ Also says what a token is here: a word, or nine letters of a longer one, with th
 import random
 import re
 
+from grokflask.sandbox.markup import write_markup
+
 _PIECE = re.compile(r"\s*\w{1,9}|\s*[^\w\s]{1,4}|\s+")
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _STORY = re.compile(r"\b(story|stories|tale|fable|fairy|bedtime|once upon)\b", re.IGNORECASE)
@@ -107,9 +109,11 @@ def topics_of(prompt: str) -> list[str]:
 
 
 def write_answer(prompt: str, rng: random.Random) -> str:
-    """Return a story if the prompt wants one, else a paragraph on its words; "300 words" in it are heard."""
+    """Return what the prompt wants: a table, code, a story, else a paragraph; "300 words" in it are heard."""
     wanted = _WANTED_WORDS.search(prompt)
     tokens = min(int(wanted[1]) * 6 // 5, _MAX_TOKENS) if wanted else rng.randint(100, 150)
+    if markup := write_markup(prompt):
+        return markup
     if _STORY.search(prompt):
         return _compose(_OPENINGS, _MIDDLES, _ENDINGS, tokens, rng, _cast(rng))
     return _compose(_ADVICE_OPENINGS, _ADVICE, _ADVICE_ENDINGS, tokens, rng, _subjects(prompt, rng))

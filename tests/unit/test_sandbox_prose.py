@@ -79,3 +79,20 @@ def test_a_schema_that_refers_to_itself_ends() -> None:
     """Recursion stops at some depth."""
     schema = {"type": "object", "properties": {"child": {"$ref": "#"}}}
     assert "child" in sample(schema, "", random.Random(0))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sign"),
+    [
+        ("Compare three sorting algorithms in a table", "| --"),
+        ("Show it as a table, please", "| --"),
+        ("Write a Python function that checks a password", "```python"),
+        ("write me some code", "```python"),
+    ],
+)
+def test_markdown_on_demand(prompt: str, sign: str) -> None:
+    """Who asks for a table or for code gets Markdown with it; all others get prose."""
+    answer = write_answer(prompt, random.Random(1))
+    assert sign in answer
+    assert "".join(split_tokens(answer)) == answer
+    assert "|" not in write_answer("What stands on the table?", random.Random(1))
