@@ -16,7 +16,18 @@ from grokflask.key_store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import admin, admin_figures, api, health, hooks, metrics, pages, replies, streams
+from grokflask.web import (
+    admin,
+    admin_figures,
+    api,
+    health,
+    hooks,
+    metrics,
+    pages,
+    playground,
+    replies,
+    streams,
+)
 from grokflask.web.application import Application
 from grokflask.web.attempts import Attempts
 from grokflask.web.extensions import RequestLimiter, allow_origins
@@ -76,6 +87,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     for blueprint in (*api.make_blueprints(), *_BLUEPRINTS):
         app.register_blueprint(blueprint)
     _open_dashboard(app, settings.admin_token)
+    if settings.playground:
+        app.register_blueprint(playground.blueprint)
     for group in GROUPS:
         app.cli.add_command(group)
 

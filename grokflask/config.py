@@ -376,6 +376,12 @@ class Settings:
         True,
         "Drop parameters that xAI is known to refuse, and name them in `X-Params-Dropped`.",
     )
+    playground: bool = _setting(
+        "GROKFLASK_PLAYGROUND",
+        read_flag,
+        True,
+        "Whether there is a playground at `/`. It can do nothing that the API cannot.",
+    )
     worker_connections: int = _setting(
         "GROKFLASK_WORKER_CONNECTIONS",
         integer(1, 65000),

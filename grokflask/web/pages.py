@@ -67,6 +67,7 @@ def describe_gateway() -> dict[str, object]:
         "asset": find_asset,
         "on_sandbox": services["upstream_name"] == "sandbox",
         "has_dashboard": services["settings"].admin_token is not None,
+        "has_playground": services["settings"].playground,
     }
 
 

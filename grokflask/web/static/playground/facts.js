@@ -1,0 +1,39 @@
+// What is told below an answer: figures, and notices of what was not as asked.
+
+import { showCount, showDuration, showMoney } from "../format.js";
+import { make } from "./dom.js";
+import { bootstrap } from "./gateway.js";
+
+/** The line of figures, as elements. */
+export function makeFacts(answer) {
+  const { usage } = answer;
+  const facts = [];
+  const add = (text, title) => facts.push(make("span", { class: "figure", title }, text));
+  if (usage?.completion_tokens !== undefined) {
+    const thought = usage.completion_tokens_details?.reasoning_tokens;
+    const cached = usage.prompt_tokens_details?.cached_tokens;
+    add(`${showCount(usage.completion_tokens)} tokens`,
+      `asked ${usage.prompt_tokens}${cached ? ` (${cached} of them cached)` : ""}, answered ${usage.completion_tokens}, all in all ${usage.total_tokens}`);
+    if (thought) add(`${showCount(thought)} reasoning`, "tokens of reasoning, charged as output");
+  }
+  if (answer.tokensPerS !== null) add(`${Math.round(answer.tokensPerS)}/s`, "tokens a second, from the first to the last");
+  if (answer.firstMs !== null && !answer.fallback) add(`first ${showDuration(answer.firstMs)}`, "from sending to the first token");
+  add(showDuration(answer.elapsedMs), "from sending to the end");
+  if (usage?.cost_in_usd_ticks !== undefined) add(showMoney(usage.cost_in_usd_ticks), `${usage.cost_in_usd_ticks} ticks; 10,000,000,000 are 1 USD`);
+  return facts;
+}
+
+/** What the reader should know about how this answer came about. */
+export function makeNotices(answer) {
+  const notices = [];
+  const add = (state, text) => notices.push(make("p", { class: "notice small", "data-state": state }, text));
+  const served = answer.served ?? (answer.model === answer.body.model ? null : answer.model);
+  if (answer.state === "stopped") add("warn", bootstrap.cancels ? "Stopped. The gateway has hung up on the model too, so nobody pays for the rest." : "Stopped. What had come stays.");
+  if (answer.fallback) add("warn", `It came whole instead of token by token: X-Stream-Fallback: ${answer.fallback}.`);
+  if (served) add("muted", `You asked for ${answer.body.model}; ${served} has answered.`);
+  if (answer.dropped) add("muted", `Left out, as the model would refuse it: ${answer.dropped}.`);
+  if (answer.finish === "length") add("warn", "It ends here because of the limit on tokens. Raise “Max tokens” for more.");
+  if (answer.finish === "content_filter") add("warn", "The model's filter ended it.");
+  if (answer.state === "complete" && !answer.text && !answer.toolCalls.length) add("muted", "The answer is empty.");
+  return notices;
+}
