@@ -16,16 +16,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from playwright.sync_api import Browser, Page, sync_playwright  # noqa: E402 - the path comes first
-from support.browser import DESKTOP, PHONE, SWITCHES, find_chromium, open_visit  # noqa: E402
+from support.browser import DESKTOP, PHONE, SWITCHES, Visit, find_chromium, open_visit  # noqa: E402
 from support.playground import ask, make_png, open_playground, say  # noqa: E402
 from support.processes import GatewayServer  # noqa: E402
+from support.seeding import seed_ledger  # noqa: E402
 
+from grokflask.db import Database  # noqa: E402
+from grokflask.key_store import KeyStore  # noqa: E402
+from grokflask.money import TICKS_PER_USD  # noqa: E402
+
+TOKEN = "only-for-pictures-0123456789"  # noqa: S105
 IMAGES = ROOT / "docs" / "images"
 MAX_BYTES = 250_000
 
 
-def show_empty(page: Page) -> None:
-    """What a newcomer finds."""
+def show_as_is(page: Page) -> None:
+    """What is there at first."""
 
 
 def show_conversation(page: Page) -> None:
@@ -71,6 +77,19 @@ def show_events(page: Page) -> None:
     page.locator("#event-list li").first.wait_for()
 
 
+def open_dashboard(path: str) -> Callable[[Visit], Page]:
+    """Opens a page of the dashboard, signed in."""
+
+    def sign_in(visit: Visit) -> Page:
+        page = visit.open("/admin/login")
+        page.fill("#token", TOKEN)
+        page.press("#token", "Enter")
+        page.wait_for_url("**/admin")
+        return visit.open(path)
+
+    return sign_in
+
+
 @dataclass(frozen=True)
 class Shot:
     """A picture: its file's name, the page, what is done there first, and how it is looked at.
@@ -88,12 +107,16 @@ class Shot:
 
 
 SHOTS = (
-    Shot("playground-empty-light", show_empty),
-    Shot("playground-empty-dark", show_empty, dark=True),
+    Shot("playground-empty-light", show_as_is),
+    Shot("playground-empty-dark", show_as_is, dark=True),
     Shot("playground-full-light", show_conversation),
     Shot("playground-full-dark", show_conversation, dark=True),
     Shot("playground-phone-light", show_conversation, PHONE),
-    Shot("playground-phone-dark", show_empty, PHONE, dark=True),
+    Shot("playground-phone-dark", show_as_is, PHONE, dark=True),
+    Shot("dashboard", show_as_is, open=open_dashboard("/admin")),
+    Shot("dashboard-dark", show_as_is, dark=True, open=open_dashboard("/admin?by=model&days=90")),
+    Shot("dashboard-key", show_as_is, open=open_dashboard("/admin/keys/web-shop")),
+    Shot("dashboard-phone", show_as_is, PHONE, open=open_dashboard("/admin")),
     *(
         Shot(f"playground-look-{name}-{'dark' if dark else 'light'}", prepare, size, dark, kept=False)
         for name, prepare, size, dark in (
@@ -123,13 +146,27 @@ def take(browser: Browser, url: str, shot: Shot, directory: Path) -> None:
     print(f"{path} {size_bytes // 1000} kB")
 
 
+def fill(url: str) -> None:
+    """Months of exchanges, and keys with limits, for the dashboard."""
+    database = Database(url)
+    seed_ledger(database, 4000)
+    keys = KeyStore(database)
+    keys.create("web-shop", {"budget_day_ticks": TICKS_PER_USD, "budget_month_ticks": 5 * TICKS_PER_USD})
+    keys.create("alice", {"requests": "100/hour", "streams": 3})
+    keys.create("support-bot", {"tokens_per_minute": 50_000, "tools": "client"})
+    database.close()
+
+
 def main(names: list[str]) -> None:
     """Takes the pictures that are wanted: those not kept only by name, into the temporary directory."""
     wanted = [shot for shot in SHOTS if (shot.name.startswith(tuple(names)) if names else shot.kept)]
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as directory, sync_playwright() as playwright:
-        # Without a limit that is large: its figures are in the pictures.
-        server = GatewayServer(Path(directory), {"GROKFLASK_RATE_LIMIT": "1000/hour"})
+        url = f"sqlite:///{directory}/ledger.db"
+        fill(url)
+        # Not the limit of tests: its figures are in the pictures.
+        settings = {"GROKFLASK_RATE_LIMIT": "1000/hour", "GROKFLASK_ADMIN_TOKEN": TOKEN, "DATABASE_URL": url}
+        server = GatewayServer(Path(directory), settings)
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=SWITCHES)
         try:
             for shot in wanted:

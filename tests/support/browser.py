@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, expect
 
 from support.processes import ROOT
 
@@ -17,6 +17,10 @@ AXE = ROOT / "tests" / "node" / "node_modules" / "axe-core" / "axe.min.js"
 PHONE = (390, 844)
 TABLET = (768, 1024)
 DESKTOP = (1440, 900)
+
+WAIT_MS = 30_000
+
+expect.set_options(timeout=WAIT_MS)  # no test may fail because the machine is slow
 
 SWITCHES = [
     # It runs as root in CI, and must look for nobody else.
@@ -114,5 +118,5 @@ def open_visit(
         accept_downloads=downloads is not None,
         permissions=["clipboard-read", "clipboard-write"],
     )
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(WAIT_MS)
     return Visit(context.new_page(), url)
