@@ -1,13 +1,15 @@
-"""The command line, `flask --app wsgi …`: keys, usage, db."""
+"""The command line, `flask --app wsgi …`: keys, usage, db, chat, doctor."""
 
 from __future__ import annotations
 
+import click
+
+from grokflask.cli.chat import chat
 from grokflask.cli.db import db
-from grokflask.cli.group import CommandGroup
 from grokflask.cli.keys import keys
 from grokflask.cli.usage import usage
 
 __all__ = ["GROUPS"]
 
-GROUPS: tuple[CommandGroup, ...] = (keys, usage, db)
-"""Every group of commands, for the app to take in."""
+GROUPS: tuple[click.Command, ...] = (keys, usage, db, chat)
+"""Every command, and every group of them, for the app to take in."""

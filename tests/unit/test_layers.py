@@ -93,6 +93,7 @@ LEVELS = {
         ("web.dashboard", "web.dashboard_figures", "web.dashboard_keys", "web.dashboard_login"), 4
     ),
     **dict.fromkeys(("cli", "cli.db", "cli.group", "cli.keys", "cli.tables", "cli.usage"), 4),
+    **dict.fromkeys(("cli.caller", "cli.chat", "cli.conversation", "cli.terminal"), 4),
     **dict.fromkeys(("", "services", "wsgi"), 5),
 }
 """Every module of the package, "" being the package itself and `wsgi` the file beside it. A lower one never
@@ -134,6 +135,8 @@ LIBRARIES = {
     "web.dashboard_login": {*FLASK, "flask_wtf", "wtforms"},
     "web.markdown": {"markdown_it", "nh3"},
     **{module: {"click", "flask", "msgspec", "sqlalchemy"} for module in LEVELS if module.startswith("cli")},
+    **{module: {"click", "flask", "msgspec", "requests"} for module in ("cli.chat", "cli.conversation")},
+    "cli.caller": {"click", "msgspec", "requests", "urllib3"},
     "": {*FLASK, "click"},
     "wsgi": set(),
 }

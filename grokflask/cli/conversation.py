@@ -1,0 +1,166 @@
+"""One conversation with a model through a gateway: its turns, and each answer as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from grokflask.cli.caller import Caller, CallError, explain_status, name_error, read_message, read_pieces
+from grokflask.errors import UpstreamProtocolError
+from grokflask.money import format_usd
+from grokflask.routes import PREFIXES
+from grokflask.sse import EventDecoder, Run
+
+Piece = tuple[Literal["content", "reasoning"], str]
+
+
+@dataclass
+class Figures:
+    """What an answer was like; times are of `time.monotonic`."""
+
+    asked_at: float
+    first_at: float | None = None
+    ended_at: float | None = None
+    stopped: bool = False
+    tokens: int | None = None
+    total_tokens: int | None = None
+    cost_ticks: int | None = None
+
+    def describe(self) -> str:
+        """One line for people, without what is not known."""
+        parts = ["stopped"] if self.stopped else []
+        if self.total_tokens is not None:
+            parts.append(f"{self.total_tokens} tokens")
+        if self.cost_ticks is not None:
+            parts.append(f"{format_usd(self.cost_ticks)} USD")
+        if self.first_at is not None:
+            parts.append(f"first after {(self.first_at - self.asked_at) * 1000:.0f} ms")
+            took_s = (self.ended_at or time.monotonic()) - self.first_at
+            if self.tokens and took_s > 0:
+                parts.append(f"{self.tokens / took_s:.0f} tokens/s")
+        return ", ".join(parts)
+
+
+class Conversation:
+    """Turns with one model, which may change between them.
+
+    Attributes:
+        model: who answers, None for the gateway's default.
+        figures: of the last answer.
+    """
+
+    def __init__(self, caller: Caller, model: str | None, system: str | None) -> None:
+        self.model = model
+        self.figures = Figures(0.0)
+        self._caller = caller
+        self._system = system
+        self.turns: list[dict[str, str]] = []
+
+    def begin_anew(self) -> None:
+        """Forgets all turns, but not the system prompt."""
+        self.turns.clear()
+
+    def ask(self, prompt: str) -> Generator[Piece, None, None]:
+        """The answer's pieces as they come. Raises CallError, also for an answer that is not complete.
+
+        Closing it, or an exception thrown in it, closes the connection, which ends the answer upstream. What
+        had come of the answer until then stays a turn; of none the prompt is forgotten as well.
+        """
+        self.turns.append({"role": "user", "content": prompt})
+        self.figures = Figures(time.monotonic())
+        answer: list[str] = []
+        try:
+            for kind, text in self._stream():
+                if self.figures.first_at is None:
+                    self.figures.first_at = time.monotonic()
+                if kind == "content":
+                    answer.append(text)
+                yield kind, text
+        except (KeyboardInterrupt, GeneratorExit):
+            self.figures.stopped = True
+            raise
+        finally:
+            self.figures.ended_at = time.monotonic()
+            if answer:
+                self.turns.append({"role": "assistant", "content": "".join(answer)})
+            else:
+                self.turns.pop()
+
+    def _stream(self) -> Generator[Piece, None, None]:
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        body: dict[str, Any] = {
+            "messages": [*system, *self.turns],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if self.model:
+            body["model"] = self.model
+        accept = "text/event-stream, application/json"
+        with self._caller.call("POST", f"{PREFIXES[0]}/chat/completions", body=body, Accept=accept) as reply:
+            if reply.status_code != 200:
+                raise CallError(explain_status(reply))
+            if not reply.headers.get("Content-Type", "").startswith("text/event-stream"):
+                raise CallError(
+                    f"{self._caller.url} does not answer with a stream: is it a gateway's address?"
+                )
+            yield from self._read(_read_events(read_pieces(reply)))
+
+    def _read(self, events: Iterator[bytes]) -> Iterator[Piece]:
+        for data in events:
+            if data == b"[DONE]":
+                return
+            try:
+                chunk = msgspec.json.decode(data)
+            except msgspec.DecodeError:
+                raise CallError("The gateway sent an event that is no JSON.") from None
+            if not isinstance(chunk, dict):
+                continue
+            if "error" in chunk:
+                raise CallError(name_error(chunk["error"]))
+            self._note_usage(chunk.get("usage"))
+            for choice in chunk.get("choices") or ():
+                delta = choice.get("delta") or {}
+                if text := delta.get("reasoning_content"):
+                    yield "reasoning", text
+                if text := delta.get("content"):
+                    yield "content", text
+        raise CallError(
+            "The answer was cut before its end: no [DONE] came. Something between here and the "
+            "gateway may have closed the connection; `flask --app wsgi doctor --url` looks at it."
+        )
+
+    def _note_usage(self, usage: object) -> None:
+        if isinstance(usage, dict):
+            self.figures.total_tokens = usage.get("total_tokens")
+            self.figures.tokens = usage.get("completion_tokens")
+            self.figures.cost_ticks = usage.get("cost_in_usd_ticks")
+
+    def list_models(self) -> list[str]:
+        """The names of the models that the key may use. Raises CallError."""
+        with self._caller.call("GET", f"{PREFIXES[0]}/models", silence_s=60.0) as reply:
+            if reply.status_code != 200:
+                raise CallError(explain_status(reply))
+            body = b"".join(read_pieces(reply))
+        try:
+            return [str(each["id"]) for each in msgspec.json.decode(body)["data"]]
+        except (msgspec.DecodeError, LookupError, TypeError):
+            raise CallError(read_message(body) or "The gateway's list of models cannot be read.") from None
+
+
+def _read_events(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The data of each event."""
+    decoder = EventDecoder()
+    try:
+        for piece in pieces:
+            for event in decoder.feed(piece):
+                if isinstance(event, Run):
+                    yield from event[6:-2].split(b"\n\ndata: ")
+                else:
+                    yield event
+    except UpstreamProtocolError:
+        raise CallError("The gateway sent an event that is too long.") from None
+    yield from decoder.finish()
