@@ -10,6 +10,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from grokflask.cli import GROUPS
+from grokflask.cli.broken import asks_for_doctor, make_broken_app
 from grokflask.config import Settings, find_unknown, load_settings
 from grokflask.errors import ConfigError, StoreUnavailableError
 from grokflask.key_store import KeyStore
@@ -20,6 +21,7 @@ from grokflask.web import (
     admin,
     admin_figures,
     api,
+    diagnose,
     health,
     hooks,
     metrics,
@@ -38,7 +40,7 @@ __all__ = ["create_app"]
 _RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
 
 _ADMIN = (admin.blueprint, admin_figures.blueprint, streams.blueprint)
-_BLUEPRINTS = (health.blueprint, metrics.blueprint, *_ADMIN, pages.blueprint)
+_BLUEPRINTS = (health.blueprint, metrics.blueprint, *_ADMIN, pages.blueprint, diagnose.blueprint)
 
 _log = logging.getLogger("grokflask")
 
@@ -52,7 +54,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     Raises:
         ConfigError: the settings cannot work; it lists every problem.
     """
-    settings = settings or _load_settings()
+    if settings is None:
+        try:
+            settings = load_settings()
+        except ConfigError as error:
+            return _stand_in(error)
     configure_logging(settings.log_level, settings.secrets)
 
     app = Application(__name__, static_folder=None)
@@ -109,13 +115,13 @@ def _open_dashboard(app: Flask, admin_token: str | None) -> None:
     app.register_blueprint(dashboard.blueprint)
 
 
-def _load_settings() -> Settings:
-    try:
-        return load_settings()
-    except ConfigError as error:
-        if _RUNS_COMMAND:
-            raise ClickException(str(error)) from None  # a list of problems, without a traceback
-        raise
+def _stand_in(error: ConfigError) -> Flask:
+    """An app for the doctor's use. Raises `error` for all others, for a command without a traceback."""
+    if not _RUNS_COMMAND:
+        raise error
+    if asks_for_doctor():
+        return make_broken_app(error)
+    raise ClickException(str(error)) from None
 
 
 def _announce(settings: Settings, base_url: str, store: KeyStore) -> None:

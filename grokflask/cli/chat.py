@@ -136,7 +136,7 @@ def _obey(conversation: Conversation, line: str) -> None:
         write_dim(f"Now: {conversation.model or 'the default of the gateway'}. There are:\n")
         write_dim("".join(f"  {clean(name)}\n" for name in conversation.list_models()))
     else:
-        write_dim(f"There is no command {clean_line(word)}; /help lists them..\n")
+        write_dim(f"There is no command {clean_line(word)}; /help lists them.\n")
 
 
 def _load_history() -> None:

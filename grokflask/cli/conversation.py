@@ -107,7 +107,7 @@ class Conversation:
                 raise CallError(
                     f"{self._caller.url} does not answer with a stream: is it a gateway's address?"
                 )
-            yield from self._read(_read_events(read_pieces(reply)))
+            yield from self._read(read_events(read_pieces(reply)))
 
     def _read(self, events: Iterator[bytes]) -> Iterator[Piece]:
         for data in events:
@@ -151,7 +151,7 @@ class Conversation:
             raise CallError(read_message(body) or "The gateway's list of models cannot be read.") from None
 
 
-def _read_events(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def read_events(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """The data of each event."""
     decoder = EventDecoder()
     try:

@@ -49,6 +49,8 @@ RUN_BY = {
     ("docs/streaming.md", "bash"): DOCS + "test_curl_examples",
     ("docs/streaming.md", "nginx"): DEPLOYMENT + "test_nginx_blocks_agree",
     ("docs/streaming.md", "python"): DOCS + "test_python_examples",
+    ("docs/terminal.md", "console"): DOCS + "test_terminal_page",
+    ("docs/terminal.md", "sh"): DOCS + "test_terminal_page",
     ("docs/streaming.md", "text"): NOT_RUN
     + "one line of a Caddyfile; Caddy is not among what the tests install",
 }

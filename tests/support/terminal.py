@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -54,6 +55,18 @@ class Terminal:
         while self._read(WAIT_S):
             pass
         return self.process.wait(WAIT_S)
+
+    def interrupt(self) -> None:
+        """Ctrl-C until it ends.
+
+        One that comes while readline makes its prompt is lost; one too many may hit Python's own end.
+        """
+        end = time.monotonic() + WAIT_S
+        while self.process.poll() is None:
+            assert time.monotonic() < end, f"it does not end: {self.shown!r}"
+            self.type(CTRL_C)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.5)
 
     def close(self) -> None:
         if self.process.poll() is None:

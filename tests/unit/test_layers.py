@@ -93,7 +93,11 @@ LEVELS = {
         ("web.dashboard", "web.dashboard_figures", "web.dashboard_keys", "web.dashboard_login"), 4
     ),
     **dict.fromkeys(("cli", "cli.db", "cli.group", "cli.keys", "cli.tables", "cli.usage"), 4),
-    **dict.fromkeys(("cli.caller", "cli.chat", "cli.conversation", "cli.terminal"), 4),
+    **dict.fromkeys(("cli.caller", "cli.chat", "cli.conversation", "cli.terminal", "cli.findings"), 4),
+    **dict.fromkeys(
+        ("cli.broken", "cli.check_stores", "cli.check_upstream", "cli.check_url", "cli.doctor"), 4
+    ),
+    "web.diagnose": 4,
     **dict.fromkeys(("", "services", "wsgi"), 5),
 }
 """Every module of the package, "" being the package itself and `wsgi` the file beside it. A lower one never
@@ -102,7 +106,7 @@ imports a higher one. A new module takes its place here."""
 APART = [
     {"keys", "limits", "ledger", "relay", "reply", "exchanges", "recordings"},
     {"ledger", "ledger_writer", "reports", "key_store", "limits"},
-    {"web.api", "web.health", "web.admin", "web.metrics"},
+    {"web.api", "web.health", "web.admin", "web.diagnose", "web.metrics"},
 ]
 """Modules that never import each other."""
 
@@ -137,6 +141,8 @@ LIBRARIES = {
     **{module: {"click", "flask", "msgspec", "sqlalchemy"} for module in LEVELS if module.startswith("cli")},
     **{module: {"click", "flask", "msgspec", "requests"} for module in ("cli.chat", "cli.conversation")},
     "cli.caller": {"click", "msgspec", "requests", "urllib3"},
+    "cli.check_upstream": {"certifi", "requests"},
+    "cli.check_stores": {"redis", "sqlalchemy"},
     "": {*FLASK, "click"},
     "wsgi": set(),
 }

@@ -141,6 +141,7 @@ def test_ctrl_c_stops_the_answer(
         "Go on",
     ]
     terminal.wait_for("tokens/s")
+    terminal.wait_for("> ")
     terminal.type(CTRL_D)
     assert terminal.wait_for_end() == 0
 
@@ -180,8 +181,8 @@ def test_turns_and_commands(open_terminal: Open, shared_upstream: ScriptedUpstre
         terminal.type(line + "\n")
         terminal.wait_for(answer)
     terminal.wait_for("> ")
-    terminal.type(CTRL_C)
-    assert terminal.wait_for_end() == 0
+    terminal.interrupt()
+    assert "Traceback" not in terminal.shown
     sent = [each.document for each in shared_upstream.exchanges]
     assert [[turn["content"] for turn in each["messages"]] for each in sent] == [
         ["first"],

@@ -205,3 +205,17 @@ def test_pages_of_commands(tmp_path: Path, page: str, count: int) -> None:
             env["KEY"] = secrets[-1] if secrets else env.get("KEY", "")
     finally:
         assert server.stop() == 0
+
+
+def test_terminal_page(sandbox_gateway: GatewayServer, tmp_path: Path) -> None:
+    """The commands of docs/terminal.md work beside a gateway on the sandbox, and print what it shows."""
+    env = {"PATH": make_path(), "PYTHONPATH": str(ROOT), "PORT": str(sandbox_gateway.port)}
+    for block in find_blocks("docs/terminal.md", "sh"):
+        text = block.text.replace("https://my.gateway.example", sandbox_gateway.url)
+        done = run(["bash", "-c", text], env, tmp_path)
+        assert done.returncode == 0, text + done.stdout + done.stderr
+        assert done.stdout or (tmp_path / "rivers.txt").read_text()
+    for command, shown in list_console("docs/terminal.md"):
+        done = run(["bash", "-c", command], env, tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert re.fullmatch(make_pattern(shown), mask(done.stdout)), done.stdout

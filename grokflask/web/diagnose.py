@@ -1,0 +1,116 @@
+"""GET /diagnose/stream: a few timed events without upstream, which show whether a proxy holds streams back.
+
+`flask --app wsgi doctor --url` compares when they were sent with when they arrive. It costs nothing, but it
+holds a connection for a second or two: only holders of a key or of the admin's token get it, and few at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import msgspec
+from flask import Blueprint, Response, current_app, g, request
+
+from grokflask.config import Settings
+from grokflask.errors import AuthenticationError, ClientError, ShuttingDownError, StoreUnavailableError
+from grokflask.keys import KeyRing, read_bearer
+from grokflask.web.attempts import Attempts
+from grokflask.web.replies import STREAM_HEADERS
+
+PATH = "/diagnose/stream"
+EVENTS = 5
+INTERVAL_S = 0.3
+MAX_OPEN = 4
+"""In one worker."""
+
+blueprint = Blueprint("diagnose", __name__)
+
+_slots = threading.BoundedSemaphore(MAX_OPEN)
+
+
+@blueprint.get(PATH)
+def stream_diagnosis() -> Response:
+    """Five events, 0.3 s apart; the first tells what has arrived of the request.
+
+    Raises AuthenticationError and its kin, ClientError while too many are open, and ShuttingDownError.
+    """
+    _check_caller()
+    if current_app.extensions["gateway"].exchanges.draining:
+        raise ShuttingDownError
+    if not _slots.acquire(blocking=False):
+        error = ClientError("Too many diagnostic streams are open: try again in a few seconds.")
+        error.status, error.code = 429, "too_many_streams"
+        error.headers = {"Retry-After": "3"}
+        raise error
+    events = _Events(_describe_request())
+    response = Response(events, headers=STREAM_HEADERS)
+    response.call_on_close(events.close)  # also of a stream that is never begun
+    return response
+
+
+class _Events:
+    """The events, each made when it is sent. Holds a slot until it is closed."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self._told = told
+        self._number = 0
+        self._started_at = 0.0
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __iter__(self) -> _Events:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._number > EVENTS:
+            raise StopIteration
+        self._number += 1
+        if self._number > EVENTS:
+            return b"data: [DONE]\n\n"
+        if self._number == 1:
+            self._started_at = time.monotonic()
+        else:
+            time.sleep(INTERVAL_S)
+        sent_ms = round((time.monotonic() - self._started_at) * 1000)
+        event = {"number": self._number, "of": EVENTS, "sent_ms": sent_ms, **self._told}
+        self._told = {}
+        return b"data: " + msgspec.json.encode(event) + b"\n\n"
+
+    def close(self) -> None:
+        """Gives the slot back. Idempotent."""
+        with self._lock:
+            closed, self._closed = self._closed, True
+        if not closed:
+            _slots.release()
+
+
+def _check_caller() -> None:
+    """Raises AuthenticationError and its kin; RateLimitError after too many that were wrong.
+
+    What is no key may be the admin's token. A wrong one counts as everywhere: this is no place to guess it.
+    """
+    authorization = request.headers.get("Authorization")
+    address = request.remote_addr or "unknown"
+    keys: KeyRing = current_app.extensions["keys"]
+    try:
+        keys.authenticate(authorization, address)
+    except (AuthenticationError, StoreUnavailableError):
+        asked = read_bearer(authorization)
+        attempts: Attempts | None = current_app.extensions.get("attempts")
+        if asked is None or attempts is None or not attempts.check(asked, address):
+            raise
+
+
+def _describe_request() -> dict[str, Any]:
+    """What proxies have made of the request. Of addresses only their number is told."""
+    forwarded = ",".join(request.headers.getlist("X-Forwarded-For"))
+    settings: Settings = current_app.extensions["settings"]
+    return {
+        "request_id": g.request_id,
+        "scheme": request.scheme,
+        "forwarded_for": len([each for each in forwarded.split(",") if each.strip()]),
+        "forwarded_proto": request.headers.get("X-Forwarded-Proto", "")[:20] or None,
+        "trusted_proxies": settings.trusted_proxies,
+    }

@@ -1,0 +1,290 @@
+"""The doctor's judgements, and what it says of settings, upstream and stores, in this process."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from support.processes import CLIENT_KEY, UPSTREAM_KEY, RedisServer, find_free_port
+from support.scripted import Exchange, ScriptedUpstream
+
+from grokflask.cli.check_stores import judge_eviction
+from grokflask.cli.check_upstream import judge_clock
+from grokflask.cli.check_url import (
+    Passage,
+    judge_compression,
+    judge_forwarding,
+    judge_request_id,
+    judge_stream,
+    name_proxy,
+)
+from grokflask.cli.findings import Finding, redact
+
+MODELS = {"object": "list", "data": [{"id": "grok-4.3", "object": "model"}]}
+SENT = [0.0, 300.0, 600.0, 900.0, 1200.0]
+
+
+def see(client: FlaskClient, *words: str, code: int = 0) -> dict[str, dict[str, Any]]:
+    """The findings by the names of their checks, the gravest of each."""
+    result = client.application.test_cli_runner().invoke(args=["doctor", "--json", *words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    assert UPSTREAM_KEY not in result.output
+    assert CLIENT_KEY not in result.output
+    document = json.loads(result.stdout)
+    assert document["healthy"] is (code == 0)
+    grave = ["skipped", "ok", "warn", "FAIL"]
+    return {
+        each["check"]: each
+        for each in sorted(document["findings"], key=lambda each: grave.index(each["state"]))
+    }
+
+
+def reply_models(exchange: Exchange) -> None:
+    assert exchange.headers["authorization"] == f"Bearer {UPSTREAM_KEY}"
+    exchange.reply(MODELS, 200, f"Date: {formatdate(usegmt=True)}")
+
+
+def test_all_is_well(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Nothing to do: exit code 0, and each check told."""
+    upstream.handler = reply_models
+    seen = see(client)
+    states = {name: each["state"] for name, each in seen.items()}
+    assert states.pop("open files") in ("ok", "warn")  # this machine's own
+    assert states == {
+        **dict.fromkeys(("settings", "xAI key", "upstream", "models", "clock", "database", "keys"), "ok"),
+        "workers": "ok",
+        "redis": "skipped",
+        "url": "skipped",
+    }
+    assert "good for 1 models" in seen["models"]["text"]
+
+
+def test_for_people(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """A line for each check with a sign and a word; what to do stands indented below; counts at the end."""
+    upstream.handler = lambda exchange: exchange.reply({"error": "Incorrect API key provided"}, 400)
+    result = client.application.test_cli_runner().invoke(args=["doctor"])
+    assert result.exit_code == 1
+    lines = result.stdout.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("x FAIL    models"))
+    assert lines[at].endswith("upstream refuses the key (400)")
+    assert lines[at + 1].startswith("                       Set XAI_API_KEY")
+    assert "1 FAIL" in lines[-1]
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "state", "words"),
+    [
+        (401, {"error": "no"}, "FAIL", "refuses the key (401)"),
+        (403, {"error": "no"}, "FAIL", "refuses the key (403)"),
+        (404, {"error": "no"}, "FAIL", "is no list of models (404)"),
+        (301, {"error": "no"}, "FAIL", "is no list of models (301)"),
+        (200, {"data": 5}, "FAIL", "is no list of models (200)"),
+        (200, [], "FAIL", "is no list of models (200)"),
+        (503, {"error": "no"}, "warn", "is no list of models (503)"),
+        (429, {"error": "no"}, "warn", "limits this key"),
+    ],
+)
+def test_upstream_answers_otherwise(
+    client: FlaskClient, upstream: ScriptedUpstream, status: int, document: Any, state: str, words: str
+) -> None:
+    """What a refusal of GET /models means."""
+    upstream.handler = lambda exchange: exchange.reply(document, status)
+    found = see(client, code=int(state == "FAIL"))["models"]
+    assert (found["state"], words in found["text"], bool(found["remedy"])) == (state, True, True), found
+
+
+def test_upstream_cannot_be_reached(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream
+) -> None:
+    """Nothing listens, no TLS, an answer that never comes: the step that failed is named."""
+    refused = make_client(XAI_API_BASE=f"http://127.0.0.1:{find_free_port()}/v1")
+    assert "no connection to 127.0.0.1" in see(refused, code=1)["upstream"]["text"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        client = make_client(XAI_API_BASE=f"https://127.0.0.1:{port}/v1", GROKFLASK_CONNECT_TIMEOUT_S="0.2")
+        assert see(client, code=1)["upstream"]["state"] == "FAIL"
+    upstream.handler = lambda exchange: exchange.close()
+    assert "GET /models is not answered" in see(make_client(), code=1)["models"]["text"]
+
+
+def test_redis_is_dead(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
+    """It fails, and the password in its URL is not told."""
+    upstream.handler = reply_models
+    client = make_client(REDIS_URL=f"redis://:redis-password@127.0.0.1:{find_free_port()}/0")
+    found = see(client, code=1)["redis"]
+    assert found["text"].startswith("it cannot be used: ")
+    assert "REDIS_URL" in found["remedy"]
+    assert "redis-password" not in str(found)
+
+
+def test_redis_forgets(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream, redis_server: RedisServer
+) -> None:
+    """A Redis that evicts any key when it is full would lose counters."""
+    from redis import Redis
+
+    upstream.handler = reply_models
+    client = make_client(REDIS_URL=redis_server.url)
+    seen = see(client)
+    assert (seen["redis"]["state"] in ("ok", "warn"), seen["eviction"]["state"]) == (True, "ok")
+    with Redis.from_url(redis_server.url) as redis:
+        redis.config_set("maxmemory", 50_000_000)
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+    assert "noeviction" in see(client, code=1)["eviction"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "max_bytes", "state"),
+    [
+        ("noeviction", 9, "ok"),
+        ("allkeys-lfu", 9, "FAIL"),
+        ("allkeys-lfu", 0, "warn"),
+        ("volatile-ttl", 9, "warn"),
+        ("", 0, "skipped"),
+    ],
+)
+def test_eviction(policy: str, max_bytes: int, state: str) -> None:
+    """Without a limit of memory nothing is evicted yet."""
+    assert judge_eviction(policy, max_bytes).state == state
+
+
+def test_the_database_takes_no_writes(
+    make_client: Callable[..., FlaskClient],
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A path that leads nowhere fails; SQLite on Heroku does as well, though it works."""
+    upstream.handler = reply_models
+    (tmp_path / "file").write_text("not a folder")
+    client = make_client(DATABASE_URL=f"sqlite:///{tmp_path}/file/x.db")
+    assert "DATABASE_URL" in see(client, code=1)["database"]["remedy"]
+    monkeypatch.setenv("DYNO", "web.1")
+    assert "vanishes" in see(make_client(), code=1)["database"]["text"]
+
+
+def test_keys(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
+    """None at all, and a door that is open to everybody, are told."""
+    upstream.handler = reply_models
+    assert "every call gets a 401" in see(make_client(GROKFLASK_KEYS=""))["keys"]["text"]
+    found = see(make_client(GROKFLASK_KEYS="", GROKFLASK_AUTH="open"))["keys"]
+    assert (found["state"], "your money" in found["text"]) == ("warn", True)
+
+
+@pytest.mark.parametrize("key", ["'xai-0123456789'", "Bearer"])
+def test_a_key_that_is_none(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream, key: str
+) -> None:
+    """Quotes that were meant for the shell are part of what upstream gets."""
+    upstream.handler = lambda exchange: exchange.reply(MODELS)
+    assert see(make_client(XAI_API_KEY=key), code=1)["xAI key"]["state"] == "FAIL"
+
+
+def test_names_that_are_no_settings(
+    client: FlaskClient, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unknown name is told; GROKFLASK_KEY is read by the commands that call a gateway."""
+    upstream.handler = reply_models
+    monkeypatch.setenv("GROKFLASK_KEY", CLIENT_KEY)
+    assert see(client)["settings"]["state"] == "ok"
+    monkeypatch.setenv("GROKFLASK_HARTBEAT_S", "3")
+    assert "GROKFLASK_HEARTBEAT_S meant" in see(client)["settings"]["text"]
+
+
+def make_passage(arrived_ms: list[float], complete: bool = True, **headers: str) -> Passage:
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    return Passage(named, "r1", {"request_id": "r1"}, SENT[: len(arrived_ms)], arrived_ms, complete)
+
+
+@pytest.mark.parametrize(
+    ("arrived_ms", "complete", "state"),
+    [
+        ([7.0, 307.0, 607.0, 907.0, 1207.0], True, "ok"),
+        ([7.0, 307.0, 607.0, 907.0, 2000.0], True, "ok"),
+        ([1207.0] * 5, True, "FAIL"),
+        ([900.0, 900.0, 900.0, 900.0, 1207.0], True, "FAIL"),
+        ([7.0, 307.0], False, "FAIL"),
+        ([], False, "FAIL"),
+        ([7.0], True, "FAIL"),
+    ],
+)
+def test_what_arrivals_tell(arrived_ms: list[float], complete: bool, state: str) -> None:
+    """Events that arrive in one burst have been held back; late ones have not."""
+    found = judge_stream(make_passage(arrived_ms, complete))
+    assert (found.state, bool(found.remedy)) == (state, state == "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("headers", "name", "words"),
+    [
+        ({"Server": "nginx/1.22"}, "nginx", "proxy_buffering off"),
+        ({"Server": "Apache/2.4 (Debian)"}, "apache", "flushpackets=on"),
+        ({"Server": "cloudflare", "CF_RAY": "1"}, "cloudflare", "compression"),
+        ({"Via": "1.1 vegur"}, "heroku", "look at what else"),
+        ({"Server": "x"}, None, "proxy_buffering off"),
+    ],
+)
+def test_what_to_change(headers: dict[str, str], name: str | None, words: str) -> None:
+    """The proxy that has left its name is the one whose setting is told."""
+    passage = make_passage([9.0] * 5, **headers)
+    assert name_proxy(passage.headers) == name
+    remedy = judge_stream(passage).remedy
+    assert words in remedy
+    assert ("Apache:" in remedy) == (name in (None, "apache"))
+
+
+def test_what_headers_tell() -> None:
+    """Compression, and request ids that get lost on either way."""
+    assert judge_compression(make_passage([], Content_Encoding="br")).state == "warn"
+    assert judge_compression(make_passage([])).state == "ok"
+    assert judge_request_id(make_passage([], X_Request_ID="r1")).state == "ok"
+    assert "way out" in judge_request_id(make_passage([])).text
+    passage = make_passage([], X_Request_ID="r2")
+    passage.told["request_id"] = "r2"
+    assert "way in" in judge_request_id(passage).text
+
+
+@pytest.mark.parametrize(
+    ("told", "states"),
+    [
+        ({"forwarded_for": 1, "trusted_proxies": 1, "scheme": "https"}, ["ok"]),
+        ({"forwarded_for": 0, "trusted_proxies": 0, "scheme": "http"}, ["ok", "warn"]),
+        ({"forwarded_for": 2, "trusted_proxies": 1, "scheme": "https"}, ["warn"]),
+        ({"forwarded_for": 0, "trusted_proxies": 1, "scheme": "https"}, ["FAIL"]),
+    ],
+)
+def test_forwarding(told: dict[str, Any], states: list[str]) -> None:
+    """As many proxies are to be trusted as send addresses; fewer addresses let callers choose their own."""
+    passage = make_passage([])
+    passage.told = told
+    assert [each.state for each in judge_forwarding(passage, "https")] == states
+
+
+@pytest.mark.parametrize(
+    ("date", "state"),
+    [
+        (formatdate(1_000_000, usegmt=True), "ok"),
+        (formatdate(1_000_090, usegmt=True), "warn"),
+        (formatdate(999_000, usegmt=True), "warn"),
+        ("yesterday", "skipped"),
+        (None, "skipped"),
+    ],
+)
+def test_clock(date: str | None, state: str) -> None:
+    """Half a minute is as much as it may be off."""
+    assert judge_clock(date, 1_000_000.0).state == state
+
+
+def test_redacted() -> None:
+    """Secrets are cut out, the longer first, and no finding is more than its line."""
+    [found] = redact([Finding("x", "ok", "a secret-long\n\x1b[2J", "secret")], ["secret", "secret-long"])
+    assert (found.text, found.remedy) == ("a [redacted] ?[2J", "[redacted]")

@@ -1,0 +1,102 @@
+"""`flask --app wsgi doctor` through a real gateway's address, with proxies between; with broken settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.processes import CLIENT_KEY, GatewayServer, find_free_port
+from support.proxies import Faults, Proxy
+from support.stores import run_command
+
+
+@pytest.fixture
+def proxy(gateway: GatewayServer) -> Iterator[Proxy]:
+    """A proxy without faults in front of the gateway."""
+    server = Proxy(gateway.port)
+    yield server
+    server.close()
+
+
+def look(cwd: Path, url: str, code: int, **env: str) -> dict[str, dict[str, Any]]:
+    """The doctor's findings, from a machine on which the gateway itself would run on the sandbox."""
+    done = run_command(cwd, {"GROKFLASK_KEY": CLIENT_KEY, **env}, "doctor", "--json", "--url", url)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert CLIENT_KEY not in done.stdout + done.stderr
+    return {each["check"]: each for each in json.loads(done.stdout)["findings"]}
+
+
+def test_nothing_in_between(gateway: GatewayServer, tmp_path: Path) -> None:
+    """Every check of a gateway's own address is fine."""
+    seen = look(tmp_path, gateway.url, 0)
+    checks = ("/health", "/ready", "stream", "compression", "request id", "addresses")
+    assert {name: seen[name]["state"] for name in checks} == dict.fromkeys(checks, "ok")
+
+
+def test_a_proxy_that_passes_on(proxy: Proxy, tmp_path: Path) -> None:
+    """It costs nothing; that its callers' addresses are not believed is told."""
+    proxy.faults = Faults(adds={"X-Forwarded-For": "192.0.2.1"})
+    seen = look(tmp_path, proxy.url, 0)
+    assert seen["stream"]["state"] == "ok"
+    assert "GROKFLASK_TRUSTED_PROXIES=1" in seen["addresses"]["remedy"]
+
+
+def test_a_proxy_that_holds_back(proxy: Proxy, tmp_path: Path) -> None:
+    """Events that arrive in one burst: FAIL, and the setting of the proxy that is named."""
+    proxy.faults = Faults(holds=True, server="nginx/1.24", drops=("x-request-id",), hides=("/ready",))
+    seen = look(tmp_path, proxy.url, 1)
+    assert seen["stream"]["text"].startswith("a proxy holds streams back: 5 events")
+    assert "proxy_buffering off" in seen["stream"]["remedy"]
+    assert "Cloudflare" not in seen["stream"]["remedy"]
+    assert seen["request id"]["state"] == "warn"
+    assert seen["/ready"]["state"] == "FAIL"
+    assert seen["/health"]["state"] == "ok"
+
+
+def test_a_proxy_that_compresses(proxy: Proxy, tmp_path: Path) -> None:
+    """It is read all the same, and told."""
+    proxy.faults = Faults(compresses=True)
+    seen = look(tmp_path, proxy.url, 1)
+    assert (seen["compression"]["state"], seen["stream"]["state"]) == ("warn", "FAIL")
+
+
+def test_a_proxy_that_cuts(proxy: Proxy, tmp_path: Path) -> None:
+    """A stream that ends early is told as such."""
+    proxy.faults = Faults(cuts_after_bytes=250)
+    assert "it was cut after" in look(tmp_path, proxy.url, 1)["stream"]["text"]
+
+
+def test_nobody_lets_it_in(gateway: GatewayServer, tmp_path: Path) -> None:
+    """A wrong key, and no gateway at all, are said in words."""
+    found = look(tmp_path, gateway.url, 1, GROKFLASK_KEY="wrong-key-1234567")["url"]
+    assert "(401) Give a key with --key" in found["text"]
+    found = look(tmp_path, f"http://127.0.0.1:{find_free_port()}", 1)["url"]
+    assert "is the gateway running?" in found["text"]
+
+
+def test_broken_settings(gateway: GatewayServer, tmp_path: Path) -> None:
+    """They are its findings, and the rest goes on as far as it can; other commands still end with them."""
+    broken = {"PORT": "x", "WEB_CONCURRENCY": "3", "GROKFLASK_ADMIN_TOKEN": "short"}
+    done = run_command(tmp_path, {**broken, "GROKFLASK_KEYZ": "y", "GROKFLASK_KEY": CLIENT_KEY},
+                       "doctor", "--json", "--url", gateway.url)  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    findings = json.loads(done.stdout)["findings"]
+    failed = [each["text"].split(" ", 1)[0] for each in findings if each["state"] == "FAIL"]
+    assert failed == ["PORT", "GROKFLASK_ADMIN_TOKEN", "WEB_CONCURRENCY"]
+    assert next(each["text"] for each in findings if each["state"] == "warn").startswith(
+        "GROKFLASK_KEYZ is not"
+    )
+    assert {"check": "stream", "state": "ok"}.items() <= findings[-4].items()
+    for words in (
+        ["chat", "doctor"],
+        ["keys", "list"],
+        ["keys", "create", "doctor"],
+        ["run", "--host", "doctor"],
+    ):
+        done = run_command(tmp_path, broken, *words)
+        assert done.returncode == 1
+        assert "PORT expects a whole number" in done.stderr
+        assert "Traceback" not in done.stderr
