@@ -18,6 +18,7 @@ import requests
 
 from grokflask.cli.terminal import clean_line
 from grokflask.config import Settings
+from grokflask.errors import MALFORMED
 from grokflask.routes import PREFIXES
 from grokflask.setting_types import read_base_url
 
@@ -26,6 +27,7 @@ SILENCE_S = 330.0
 """Longer than any GROKFLASK_HEARTBEAT_S: a gateway that says nothing for so long is gone."""
 
 MAX_DETAIL_CHARS = 500
+MAX_BODY_BYTES = 2**20
 
 
 class CallError(click.ClickException):
@@ -101,6 +103,16 @@ def read_pieces(reply: requests.Response) -> Iterator[bytes]:
         raise CallError("The connection was cut before the answer was complete.") from error
 
 
+def read_start(reply: requests.Response) -> bytes:
+    """The body, or what of it is read for a message. Raises CallError when it is cut."""
+    body = b""
+    for piece in read_pieces(reply):
+        body += piece
+        if len(body) > MAX_BODY_BYTES:
+            break
+    return body
+
+
 def read_url(url: str | None, port: int) -> str:
     """The address of a gateway as its user gives it, else this machine's. Raises BadParameter."""
     if url is None:
@@ -164,7 +176,7 @@ def explain_failure(error: Exception, url: str) -> str:
 
 def explain_status(reply: requests.Response) -> str:
     """What an answer that is none means, and what to do. Reads its body; raises CallError if it is cut."""
-    status, said = reply.status_code, read_message(b"".join(read_pieces(reply)))
+    status, said = reply.status_code, read_message(read_start(reply))
     if reply.is_redirect:
         return (
             f"The gateway's address has moved to {clean_line(reply.headers['Location'])}: give that as --url."
@@ -187,7 +199,7 @@ def read_message(body: bytes) -> str:
     for line in (body, *body.splitlines()):
         try:
             document: Any = msgspec.json.decode(line.removeprefix(b"data: "))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             continue
         if isinstance(document, dict) and "error" in document:
             return name_error(document["error"])

@@ -59,47 +59,36 @@ def check_upstream(settings: Settings) -> Iterator[Finding]:
     if settings.uses_sandbox:
         yield Finding("upstream", "skipped", "the built-in sandbox, which is part of the gateway")
         return
-    parts = urlsplit(settings.upstream_base)
-    host, secure = parts.hostname or "", parts.scheme == "https"
+    host = urlsplit(settings.upstream_base).hostname or ""
     began = time.monotonic()
     try:
-        addresses = socket.getaddrinfo(host, parts.port or (443 if secure else 80), type=socket.SOCK_STREAM)
-    except OSError as error:
-        yield Finding(
-            "upstream",
-            "FAIL",
-            f"the name {host} is not known ({error})",
-            "Check XAI_API_BASE, and this machine's DNS.",
-        )
-        return
-    try:
-        with _connect([each[4] for each in addresses], settings.connect_timeout_s) as sock:
-            if secure:
-                with _make_context().wrap_socket(sock, server_hostname=host):
-                    pass
+        _reach(settings)
+    except socket.gaierror as error:
+        text = f"the name {host} is not known ({error})"
+        yield Finding("upstream", "FAIL", text, "Check XAI_API_BASE, and this machine's DNS.")
     except ssl.SSLError as error:
-        yield Finding(
-            "upstream",
-            "FAIL",
-            f"no TLS with {host}: {error}",
-            "Check XAI_API_BASE; a firewall that opens TLS needs its certificate known here.",
-        )
-        return
+        remedy = "Check XAI_API_BASE; a firewall that opens TLS needs its certificate known here."
+        yield Finding("upstream", "FAIL", f"no TLS with {host}: {error}", remedy)
     except OSError as error:
-        yield Finding(
-            "upstream",
-            "FAIL",
-            f"no connection to {host}: {error}",
-            "Check XAI_API_BASE, and that a firewall lets this machine out to it.",
-        )
-        return
-    took_ms = (time.monotonic() - began) * 1000
-    yield Finding(
-        "upstream",
-        "ok" if took_ms < SLOW_MS else "warn",
-        f"{host} is reached in {took_ms:.0f} ms (DNS, TCP{', TLS' * secure})",
-    )
-    yield from _ask_for_models(settings)
+        remedy = "Check XAI_API_BASE, and that a firewall lets this machine out to it."
+        yield Finding("upstream", "FAIL", f"no connection to {host}: {error}", remedy)
+    else:
+        took_ms = (time.monotonic() - began) * 1000
+        text = f"{host} is reached in {took_ms:.0f} ms"
+        yield Finding("upstream", "ok" if took_ms < SLOW_MS else "warn", text)
+        yield from _ask_for_models(settings)
+
+
+def _reach(settings: Settings) -> None:
+    """Connects to upstream, with TLS where its URL says so. Raises OSError."""
+    parts = urlsplit(settings.upstream_base)
+    secure = parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    with _connect([each[4] for each in addresses], settings.connect_timeout_s) as sock:
+        if secure:
+            with _make_context().wrap_socket(sock, server_hostname=parts.hostname):
+                pass
 
 
 def _ask_for_models(settings: Settings) -> Iterator[Finding]:

@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.cli.caller import Caller, CallError, explain_status, is_local, read_pieces
+from grokflask.cli.caller import Caller, CallError, explain_status, is_local, read_pieces, read_start
 from grokflask.cli.conversation import read_events
 from grokflask.cli.findings import Finding
+from grokflask.errors import MALFORMED
 
 SILENCE_S = 60.0
+MAX_EVENTS = 100
 TRIES = 2
 """A machine that is busy for a moment looks like a proxy: only what is seen again counts."""
 
@@ -79,10 +81,10 @@ def check_url(caller: Caller) -> Iterator[Finding]:
 def _check_path(caller: Caller, path: str) -> Finding:
     """A path outside the API is answered by the gateway. Raises CallError."""
     with caller.call("GET", path, silence_s=SILENCE_S) as reply:
-        body = b"".join(read_pieces(reply))[:65536]
+        body = read_start(reply)
         try:
             status = msgspec.json.decode(body)["status"]
-        except (msgspec.DecodeError, LookupError, TypeError):
+        except (*MALFORMED, LookupError, TypeError):
             text = f"{path} is not answered by a gateway ({reply.status_code})"
             return Finding(path, "FAIL", text, f"Have the proxy pass {path} on; load balancers ask for it.")
         remedy = "" if reply.status_code == 200 else "It is about to end: another one should take its place."
@@ -124,10 +126,12 @@ def _receive(caller: Caller) -> Passage:
 
 def _note(passage: Passage, data: bytes) -> None:
     arrived_ms = time.monotonic() * 1000
+    if len(passage.sent_ms) >= MAX_EVENTS:
+        raise CallError("/diagnose/stream sends more events than a gateway does.")
     try:
         event = msgspec.json.decode(data)
         passage.sent_ms.append(float(event["sent_ms"]))
-    except (msgspec.DecodeError, LookupError, TypeError, ValueError):
+    except (*MALFORMED, LookupError, TypeError, ValueError):
         raise CallError("/diagnose/stream sends something else than a gateway's events.") from None
     passage.arrived_ms.append(arrived_ms)
     passage.told = passage.told or event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -9,13 +10,24 @@ from typing import Any, Literal
 
 import msgspec
 
-from grokflask.cli.caller import Caller, CallError, explain_status, name_error, read_message, read_pieces
-from grokflask.errors import UpstreamProtocolError
+from grokflask.cli.caller import (
+    Caller,
+    CallError,
+    explain_status,
+    name_error,
+    read_message,
+    read_pieces,
+    read_start,
+)
+from grokflask.errors import MALFORMED, UpstreamProtocolError
 from grokflask.money import format_usd
 from grokflask.routes import PREFIXES
 from grokflask.sse import EventDecoder, Run
 
-Piece = tuple[Literal["content", "reasoning"], str]
+Kind = Literal["content", "reasoning"]
+Piece = tuple[Kind, str]
+
+_FIELDS: dict[str, Kind] = {"reasoning_content": "reasoning", "content": "content"}
 
 
 @dataclass
@@ -70,7 +82,7 @@ class Conversation:
         Closing it, or an exception thrown in it, closes the connection, which ends the answer upstream. What
         had come of the answer until then stays a turn; of none the prompt is forgotten as well.
         """
-        self.turns.append({"role": "user", "content": prompt})
+        self.turns.append({"role": "user", "content": _make_whole(prompt)})
         self.figures = Figures(time.monotonic())
         answer: list[str] = []
         try:
@@ -91,14 +103,14 @@ class Conversation:
                 self.turns.pop()
 
     def _stream(self) -> Generator[Piece, None, None]:
-        system = [{"role": "system", "content": self._system}] if self._system else []
+        system = [{"role": "system", "content": _make_whole(self._system)}] if self._system else []
         body: dict[str, Any] = {
             "messages": [*system, *self.turns],
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         if self.model:
-            body["model"] = self.model
+            body["model"] = _make_whole(self.model)
         accept = "text/event-stream, application/json"
         with self._caller.call("POST", f"{PREFIXES[0]}/chat/completions", body=body, Accept=accept) as reply:
             if reply.status_code != 200:
@@ -114,20 +126,15 @@ class Conversation:
             if data == b"[DONE]":
                 return
             try:
-                chunk = msgspec.json.decode(data)
-            except msgspec.DecodeError:
+                chunk = json.loads(data)  # unlike msgspec's it takes half of a surrogate pair
+            except (ValueError, RecursionError):
                 raise CallError("The gateway sent an event that is no JSON.") from None
             if not isinstance(chunk, dict):
                 continue
             if "error" in chunk:
                 raise CallError(name_error(chunk["error"]))
             self._note_usage(chunk.get("usage"))
-            for choice in chunk.get("choices") or ():
-                delta = choice.get("delta") or {}
-                if text := delta.get("reasoning_content"):
-                    yield "reasoning", text
-                if text := delta.get("content"):
-                    yield "content", text
+            yield from _find_pieces(chunk.get("choices"))
         raise CallError(
             "The answer was cut before its end: no [DONE] came. Something between here and the "
             "gateway may have closed the connection; `flask --app wsgi doctor --url` looks at it."
@@ -135,20 +142,42 @@ class Conversation:
 
     def _note_usage(self, usage: object) -> None:
         if isinstance(usage, dict):
-            self.figures.total_tokens = usage.get("total_tokens")
-            self.figures.tokens = usage.get("completion_tokens")
-            self.figures.cost_ticks = usage.get("cost_in_usd_ticks")
+            self.figures.total_tokens = _read_count(usage, "total_tokens")
+            self.figures.tokens = _read_count(usage, "completion_tokens")
+            self.figures.cost_ticks = _read_count(usage, "cost_in_usd_ticks")
 
     def list_models(self) -> list[str]:
         """The names of the models that the key may use. Raises CallError."""
         with self._caller.call("GET", f"{PREFIXES[0]}/models", silence_s=60.0) as reply:
             if reply.status_code != 200:
                 raise CallError(explain_status(reply))
-            body = b"".join(read_pieces(reply))
+            body = read_start(reply)
         try:
             return [str(each["id"]) for each in msgspec.json.decode(body)["data"]]
-        except (msgspec.DecodeError, LookupError, TypeError):
+        except (*MALFORMED, LookupError, TypeError):
             raise CallError(read_message(body) or "The gateway's list of models cannot be read.") from None
+
+
+def _find_pieces(choices: object) -> Iterator[Piece]:
+    """The text in a chunk's choices, whatever else they are."""
+    for choice in choices if isinstance(choices, list) else ():
+        delta = choice.get("delta") if isinstance(choice, dict) else None
+        if not isinstance(delta, dict):
+            continue
+        for field, kind in _FIELDS.items():
+            text = delta.get(field)
+            if isinstance(text, str) and text:
+                yield kind, _make_whole(text)
+
+
+def _make_whole(text: str) -> str:
+    """`text` without halves of surrogate pairs, which no UTF-8 has."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _read_count(usage: dict[str, Any], name: str) -> int | None:
+    count = usage.get(name)
+    return count if isinstance(count, int) and count >= 0 else None
 
 
 def read_events(pieces: Iterator[bytes]) -> Iterator[bytes]:

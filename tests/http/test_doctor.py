@@ -172,6 +172,15 @@ def test_the_database_takes_no_writes(
     assert "vanishes" in see(make_client(), code=1)["database"]["text"]
 
 
+def test_databases(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream, database_url: str
+) -> None:
+    """Both kinds: its tables are made, and it can be written to."""
+    upstream.handler = reply_models
+    found = see(make_client(DATABASE_URL=database_url))["database"]
+    assert "tables up to date, can be written to" in found["text"]
+
+
 def test_keys(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
     """None at all, and a door that is open to everybody, are told."""
     upstream.handler = reply_models

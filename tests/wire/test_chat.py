@@ -216,9 +216,11 @@ def test_a_terminal_is_not_obeyed(
     gateway: GatewayServer, shared_upstream: ScriptedUpstream, tmp_path: Path
 ) -> None:
     """Controls, text directions and lone surrogates from a model are shown as question marks."""
-    shared_upstream.handler = say("a\x1b]0;owned\x07b\r\n\tc\x9bd\u202ee", '"\ud83d\ude00"', "\x7f", "z")
+    shared_upstream.handler = say(
+        "a\x1b]0;owned\x07b\r\n\tc\x9bd\u202ee", '"\ud83d\ude00"', "\x7f", "\ud800z"
+    )
     done = ask(tmp_path, gateway, "hi")
-    assert done.stdout == 'a?]0;owned?b\n\tc?d?e"\U0001f600"?z\n'
+    assert done.stdout == 'a?]0;owned?b\n\tc?d?e"\U0001f600"??z\n'
 
 
 def test_reasoning(gateway: GatewayServer, shared_upstream: ScriptedUpstream, tmp_path: Path) -> None:
@@ -301,3 +303,19 @@ def test_no_gateway(gateway: GatewayServer, shared_upstream: ScriptedUpstream, t
     assert done.returncode == 1
     assert "is the gateway running? `make run` starts one." in done.stderr
     assert run_command(tmp_path, {}, "chat", "--url", "ftp://x", "hi").returncode == 2
+
+
+def test_odd_chunks(gateway: GatewayServer, shared_upstream: ScriptedUpstream, tmp_path: Path) -> None:
+    """JSON of other shapes than a chunk's is passed over."""
+
+    def handle(exchange: Exchange) -> None:
+        exchange.start()
+        for choices in (7, [1], [{"delta": 3}], [{"delta": {"content": ["x"]}}], [{}]):
+            exchange.event(chat_chunk("", choices=choices))
+        exchange.event(chat_chunk("fine", usage={"total_tokens": "x", "completion_tokens": -1}))
+        exchange.event("[DONE]")
+        exchange.end()
+
+    shared_upstream.handler = handle
+    done = ask(tmp_path, gateway, "hi")
+    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
