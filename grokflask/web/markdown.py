@@ -86,7 +86,7 @@ _turns: ContextVar[_Turns] = ContextVar("turns")
 _rooms = threading.BoundedSemaphore(AT_ONCE)
 
 
-def render_markdown(text: str, clock: Callable[[], float] = time.perf_counter) -> str:
+def render_markdown(text: str, clock: Callable[[], float] = time.thread_time) -> str:
     """`text` as HTML that may be put into a page. Raises TooSlowError and GatewayFullError."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     stretches = _BLANK.split(text)

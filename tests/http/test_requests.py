@@ -74,7 +74,7 @@ def test_usage_is_passed_on_when_asked_for(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
-        ("GET", "/", 404, "not_found"),
+        ("GET", "/nothing", 404, "not_found"),
         ("GET", "/api/v1", 404, "not_found"),
         ("POST", "/api/v1/chat/completions/", 404, "not_found"),
         ("POST", "/api//v1/chat/completions", 404, "not_found"),
