@@ -139,7 +139,7 @@ class Connector:
         url = urlsplit(base_url)
         self.host = url.netloc.rpartition("@")[2]
         self._address = (url.hostname or "", url.port or (443 if url.scheme == "https" else 80))
-        self._context = _make_context() if url.scheme == "https" else None
+        self._context = make_context() if url.scheme == "https" else None
         self._found: list[_Address] = []
         self._look_up_at = 0.0  # monotonic
 
@@ -181,8 +181,11 @@ class Connector:
         return self._found
 
 
-def _make_context() -> ssl.SSLContext:
-    """One for all connections: to load the CA file takes some 15 ms of CPU in which no stream moves."""
+def make_context() -> ssl.SSLContext:
+    """What TLS trusts.
+
+    One for all connections: to load the CA file takes some 15 ms of CPU in which no stream moves.
+    """
     context = create_urllib3_context()
     context.load_verify_locations(certifi.where())
     context.load_default_certs()  # and what the system, or SSL_CERT_FILE, trusts besides

@@ -8,12 +8,15 @@ import ssl
 import time
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from grokflask.cli.findings import Finding
 from grokflask.config import XAI_API_BASE, Settings
+from grokflask.connections import make_context
 
 TIMEOUT_S = 10.0
 SLOW_MS = 2000
@@ -87,13 +90,14 @@ def _reach(settings: Settings) -> None:
     addresses = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     with _connect([each[4] for each in addresses], settings.connect_timeout_s) as sock:
         if secure:
-            with _make_context().wrap_socket(sock, server_hostname=parts.hostname):
+            with make_context().wrap_socket(sock, server_hostname=parts.hostname):
                 pass
 
 
 def _ask_for_models(settings: Settings) -> Iterator[Finding]:
     session = requests.Session()
     session.trust_env = False  # as the gateway
+    session.mount("https://", _Adapter())
     headers = {"Authorization": f"Bearer {settings.xai_api_key}"} if settings.xai_api_key else {}
     began = time.monotonic()
     try:
@@ -177,7 +181,8 @@ def _connect(addresses: list[tuple[object, ...]], timeout_s: float) -> socket.so
     raise failed
 
 
-def _make_context() -> ssl.SSLContext:
-    import certifi
+class _Adapter(HTTPAdapter):
+    """Trusts what the gateway's own connections to upstream trust, SSL_CERT_FILE among it."""
 
-    return ssl.create_default_context(cafile=certifi.where())
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options, ssl_context=make_context())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from collections.abc import Callable
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, RedisServer, find_free_port
 from support.scripted import Exchange, ScriptedUpstream
@@ -297,3 +299,22 @@ def test_redacted() -> None:
     """Secrets are cut out, the longer first, and no finding is more than its line."""
     [found] = redact([Finding("x", "ok", "a secret-long\n\x1b[2J", "secret")], ["secret", "secret-long"])
     assert (found.text, found.remedy) == ("a [redacted] ?[2J", "[redacted]")
+
+
+def test_upstream_with_a_certificate_of_ones_own(
+    make_client: Callable[..., FlaskClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One that nobody vouches for fails; what the gateway trusts by SSL_CERT_FILE the doctor trusts too."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server = ScriptedUpstream(reply_models, tls=context)
+    try:
+        found = see(make_client(XAI_API_BASE=server.base_url), code=1)["upstream"]
+        assert "no TLS with localhost" in found["text"]
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        seen = see(make_client(XAI_API_BASE=server.base_url))
+        assert (seen["upstream"]["state"], seen["models"]["state"]) == ("ok", "ok")
+    finally:
+        server.close()
