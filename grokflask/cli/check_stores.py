@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -55,6 +56,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         took_ms = (time.monotonic() - began) * 1000
         info: Any = client.info()
         version = info.get("redis_version", "unknown")
+        refusal = _try_writing(client)
     except RedisError as error:
         yield Finding(
             "redis",
@@ -73,7 +75,25 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         told,
         "" if took_ms < SLOW_MS else "Put it nearer: each request waits for it.",
     )
+    if refusal:
+        remedy = "REDIS_URL must lead to a primary with room, and a user who may write and run scripts."
+        yield Finding("redis", "FAIL", f"it takes no writes: {refusal}", remedy)
     yield judge_eviction(str(info.get("maxmemory_policy", "")), int(info.get("maxmemory", 0)))
+
+
+def _try_writing(client: Any) -> str:
+    """Why a script may write no key, which is gone again at once; "" when it may."""
+    from redis import RedisError
+    from redis.exceptions import ConnectionError as AwayError
+
+    script = "redis.call('SET', KEYS[1], '1', 'EX', 10) return redis.call('DEL', KEYS[1])"
+    try:
+        client.eval(script, 1, f"grokflask:doctor:{secrets.token_hex(6)}")
+    except AwayError:
+        raise
+    except RedisError as error:
+        return str(error)
+    return ""
 
 
 def judge_eviction(policy: str, max_bytes: int) -> Finding:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.cli.caller import Caller, CallError, explain_status, is_local, read_pieces, read_start
+from grokflask.cli.caller import Caller, CallError, explain_status, is_safe, read_pieces, read_start
 from grokflask.cli.conversation import read_events
 from grokflask.cli.findings import Finding
 from grokflask.errors import MALFORMED
@@ -58,7 +58,7 @@ class Passage:
 
 def check_url(caller: Caller) -> Iterator[Finding]:
     """Health, readiness, then the diagnostic stream. Ends with the first that fails outright."""
-    if urlsplit(caller.url).scheme == "http" and not is_local(caller.url):
+    if not is_safe(caller.url):
         yield Finding(
             "url",
             "warn",
@@ -93,19 +93,19 @@ def _check_path(caller: Caller, path: str) -> Finding:
 
 def _measure(caller: Caller) -> Passage:
     """The best of a few tries. Raises CallError."""
-    best = _receive(caller)
+    best = receive(caller)
     for _ in range(TRIES - 1):
         if best.complete and best.share >= LUMP_SHARE:
             break
-        best = max(best, _receive(caller), key=lambda each: (each.complete, each.share))
+        best = max(best, receive(caller), key=lambda each: (each.complete, each.share))
     return best
 
 
-def _receive(caller: Caller) -> Passage:
+def receive(caller: Caller, path: str = "/diagnose/stream") -> Passage:
     """One diagnostic stream, timed. Raises CallError when none begins."""
     request_id = f"doctor-{secrets.token_hex(8)}"
     headers = {"X-Request-ID": request_id, "Accept": "text/event-stream", "Accept-Encoding": "gzip"}
-    with caller.call("GET", "/diagnose/stream", silence_s=SILENCE_S, **headers) as reply:
+    with caller.call("GET", path, silence_s=SILENCE_S, **headers) as reply:
         if reply.status_code != 200:
             raise CallError(explain_status(reply))
         if not reply.headers.get("Content-Type", "").startswith("text/event-stream"):

@@ -14,7 +14,9 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from grokflask.cli.caller import Caller, find_key, read_url
+from grokflask.cli.caller import Caller, find_key, is_safe, read_url
+from grokflask.cli.check_place import check_place
+from grokflask.cli.check_silence import MAX_SILENCE_S, SILENCE_S, check_silence
 from grokflask.cli.check_stores import (
     check_database,
     check_files,
@@ -39,21 +41,34 @@ from grokflask.log import MIN_SECRET_CHARS
 @click.option(
     "--key",
     metavar="KEY",
-    help="The key to call it with [default: GROKFLASK_KEY, then the first of GROKFLASK_KEYS, then "
-    "GROKFLASK_ADMIN_TOKEN].",
+    help="The key to call it with [default: GROKFLASK_KEY, then the first of GROKFLASK_KEYS, then, over "
+    "https or to this machine, GROKFLASK_ADMIN_TOKEN].",
+)
+@click.option(
+    "--long",
+    "silence_s",
+    type=click.FloatRange(0.1, MAX_SILENCE_S),
+    is_flag=False,
+    flag_value=SILENCE_S,
+    metavar="[SECONDS]",
+    help=f"With --url: also whether a stream is cut that is silent for so long [{SILENCE_S:g} unless given].",
 )
 @as_json
 @with_appcontext
-def doctor(url: str | None, key: str | None, as_json: bool) -> None:
+def doctor(url: str | None, key: str | None, silence_s: float | None, as_json: bool) -> None:
     """Check settings, upstream, Redis and database, and say what to do. Exits with 1 when something fails."""
     settings: Settings | None = current_app.extensions.get("settings")
     address = read_url(url, 8000) if url else None
-    found_key = find_key(key, settings) or (settings.admin_token if settings else None)
+    if silence_s and not address:
+        raise click.UsageError("--long needs --url.")
+    found_key = find_key(key, settings)
+    if not found_key and settings and address and is_safe(address):
+        found_key = settings.admin_token
     logger = logging.getLogger("grokflask")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)  # the findings tell it
     try:
-        findings = [*_check_here(settings), *_check_there(address, found_key)]
+        findings = [*_check_here(settings), *_check_there(address, found_key, silence_s)]
     finally:
         logger.setLevel(level)
     secrets = {*(settings.secrets if settings else ()), found_key or ""}
@@ -74,12 +89,13 @@ def _check_here(settings: Settings | None) -> Iterator[Finding]:
     yield from check_upstream(settings)
     yield from check_redis(settings)
     yield from check_database(settings, current_app.extensions["database"])
+    yield from check_place(settings, os.environ)
     yield check_keys(settings, current_app.extensions["key_store"])
     yield check_workers(settings)
     yield check_files(settings)
 
 
-def _check_there(address: str | None, key: str | None) -> Iterator[Finding]:
+def _check_there(address: str | None, key: str | None, silence_s: float | None) -> Iterator[Finding]:
     """What can be seen through the address of a running gateway."""
     if address is None:
         yield Finding(
@@ -91,3 +107,5 @@ def _check_there(address: str | None, key: str | None) -> Iterator[Finding]:
         return
     with Caller(address, key) as caller:
         yield from check_url(caller)
+        if silence_s:
+            yield check_silence(caller, silence_s)

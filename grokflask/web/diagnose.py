@@ -1,7 +1,8 @@
 """GET /diagnose/stream: a few timed events without upstream, which show whether a proxy holds streams back.
 
 `flask --app wsgi doctor --url` compares when they were sent with when they arrive. It costs nothing, but it
-holds a connection for a second or two: only holders of a key or of the admin's token get it, and few at once.
+holds a connection for a second or two, or for a silence of two minutes at the most: only holders of a key or
+of the admin's token get it, and few at once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ import msgspec
 from flask import Blueprint, Response, current_app, g, request
 
 from grokflask.config import Settings
-from grokflask.errors import AuthenticationError, ClientError, ShuttingDownError, StoreUnavailableError
+from grokflask.errors import (
+    AuthenticationError,
+    ClientError,
+    InvalidRequestError,
+    ShuttingDownError,
+    StoreUnavailableError,
+)
+from grokflask.exchanges import OpenExchanges
 from grokflask.keys import KeyRing, read_bearer
 from grokflask.web.attempts import Attempts
 from grokflask.web.replies import STREAM_HEADERS
@@ -25,6 +33,9 @@ INTERVAL_S = 0.3
 MAX_OPEN = 4
 """In one worker."""
 
+MAX_SILENCE_S = 120.0
+HEARTBEAT = b": keep-alive\n"
+
 blueprint = Blueprint("diagnose", __name__)
 
 _slots = threading.BoundedSemaphore(MAX_OPEN)
@@ -34,9 +45,13 @@ _slots = threading.BoundedSemaphore(MAX_OPEN)
 def stream_diagnosis() -> Response:
     """Five events, 0.3 s apart; the first tells what has arrived of the request.
 
-    Raises AuthenticationError and its kin, ClientError while too many are open, and ShuttingDownError.
+    With `silence_s` two events, and so long a silence between them.
+
+    Raises AuthenticationError and its kin, ClientError while too many are open, InvalidRequestError, and
+    ShuttingDownError.
     """
     _check_caller()
+    silence_s = _read_silence()
     if current_app.extensions["gateway"].exchanges.draining:
         raise ShuttingDownError
     if not _slots.acquire(blocking=False):
@@ -44,19 +59,43 @@ def stream_diagnosis() -> Response:
         error.status, error.code = 429, "too_many_streams"
         error.headers = {"Retry-After": "3"}
         raise error
-    events = _Events(_describe_request())
+    try:
+        events = _Events(_describe_request(), silence_s)
+        sock = request.environ.get("gunicorn.socket")
+        watch = current_app.extensions["clients"].watch(sock, events.gone.set)
+    except BaseException:
+        _slots.release()
+        raise
+
+    def close() -> None:
+        watch.stop()
+        events.close()
+
     response = Response(events, headers=STREAM_HEADERS)
-    response.call_on_close(events.close)  # also of a stream that is never begun
+    response.call_on_close(close)  # also of a stream that is never begun
     return response
 
 
 class _Events:
-    """The events, each made when it is sent. Holds a slot until it is closed."""
+    """The events, each made when it is sent. Holds a slot until it is closed.
 
-    def __init__(self, told: dict[str, Any]) -> None:
+    With a silence there are two events, and so many seconds between them, which only heartbeats break, as in
+    any stream. It ends, without `[DONE]`, when the client has gone or the process is about to.
+
+    Attributes:
+        gone: set when the client has left; no wait goes on after that.
+    """
+
+    def __init__(self, told: dict[str, Any], silence_s: float) -> None:
+        self.gone = threading.Event()
         self._told = told
+        self._total = 2 if silence_s else EVENTS
+        self._interval_s = silence_s or INTERVAL_S
+        self._heartbeat_s: float = current_app.extensions["settings"].heartbeat_s
+        self._exchanges: OpenExchanges = current_app.extensions["gateway"].exchanges
         self._number = 0
         self._started_at = 0.0
+        self._due_at = 0.0  # monotonic
         self._lock = threading.Lock()
         self._closed = False
 
@@ -64,17 +103,28 @@ class _Events:
         return self
 
     def __next__(self) -> bytes:
-        if self._number > EVENTS:
+        if self._number > self._total:
             raise StopIteration
+        now = time.monotonic()
+        if self._number == 0:
+            self._started_at = now
+        elif self._number < self._total and now < self._due_at:
+            self.gone.wait(min(self._due_at - now, self._heartbeat_s))
+            if self.gone.is_set() or self._exchanges.draining:
+                self._number = self._total + 1
+                raise StopIteration
+            if time.monotonic() < self._due_at:
+                return HEARTBEAT
+        return self._make_next()
+
+    def _make_next(self) -> bytes:
         self._number += 1
-        if self._number > EVENTS:
+        if self._number > self._total:
             return b"data: [DONE]\n\n"
-        if self._number == 1:
-            self._started_at = time.monotonic()
-        else:
-            time.sleep(INTERVAL_S)
-        sent_ms = round((time.monotonic() - self._started_at) * 1000)
-        event = {"number": self._number, "of": EVENTS, "sent_ms": sent_ms, **self._told}
+        now = time.monotonic()
+        self._due_at = now + self._interval_s
+        sent_ms = round((now - self._started_at) * 1000)
+        event = {"number": self._number, "of": self._total, "sent_ms": sent_ms, **self._told}
         self._told = {}
         return b"data: " + msgspec.json.encode(event) + b"\n\n"
 
@@ -83,7 +133,20 @@ class _Events:
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
+            self.gone.set()
             _slots.release()
+
+
+def _read_silence() -> float:
+    """Seconds. Raises InvalidRequestError."""
+    try:
+        seconds = float(request.args.get("silence_s", "0"))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_SILENCE_S:
+        message = f"'silence_s' expects seconds from 0 to {MAX_SILENCE_S:g}."
+        raise InvalidRequestError(message, param="silence_s")
+    return seconds
 
 
 def _check_caller() -> None:
@@ -113,4 +176,5 @@ def _describe_request() -> dict[str, Any]:
         "forwarded_for": len([each for each in forwarded.split(",") if each.strip()]),
         "forwarded_proto": request.headers.get("X-Forwarded-Proto", "")[:20] or None,
         "trusted_proxies": settings.trusted_proxies,
+        "heartbeat_s": settings.heartbeat_s,
     }

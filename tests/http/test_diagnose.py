@@ -50,6 +50,7 @@ def test_events(client: FlaskClient) -> None:
         "forwarded_for": 2,
         "forwarded_proto": "https",
         "trusted_proxies": 0,
+        "heartbeat_s": 15.0,
     }
     assert "1.2.3.4" not in reply.text
 
@@ -99,3 +100,30 @@ def test_not_while_it_drains(client: FlaskClient) -> None:
     """A process that is about to end begins no diagnosis."""
     client.application.extensions["gateway"].exchanges.drain(5)
     assert client.get(PATH, headers=ALICE).status_code == 503
+
+
+@pytest.mark.parametrize("silence", ["-1", "121", "nan", "inf", "soon", ""])
+def test_how_long_a_silence(client: FlaskClient, silence: str) -> None:
+    """Two minutes at the most."""
+    refused = client.get(PATH, query_string={"silence_s": silence}, headers=ALICE)
+    assert (refused.status_code, refused.json["error"]["param"]) == (400, "silence_s")
+
+
+def test_a_silence(make_client: Callable[..., FlaskClient]) -> None:
+    """Two events, and between them heartbeats alone, as in any stream."""
+    client = make_client(GROKFLASK_HEARTBEAT_S="1")
+    body = client.get(f"{PATH}?silence_s=1.5", headers=ALICE, buffered=True).text
+    assert body.count(diagnose.HEARTBEAT.decode()) == 1
+    assert body.count("data: {") == 2
+    assert body.endswith("data: [DONE]\n\n")
+
+
+def test_a_silence_ends_with_the_process(make_client: Callable[..., FlaskClient]) -> None:
+    """Within a heartbeat of the announcement, and without [DONE]."""
+    client = make_client(GROKFLASK_HEARTBEAT_S="1")
+    reply = client.get(f"{PATH}?silence_s=100", headers=ALICE)
+    pieces = iter(reply.response)
+    assert b"data: {" in next(pieces)
+    client.application.extensions["gateway"].exchanges.draining = True
+    assert list(pieces) == []
+    reply.close()

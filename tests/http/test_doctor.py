@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import trustme
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, RedisServer, find_free_port
 from support.scripted import Exchange, ScriptedUpstream
+from support.stores import ADMIN_TOKEN
 
+from grokflask.cli.caller import is_safe
+from grokflask.cli.check_place import judge_place
 from grokflask.cli.check_stores import judge_eviction
 from grokflask.cli.check_upstream import judge_clock
 from grokflask.cli.check_url import (
@@ -59,7 +63,8 @@ def test_all_is_well(client: FlaskClient, upstream: ScriptedUpstream) -> None:
     upstream.handler = reply_models
     seen = see(client)
     states = {name: each["state"] for name, each in seen.items()}
-    assert states.pop("open files") in ("ok", "warn")  # this machine's own
+    for name in ("open files", "place"):
+        assert states.pop(name) in ("ok", "warn")  # this machine's own
     assert states == {
         **dict.fromkeys(("settings", "xAI key", "upstream", "models", "clock", "database", "keys"), "ok"),
         "workers": "ok",
@@ -299,6 +304,65 @@ def test_redacted() -> None:
     """Secrets are cut out, the longer first, and no finding is more than its line."""
     [found] = redact([Finding("x", "ok", "a secret-long\n\x1b[2J", "secret")], ["secret", "secret-long"])
     assert (found.text, found.remedy) == ("a [redacted] ?[2J", "[redacted]")
+
+
+LOCAL = "/dev/sda1 / ext4 rw 0 0\n"
+
+
+@pytest.mark.parametrize(
+    ("mounts", "state"),
+    [
+        (LOCAL, "ok"),
+        ("", "ok"),
+        ("nonsense\n", "ok"),
+        (LOCAL + "server:/x /srv nfs4 rw 0 0\n", "ok"),
+        (LOCAL + "server:/x {folder} nfs4 rw 0 0\n", "FAIL"),
+        ("overlay / overlay rw 0 0\n", "warn"),
+        ("overlay / overlay rw 0 0\n/dev/sdb {folder} ext4 rw 0 0\n", "ok"),
+    ],
+)
+def test_where_a_sqlite_file_lies(tmp_path: Path, mounts: str, state: str) -> None:
+    """Network shares and what vanishes with a container are no place for it; the nearest mount counts."""
+    path = tmp_path / "var" / "grokflask.db"
+    assert judge_place(path, mounts.format(folder=tmp_path)).state == state
+
+
+def test_redis_takes_no_writes(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream, redis_server: RedisServer
+) -> None:
+    """A replica would be an outage for every limit; a primary is left as it was."""
+    upstream.handler = reply_models
+    client = make_client(REDIS_URL=redis_server.url)
+    assert see(client)["redis"]["state"] == "ok"
+    with redis.Redis(port=redis_server.port) as connection:
+        assert connection.keys() == []
+        connection.replicaof("127.0.0.1", find_free_port())
+    assert "takes no writes" in see(client, code=1)["redis"]["text"]
+
+
+def test_the_admin_token_stays_here(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream
+) -> None:
+    """Without a key it is sent, to this machine; over http to another nothing is."""
+    sent: list[str | None] = []
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.path.startswith("/diagnose"):
+            sent.append(exchange.headers.get("authorization"))
+        exchange.reply(MODELS)
+
+    upstream.handler = answer
+    client = make_client(GROKFLASK_KEYS="", GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN)
+    see(client, "--url", f"http://127.0.0.1:{upstream.port}", code=1)
+    assert sent == [f"Bearer {ADMIN_TOKEN}"]
+    assert not is_safe("http://gateway.example")
+    assert is_safe("https://gateway.example")
+
+
+def test_long_needs_an_address(client: FlaskClient) -> None:
+    """There is nothing to be silent without one."""
+    result = client.application.test_cli_runner().invoke(args=["doctor", "--long"])
+    assert (result.exit_code, "--long needs --url" in result.stderr) == (2, True)
 
 
 def test_upstream_with_a_certificate_of_ones_own(

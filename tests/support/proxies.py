@@ -22,6 +22,7 @@ class Faults:
         holds: the body is sent once it has come whole.
         compresses: and compressed.
         cuts_after_bytes: the client's connection is closed after so many of the body.
+        idle_s: it hangs up when the gateway has sent nothing for so long.
         drops: headers that get lost, both ways, in lower case.
         adds: headers that the gateway gets.
         hides: paths that it answers itself, with 404.
@@ -31,6 +32,7 @@ class Faults:
     holds: bool = False
     compresses: bool = False
     cuts_after_bytes: int | None = None
+    idle_s: float = WAIT_S
     drops: tuple[str, ...] = ()
     adds: dict[str, str] = field(default_factory=dict)
     hides: tuple[str, ...] = ()
@@ -67,7 +69,7 @@ class Proxy:
             client.send_error(404)
             return
         headers = {name: text for name, text in client.headers.items() if name.lower() not in faults.drops}
-        gateway = http.client.HTTPConnection("127.0.0.1", target_port, timeout=WAIT_S)
+        gateway = http.client.HTTPConnection("127.0.0.1", target_port, timeout=faults.idle_s)
         try:
             gateway.request("GET", client.path, headers={**headers, **faults.adds})
             reply = gateway.getresponse()
@@ -80,6 +82,8 @@ class Proxy:
                 client.send_header("Content-Encoding", "gzip")
             client.end_headers()  # HTTP/1.0: the body ends with the connection
             self._pass_body(client, reply)
+        except TimeoutError:
+            pass  # its client's connection is closed now
         finally:
             gateway.close()
 

@@ -95,7 +95,16 @@ LEVELS = {
     **dict.fromkeys(("cli", "cli.db", "cli.group", "cli.keys", "cli.tables", "cli.usage"), 4),
     **dict.fromkeys(("cli.caller", "cli.chat", "cli.conversation", "cli.terminal", "cli.findings"), 4),
     **dict.fromkeys(
-        ("cli.broken", "cli.check_stores", "cli.check_upstream", "cli.check_url", "cli.doctor"), 4
+        (
+            "cli.broken",
+            "cli.check_place",
+            "cli.check_silence",
+            "cli.check_stores",
+            "cli.check_upstream",
+            "cli.check_url",
+            "cli.doctor",
+        ),
+        4,
     ),
     "web.diagnose": 4,
     **dict.fromkeys(("", "services", "wsgi"), 5),

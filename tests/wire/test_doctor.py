@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import CLIENT_KEY, GatewayServer, find_free_port
+import requests
+from support.processes import CLIENT_KEY, GatewayServer, find_free_port, wait_for
 from support.proxies import Faults, Proxy
 from support.stores import run_command
+
+from grokflask.web import diagnose
 
 
 @pytest.fixture
@@ -21,9 +24,9 @@ def proxy(gateway: GatewayServer) -> Iterator[Proxy]:
     server.close()
 
 
-def look(cwd: Path, url: str, code: int, **env: str) -> dict[str, dict[str, Any]]:
+def look(cwd: Path, url: str, code: int, *words: str, **env: str) -> dict[str, dict[str, Any]]:
     """The doctor's findings, from a machine on which the gateway itself would run on the sandbox."""
-    done = run_command(cwd, {"GROKFLASK_KEY": CLIENT_KEY, **env}, "doctor", "--json", "--url", url)
+    done = run_command(cwd, {"GROKFLASK_KEY": CLIENT_KEY, **env}, "doctor", "--json", "--url", url, *words)
     assert done.returncode == code, done.stdout + done.stderr
     assert CLIENT_KEY not in done.stdout + done.stderr
     return {each["check"]: each for each in json.loads(done.stdout)["findings"]}
@@ -67,6 +70,30 @@ def test_a_proxy_that_cuts(proxy: Proxy, tmp_path: Path) -> None:
     """A stream that ends early is told as such."""
     proxy.faults = Faults(cuts_after_bytes=250)
     assert "it was cut after" in look(tmp_path, proxy.url, 1)["stream"]["text"]
+
+
+def test_silence(gateway: GatewayServer, proxy: Proxy, tmp_path: Path) -> None:
+    """A stream that is silent for a while goes on, unless something in front hangs up on it."""
+    assert look(tmp_path, gateway.url, 0, "--long", "1")["silence"]["state"] == "ok"
+    proxy.faults = Faults(idle_s=5, server="nginx/1.24")
+    found = look(tmp_path, proxy.url, 1, "--long", "60")["silence"]
+    assert "was cut after" in found["text"]
+    assert "proxy_read_timeout" in found["remedy"]
+
+
+def test_who_leaves_in_silence_gives_the_place_back(gateway: GatewayServer) -> None:
+    """Though nothing is written that would show it."""
+    url, key = f"{gateway.url}{diagnose.PATH}?silence_s=100", {"Authorization": f"Bearer {CLIENT_KEY}"}
+    for _ in range(diagnose.MAX_OPEN):
+        with requests.get(url, headers=key, stream=True, timeout=30) as reply:
+            assert reply.status_code == 200
+            next(reply.iter_content(1))
+
+    def is_free() -> bool:
+        with requests.get(url, headers=key, stream=True, timeout=30) as reply:
+            return reply.status_code == 200
+
+    wait_for(is_free, "a free place")
 
 
 def test_nobody_lets_it_in(gateway: GatewayServer, tmp_path: Path) -> None:
