@@ -27,6 +27,7 @@ from grokflask.web import (
     metrics,
     pages,
     playground,
+    reference,
     replies,
     streams,
 )
@@ -40,7 +41,8 @@ __all__ = ["create_app"]
 _RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
 
 _ADMIN = (admin.blueprint, admin_figures.blueprint, streams.blueprint)
-_BLUEPRINTS = (health.blueprint, metrics.blueprint, *_ADMIN, pages.blueprint, diagnose.blueprint)
+_OTHERS = (health.blueprint, metrics.blueprint, diagnose.blueprint)
+_BLUEPRINTS = (*_OTHERS, *_ADMIN, pages.blueprint, reference.blueprint)
 
 _log = logging.getLogger("grokflask")
 

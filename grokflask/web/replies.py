@@ -73,7 +73,7 @@ def reply_json(body: bytes, status: int = 200, headers: Mapping[str, str] | None
 def reply_whole(reply: Reply) -> Response:
     """An answer that has come whole; what is large goes out of its file piece by piece."""
     body, kind = reply.body, reply.media_type
-    if not body:
+    if not body and kind == "application/json":
         response = Response(b"", reply.status, reply.headers)
         del response.headers["Content-Type"]  # of nothing there is no type, and JSON least of all
         return response

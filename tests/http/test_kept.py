@@ -66,6 +66,14 @@ def test_a_file(door: Door) -> None:
     assert {row["cost_ticks"] for row in rows} == {0}
 
 
+def test_an_empty_file_has_a_type_as_any_other(door: Door) -> None:
+    """What a browser may do with a file is said of an empty one too."""
+    reply = door.call("GET", f"files/{upload(door, content=b'')}/content")
+    assert (reply.status_code, reply.data) == (200, b"")
+    assert reply.content_type == "application/octet-stream"
+    assert reply.headers["X-Content-Type-Options"] == "nosniff"
+
+
 @pytest.mark.parametrize(
     ("kind", "shown"),
     [

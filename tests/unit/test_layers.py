@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "grokflask"
 
 LEVELS = {
+    **dict.fromkeys(
+        ("openapi", "openapi_answers", "openapi_errors", "openapi_operations", "openapi_schemas"), 0
+    ),
     **dict.fromkeys(("errors", "upstream_errors", "sse", "framing", "answer_head", "process", "usage"), 0),
     **dict.fromkeys(
         ("routes", "shaping", "vision", "tools", "config", "setting_types", "terms", "event_filter"), 0
@@ -83,6 +86,7 @@ LEVELS = {
             "web.metrics",
             "web.pages",
             "web.playground",
+            "web.reference",
             "web.replies",
         ),
         4,
@@ -115,7 +119,7 @@ imports a higher one. A new module takes its place here."""
 APART = [
     {"keys", "limits", "ledger", "relay", "reply", "exchanges", "recordings"},
     {"ledger", "ledger_writer", "reports", "key_store", "limits"},
-    {"web.api", "web.health", "web.admin", "web.diagnose", "web.metrics"},
+    {"web.api", "web.health", "web.admin", "web.diagnose", "web.metrics", "web.reference"},
 ]
 """Modules that never import each other."""
 
