@@ -9,7 +9,7 @@ BENCH := .bench/venv/bin/python
 NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix tests/node --ignore-scripts --no-audit --no-fund --silent
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run sandbox test check soak growth format docs lock clean
+.PHONY: help demo run sandbox test check soak growth format docs pictures lock clean
 .PHONY: bench bench-quick bench-growth bench-hold bench-start bench-peers
 
 help: ## this list
@@ -66,6 +66,9 @@ soak: .venv/dev ## minutes of exchanges of all outcomes; writes docs/reliability
 
 docs: .venv/runtime ## write the generated pages anew
 	$(BIN)/python -c 'from grokflask.config import render_docs; print(render_docs(), end="")' > docs/settings.md
+
+pictures: .venv/browser ## take the screenshots of the pages in docs/images anew
+	$(BIN)/python scripts/screenshots.py $(ARGS)
 
 lock: .venv/dev ## choose the newest versions again and pin them with their hashes
 	$(COMPILE) --upgrade -o requirements.txt requirements.in

@@ -90,6 +90,13 @@ def open_dashboard(path: str) -> Callable[[Visit], Page]:
     return sign_in
 
 
+def open_reference(visit: Visit) -> Page:
+    """Opens the reference, once all of it is there."""
+    page = visit.open("/docs/")
+    page.locator(".opblock").first.wait_for()
+    return page
+
+
 @dataclass(frozen=True)
 class Shot:
     """A picture: its file's name, the page, what is done there first, and how it is looked at.
@@ -117,6 +124,7 @@ SHOTS = (
     Shot("dashboard-dark", show_as_is, dark=True, open=open_dashboard("/admin?by=model&days=90")),
     Shot("dashboard-key", show_as_is, open=open_dashboard("/admin/keys/web-shop")),
     Shot("dashboard-phone", show_as_is, PHONE, open=open_dashboard("/admin")),
+    Shot("reference", show_as_is, open=open_reference),
     *(
         Shot(f"playground-look-{name}-{'dark' if dark else 'light'}", prepare, size, dark, kept=False)
         for name, prepare, size, dark in (
