@@ -16,6 +16,7 @@
     │   ├── BodyTimeoutError        408 body_timeout
     │   ├── KeyExistsError          409 key_exists
     │   ├── KeyInUseError           409 idempotency_key_in_use
+    │   ├── StreamElsewhereError    409 stream_elsewhere: of a process that cannot be told to end it
     │   ├── StreamGoneError         410 stream_gone: there is nothing to go on with
     │   ├── BodyTooLargeError       413 body_too_large
     │   ├── MediaTypeError          415 unsupported_media_type
@@ -218,6 +219,14 @@ class KeyExistsError(ClientError):
     status = 409
     code = "key_exists"
     default_message = "There is a key of this name already."
+
+
+class StreamElsewhereError(ClientError):
+    """An admin would end a stream of another process, and there is no way to tell that."""
+
+    status = 409
+    code = "stream_elsewhere"
+    default_message = "Another worker has this stream, and without Redis it cannot be told."
 
 
 class KeyInUseError(ClientError):

@@ -16,6 +16,7 @@ from grokflask.errors import (
     GrokflaskError,
     KeyExistsError,
     KeyNotFoundError,
+    StreamElsewhereError,
     UpstreamStatusError,
 )
 from grokflask.openapi_schemas import MAYBE_TEXT, OBJECT, TEXT, Schema, make_object, refer, show_events
@@ -50,7 +51,7 @@ SCHEMAS: dict[str, Schema] = {
 _UNSEEN = (ConfigError, ClientGoneError, UpstreamStatusError)
 """Who starts it reads the first, nobody the second; the third has upstream's own status and code."""
 
-_ADMINS = (KeyExistsError, KeyNotFoundError)
+_ADMINS = (KeyExistsError, KeyNotFoundError, StreamElsewhereError)
 """Not told on routes that stream, which all are clients'."""
 
 _ON_ALL = (

@@ -17,10 +17,10 @@ from flask import Blueprint, Response, current_app, g, request
 from grokflask.config import Settings
 from grokflask.errors import (
     AuthenticationError,
-    ClientError,
     InvalidRequestError,
     ShuttingDownError,
     StoreUnavailableError,
+    TooManyStreamsError,
 )
 from grokflask.exchanges import OpenExchanges
 from grokflask.keys import KeyRing, read_bearer
@@ -47,7 +47,7 @@ def stream_diagnosis() -> Response:
 
     With `silence_s` two events, and so long a silence between them.
 
-    Raises AuthenticationError and its kin, ClientError while too many are open, InvalidRequestError, and
+    Raises AuthenticationError and its kin, TooManyStreamsError, InvalidRequestError, and
     ShuttingDownError.
     """
     _check_caller()
@@ -55,10 +55,8 @@ def stream_diagnosis() -> Response:
     if current_app.extensions["gateway"].exchanges.draining:
         raise ShuttingDownError
     if not _slots.acquire(blocking=False):
-        error = ClientError("Too many diagnostic streams are open: try again in a few seconds.")
-        error.status, error.code = 429, "too_many_streams"
-        error.headers = {"Retry-After": "3"}
-        raise error
+        text = "Too many diagnostic streams are open: try again in a few seconds."
+        raise TooManyStreamsError(text, headers={"Retry-After": "3"})
     try:
         events = _Events(_describe_request(), silence_s)
         sock = request.environ.get("gunicorn.socket")

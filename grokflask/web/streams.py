@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, current_app, g
 
-from grokflask.errors import ClientError, RouteNotFoundError, StoreUnavailableError
+from grokflask.errors import RouteNotFoundError, StoreUnavailableError, StreamElsewhereError
 from grokflask.gateway import Gateway
 from grokflask.ledger_row import LedgerRow, to_iso
 from grokflask.limits import Limits
@@ -65,7 +65,7 @@ def find_streams() -> tuple[list[dict[str, Any]], bool]:
 def end_streams(request_id: str) -> tuple[int, int]:
     """Ends the streams with this request id; how many were ended here, and how many others were asked to.
 
-    Raises RouteNotFoundError when there are none, and ClientError when they cannot be reached.
+    Raises RouteNotFoundError when there are none, and StreamElsewhereError when they cannot be reached.
     """
     exchanges = _gateway().exchanges
     here = [each.row.id for each in exchanges.streams if each.row.request_id == request_id]
@@ -73,9 +73,7 @@ def end_streams(request_id: str) -> tuple[int, int]:
     elsewhere = [] if stopped else [row.id for row in _find_elsewhere(request_id)]
     limits: Limits = current_app.extensions["limits"]
     if elsewhere and not limits.stop_elsewhere(elsewhere):
-        error = ClientError("Another worker has this stream, and without Redis it cannot be told.")
-        error.status, error.code = 409, "stream_elsewhere"
-        raise error
+        raise StreamElsewhereError
     if not stopped and not elsewhere:
         raise RouteNotFoundError(f"There is no open stream with the request id {request_id[:128]!r}.")
     fields = {"request_id": g.request_id, "who": "admin", "action": "stop", "stopped": request_id}
