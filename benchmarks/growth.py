@@ -27,6 +27,7 @@ from support.databases import PostgresServer  # noqa: E402 - the path comes firs
 from grokflask import ledger_store  # noqa: E402
 from grokflask.db import Database  # noqa: E402
 from grokflask.ledger_row import LedgerRow, make_id, to_day  # noqa: E402
+from grokflask.overview import read_spend, read_timings, read_uses  # noqa: E402
 from grokflask.reports import RowFilter, read_rows, read_spent, summarize  # noqa: E402
 
 KEYS, DAYS, BATCH = 5, 30, 5_000
@@ -81,6 +82,13 @@ def list_questions() -> Iterator[tuple[str, Callable[[Database], object]]]:
     yield "one row by its request id", lambda database: read_rows(database, RowFilter(request_id="r-5"), 5)
     since = to_day(time.time() - 30 * 86400)
     yield "summary of 30 days, by key", lambda database: summarize(database, since, None, "key")
+    yield "dashboard: spend of 30 days, by key", lambda database: read_spend(database, since, since, "key")
+    yield (
+        "dashboard: the newest 1,000 timings",
+        lambda database: read_timings(database, time.time() - 30 * 86400),
+    )
+    names = [f"key-{number}" for number in range(KEYS)]
+    yield "dashboard: each key's last use and spending", lambda database: read_uses(database, names, today)
 
 
 def fill(database: Database, size: int) -> None:
