@@ -296,4 +296,6 @@ def _settle(server: GatewayServer) -> dict[str, Any]:
         return document
 
     wait_for(lambda: inspect()["open"] == 0 and inspect()["watches"] == 0, "all exchanges to end")
+    # The figures for /metrics take rows in once a second.
+    wait_for(lambda: inspect()["ours"]["LedgerRow"] == 0, "all rows to be summed up")
     return inspect()
