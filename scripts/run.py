@@ -26,7 +26,8 @@ def main() -> None:
     key = choose_key(settings)
     upstream = "the built-in sandbox (no XAI_API_KEY)" if settings.uses_sandbox else settings.upstream_base
     print(f"Upstream: {upstream}. Callers: {settings.auth_mode}.")
-    print("Once it listens, paste this in another terminal:\n")
+    page = f"open http://127.0.0.1:{settings.port}/ in a browser, or " if settings.playground else ""
+    print(f"Once it listens, {page}paste this in another terminal:\n")
     lines = [f"curl -N http://127.0.0.1:{settings.port}/api/v1/chat/completions"]
     lines += [f'-H "Authorization: Bearer {key}"'] if key else []
     lines += ['-H "Content-Type: application/json"', f"-d '{BODY}'"]

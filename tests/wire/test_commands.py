@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 from support.processes import ROOT, UPSTREAM_KEY, Server, find_free_port, wait_for
 from support.scripted import ScriptedUpstream
 
@@ -82,6 +83,9 @@ def test_run_prints_a_line_that_works(checkout: Path, upstream: ScriptedUpstream
         assert found, server.log
         done = subprocess.run(["bash", "-c", found.group()], capture_output=True, text=True, timeout=60)
         assert done.stdout.endswith("data: [DONE]\n\n"), done.stdout + done.stderr
+        page = re.search(r"open (http://\S+) in a browser", server.log)
+        assert page, server.log
+        assert "<title>" in requests.get(page[1], timeout=30).text
         assert ("flask --app wsgi keys create NAME" in server.log) == (mode != "sandbox")
         assert UPSTREAM_KEY not in server.log
         assert "bobs-long-secret" not in server.log
