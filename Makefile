@@ -103,7 +103,7 @@ clean: ## remove what was set up
 
 # The browser of tests/web: Debian's package, or whatever Chromium there is already.
 .venv/browser: | .venv/dev
-	@command -v chromium chromium-browser google-chrome >/dev/null || { echo "Installing chromium ..."; \
+	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { echo "Installing chromium ..."; \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
 		&& touch $@ || echo "Chromium could not be installed (on Debian, as root: apt install chromium). Tests in a browser are skipped; in CI they fail."
 
