@@ -15,7 +15,7 @@ MAX_SILENCE_S = 120.0
 """What the gateway gives at most."""
 
 _TIMEOUTS = {
-    "nginx": "nginx: proxy_read_timeout 120s;",
+    "nginx": "nginx: a longer proxy_read_timeout (120s)",
     "apache": "Apache: a longer ProxyTimeout and Timeout",
     "cloudflare": "Cloudflare ends what is silent for about 100 s",
     "heroku": "Heroku's router ends what is silent for 55 s",

@@ -178,7 +178,7 @@ def judge_compression(passage: Passage) -> Finding:
     return Finding(
         "compression",
         "warn",
-        f"a proxy compresses streams ({coding}), and holds them back for it",
+        f"a proxy compresses streams ({coding}), for which it may hold events back",
         "Turn it off for text/event-stream (nginx: gzip_types, Apache: SetEnv no-gzip 1).",
     )
 
