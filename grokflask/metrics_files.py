@@ -19,9 +19,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from grokflask.metrics_families import FAMILIES, Dated, Distribution, Family, Figures
 from grokflask.metrics_samples import list_samples
 
-COUNTER_BYTES = 256 * 1024
+COUNTER_BYTES = 512 * 1024
 FILE_BYTES = 64 * 1024
-"""Of each file: some 1,000 counters, and 300 of all else. They are got at the start: who writes later into a
+"""Of each file: some 2,000 counters, and 300 of all else. They are got at the start: who writes later into a
 mapped file that the disk has no room for is killed."""
 
 _ORDER = {family.name: number for number, family in enumerate(FAMILIES)}
