@@ -25,10 +25,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support.databases import PostgresServer  # noqa: E402 - the path comes first
 
 from grokflask import ledger_store  # noqa: E402
-from grokflask.db import Database  # noqa: E402
-from grokflask.ledger_row import LedgerRow, make_id, to_day  # noqa: E402
-from grokflask.overview import read_spend, read_timings, read_uses  # noqa: E402
-from grokflask.reports import RowFilter, read_rows, read_spent, summarize  # noqa: E402
+from grokflask.ledger.overview import read_spend, read_timings, read_uses  # noqa: E402
+from grokflask.ledger.reports import RowFilter, read_rows, read_spent, summarize  # noqa: E402
+from grokflask.ledger.row import LedgerRow, make_id, to_day  # noqa: E402
+from grokflask.storage.database import Database  # noqa: E402
 
 KEYS, DAYS, BATCH = 5, 30, 5_000
 OUTCOMES = ("complete", "client_abort")

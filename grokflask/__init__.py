@@ -10,31 +10,23 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from grokflask.cli import GROUPS
-from grokflask.cli.broken import asks_for_doctor, make_broken_app
+from grokflask.cli.doctor.broken import asks_for_doctor, make_broken_app
 from grokflask.config import Settings, find_unknown, load_settings
 from grokflask.errors import ConfigError, StoreUnavailableError
-from grokflask.key_store import KeyStore
+from grokflask.keys.store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import (
-    admin,
-    admin_figures,
-    api,
-    diagnose,
-    health,
-    hooks,
-    metrics,
-    pages,
-    playground,
-    reference,
-    replies,
-    streams,
-)
+from grokflask.web import api, diagnose, health, hooks, metrics, pages, replies
+from grokflask.web.admin import keys_and_ledger as admin
+from grokflask.web.admin import streams
 from grokflask.web.application import Application
 from grokflask.web.attempts import Attempts
-from grokflask.web.extensions import RequestLimiter, allow_origins
-from grokflask.web.sessions import set_up_sessions
+from grokflask.web.dashboard import api as admin_figures
+from grokflask.web.dashboard.sessions import set_up_sessions
+from grokflask.web.playground import page as playground
+from grokflask.web.reference import page as reference
+from grokflask.web.request_limits import RequestLimiter, allow_origins
 
 __all__ = ["create_app"]
 
@@ -110,7 +102,7 @@ def _open_dashboard(app: Flask, admin_token: str | None) -> None:
     set_up_sessions(app, admin_token)
     if admin_token is None:
         return
-    from grokflask.web import dashboard
+    from grokflask.web.dashboard import overview as dashboard
 
     limits: RequestLimiter = app.extensions["request_limits"]
     app.extensions["attempts"] = Attempts(admin_token, limits.storage)

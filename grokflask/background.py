@@ -9,7 +9,7 @@ import atexit
 import threading
 from typing import Protocol
 
-from grokflask.process import get_pid
+from grokflask.runtime import get_pid
 
 CLOSE_S = 3.0
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import msgspec
 
 from grokflask.errors import MALFORMED, ModelNotAllowedError
-from grokflask.key_limits import KeyLimits
-from grokflask.keys import ApiKey
+from grokflask.keys.limits import KeyLimits
+from grokflask.keys.ring import ApiKey
 
 MAX_KEPT = 200
 MAX_KEPT_BYTES = 2**20

@@ -6,17 +6,17 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from grokflask.billing import Bill, make_bill
+from grokflask.billing.bill import Bill, make_bill
 from grokflask.errors import GrokflaskError, Outcome
 from grokflask.exchanges import OpenExchanges
-from grokflask.keys import ApiKey
-from grokflask.ledger import LedgerEntry
-from grokflask.ledger_row import LedgerRow
-from grokflask.limits import Hold
-from grokflask.metrics_tallies import Tallies
-from grokflask.shaping import UpstreamRequest
-from grokflask.upstream import UpstreamCall
-from grokflask.usage import Settlement
+from grokflask.keys.ring import ApiKey
+from grokflask.ledger.entry import LedgerEntry
+from grokflask.ledger.row import LedgerRow
+from grokflask.limits.admission import Hold
+from grokflask.metrics.tallies import Tallies
+from grokflask.protocol.usage import Settlement
+from grokflask.shaping.bodies import UpstreamRequest
+from grokflask.upstream.client import UpstreamCall
 
 
 class Rows(Protocol):

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
-from grokflask.ledger_row import LedgerRow
+from grokflask.ledger.row import LedgerRow
 
 FAREWELL_S = 5.0
 """How long before the end of the grace period the exchanges that are still open are ended."""

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from grokflask import vision
-from grokflask.affinity import make_salt
-from grokflask.answer import Reply, StreamReply
 from grokflask.catalogue import Catalogue, filter_models
-from grokflask.clients import ClientWatcher, Departure, limit_sending
 from grokflask.config import Settings
-from grokflask.custody import Custody
+from grokflask.delivery.answer import Reply, StreamReply
+from grokflask.delivery.clients import ClientWatcher, Departure, limit_sending
+from grokflask.delivery.relay import Relay
+from grokflask.delivery.spool import Spool
+from grokflask.delivery.terms import Terms
+from grokflask.delivery.whole import ReplyReader, WholeReply
 from grokflask.errors import (
     ClientGoneError,
     GrokflaskError,
@@ -29,20 +30,19 @@ from grokflask.errors import (
 )
 from grokflask.exchange import Exchange, Rows
 from grokflask.exchanges import OpenExchanges, OpenStream
-from grokflask.keys import ApiKey
-from grokflask.ledger import LedgerEntry
-from grokflask.ledger_row import LedgerRow, clean, make_id
-from grokflask.limits import Hold, Limits
-from grokflask.metrics_tallies import Deliveries, Tallies
+from grokflask.kept.custody import Custody
+from grokflask.keys.ring import ApiKey
+from grokflask.ledger.entry import LedgerEntry
+from grokflask.ledger.row import LedgerRow, clean, make_id
+from grokflask.limits.admission import Hold, Limits
+from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.moved_models import MovedModels
-from grokflask.relay import Relay
-from grokflask.reply import ReplyReader, WholeReply
-from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
-from grokflask.spool import Spool
-from grokflask.terms import Terms
-from grokflask.tools import check_tools
-from grokflask.upstream import UpstreamCall, UpstreamClient
-from grokflask.usage import Settlement, Usage
+from grokflask.protocol.usage import Settlement, Usage
+from grokflask.shaping import vision
+from grokflask.shaping.affinity import make_salt
+from grokflask.shaping.bodies import ClientRequest, UpstreamRequest, shape_request
+from grokflask.shaping.tools import check_tools
+from grokflask.upstream.client import UpstreamCall, UpstreamClient
 
 MAX_READ_BYTES = 16 * 2**20
 """The largest reply that is read, and not only passed on: a list, what has been made."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 
-from grokflask import metrics_families as families
 from grokflask.config import Settings
-from grokflask.db import Database
 from grokflask.exchanges import OpenExchanges
-from grokflask.ledger_writer import LedgerWriter
-from grokflask.limits import Limits
-from grokflask.metrics_families import Figures
-from grokflask.process import VERSION
+from grokflask.ledger.writer import LedgerWriter
+from grokflask.limits.admission import Limits
+from grokflask.metrics import families
+from grokflask.metrics.families import Figures
+from grokflask.runtime import VERSION
+from grokflask.storage.database import Database
 
 
 def read_states(

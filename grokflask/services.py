@@ -13,28 +13,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from grokflask.background import Background
-from grokflask.clients import ClientWatcher
 from grokflask.config import Settings
-from grokflask.counters import Counters
-from grokflask.custody import Custody
-from grokflask.db import Database
+from grokflask.delivery.clients import ClientWatcher
 from grokflask.errors import StoreUnavailableError
 from grokflask.gateway import Gateway
-from grokflask.key_store import KeyStore
-from grokflask.keys import KeyRing
-from grokflask.ledger_writer import LedgerWriter
-from grokflask.limits import Limits
-from grokflask.memory_counters import MemoryCounters
-from grokflask.metrics import Metrics
+from grokflask.kept.custody import Custody
+from grokflask.kept.ownership import Ownership
+from grokflask.keys.ring import KeyRing
+from grokflask.keys.store import KeyStore
+from grokflask.ledger.reports import Drift, read_spent
+from grokflask.ledger.writer import LedgerWriter
+from grokflask.limits.admission import Limits
+from grokflask.limits.counters import Counters
+from grokflask.limits.memory import MemoryCounters
+from grokflask.limits.reconciliation import check_counters
+from grokflask.metrics.exposition import Metrics
+from grokflask.metrics.tallies import Tallies
 from grokflask.metrics_states import read_states
-from grokflask.metrics_tallies import Tallies
-from grokflask.ownership import Ownership
-from grokflask.reconciliation import check_counters
-from grokflask.recordings import Recordings
-from grokflask.replay import Replays
-from grokflask.reports import Drift, read_spent
-from grokflask.shared_recordings import SharedRecordings
-from grokflask.upstream import UpstreamClient
+from grokflask.replay.recordings import Recordings
+from grokflask.replay.replays import Replays
+from grokflask.replay.shared import SharedRecordings
+from grokflask.storage.database import Database
+from grokflask.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
@@ -136,7 +136,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
 
 
 def _open_pool(url: str) -> ConnectionPool:
-    from grokflask.redis_pool import open_pool
+    from grokflask.storage.redis import open_pool
 
     return open_pool(url)
 
@@ -146,7 +146,7 @@ def _make_counters(settings: Settings, pool: ConnectionPool | None) -> Counters:
         return MemoryCounters(capacity=settings.max_exchanges, fair_share=settings.fair_share)
     from redis import Redis
 
-    from grokflask.redis_counters import RedisCounters
+    from grokflask.limits.redis import RedisCounters
 
     redis = Redis(connection_pool=pool)
     return RedisCounters(redis, capacity=settings.max_exchanges, fair_share=settings.fair_share)
@@ -162,7 +162,7 @@ def _make_recordings(
         return own
     from redis import Redis
 
-    from grokflask.redis_recordings import RedisRecordings
+    from grokflask.replay.redis import RedisRecordings
 
     store = RedisRecordings(Redis(connection_pool=pool))
     return SharedRecordings(own, store, total_bytes=total_bytes, keep_s=keep_s, worker=worker)

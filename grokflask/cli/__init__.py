@@ -6,7 +6,7 @@ import click
 
 from grokflask.cli.chat import chat
 from grokflask.cli.db import db
-from grokflask.cli.doctor import doctor
+from grokflask.cli.doctor.command import doctor
 from grokflask.cli.keys import keys
 from grokflask.cli.usage import usage
 

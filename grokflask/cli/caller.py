@@ -19,7 +19,7 @@ import requests
 from grokflask.cli.terminal import clean_line
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED
-from grokflask.routes import PREFIXES
+from grokflask.protocol.routes import PREFIXES
 from grokflask.setting_types import read_base_url
 
 CONNECT_TIMEOUT_S = 10.0

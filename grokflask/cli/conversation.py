@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from grokflask.billing.money import format_usd
 from grokflask.cli.caller import (
     Caller,
     CallError,
@@ -20,9 +21,8 @@ from grokflask.cli.caller import (
     read_start,
 )
 from grokflask.errors import MALFORMED, UpstreamProtocolError
-from grokflask.money import format_usd
-from grokflask.routes import PREFIXES
-from grokflask.sse import EventDecoder, Run
+from grokflask.protocol.routes import PREFIXES
+from grokflask.protocol.sse import EventDecoder, Run
 
 Kind = Literal["content", "reasoning"]
 Piece = tuple[Kind, str]

@@ -6,7 +6,7 @@ import click
 from flask import current_app
 
 from grokflask.cli.group import CommandGroup
-from grokflask.db import Database
+from grokflask.storage.database import Database
 
 db = CommandGroup("db", help="The database's tables.")
 

@@ -9,13 +9,13 @@ from typing import Any
 import click
 from flask import current_app
 
+from grokflask.billing.money import format_usd, parse_usd
 from grokflask.cli.group import CommandGroup, WrongUsageError, as_csv, as_json, check_formats
 from grokflask.cli.tables import print_fields, print_json, print_table, stream_csv
 from grokflask.errors import InvalidRequestError
-from grokflask.key_limits import read_changes, read_duration
-from grokflask.key_store import KeyStore
-from grokflask.money import format_usd, parse_usd
-from grokflask.stored_key import StoredKey
+from grokflask.keys.limits import read_changes, read_duration
+from grokflask.keys.store import KeyStore
+from grokflask.keys.stored import StoredKey
 
 NONE = "none"
 """The word that takes a limit away."""

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from grokflask.spreadsheet import write_csv
+from grokflask.ledger.spreadsheet import write_csv
 
 MAX_CELL_CHARS = 60
 GAP = "  "

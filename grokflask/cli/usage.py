@@ -11,13 +11,21 @@ from itertools import islice
 import click
 from flask import current_app
 
+from grokflask.billing.money import format_usd
 from grokflask.cli.group import CommandGroup, as_csv, as_json, check_formats
 from grokflask.cli.tables import print_json, print_table, stream_csv, stream_json
-from grokflask.db import Database
-from grokflask.ledger_query import GROUPINGS, name_sums, read_days, read_filter, read_grouping
-from grokflask.ledger_row import FIELDS, MORE_FIELDS, LedgerRow, to_iso
-from grokflask.money import format_usd
-from grokflask.reports import Drift, Summary, check_daily, iterate_rows, read_rows, repair_daily, summarize
+from grokflask.ledger.query import GROUPINGS, name_sums, read_days, read_filter, read_grouping
+from grokflask.ledger.reports import (
+    Drift,
+    Summary,
+    check_daily,
+    iterate_rows,
+    read_rows,
+    repair_daily,
+    summarize,
+)
+from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow, to_iso
+from grokflask.storage.database import Database
 
 TABLE_ROWS = 50
 MAX_TABLE_ROWS = 10_000

@@ -11,13 +11,13 @@ from urllib.parse import urlencode
 from flask import Blueprint, Flask, Request, Response
 from werkzeug.datastructures import Headers
 
-from grokflask.answer import Reply, StreamReply
+from grokflask.delivery.answer import Reply, StreamReply
+from grokflask.delivery.spool import Spool
 from grokflask.gateway import Gateway
-from grokflask.keys import ApiKey
-from grokflask.replay import Repetition, Replays
-from grokflask.routes import PREFIXES, ROUTES, Route
-from grokflask.shaping import FORWARDED_HEADERS, ClientRequest
-from grokflask.spool import Spool
+from grokflask.keys.ring import ApiKey
+from grokflask.protocol.routes import PREFIXES, ROUTES, Route
+from grokflask.replay.replays import Repetition, Replays
+from grokflask.shaping.bodies import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import drop_body, read_body, read_upload
 from grokflask.web.current import get_app, get_notes, get_request
 from grokflask.web.replies import reply_stream, reply_whole, wants_json

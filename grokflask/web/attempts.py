@@ -21,7 +21,7 @@ from limits.storage import Storage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from grokflask.errors import RateLimitError
-from grokflask.request_storage import RequestStorage
+from grokflask.limits.request_storage import RequestStorage
 
 BY_ADDRESS = RateLimitItemPerMinute(10, 15, namespace="grokflask-logins")
 OVER_ALL = RateLimitItemPerMinute(200, 15, namespace="grokflask-logins")

@@ -23,7 +23,7 @@ from grokflask.errors import (
     TooManyStreamsError,
 )
 from grokflask.exchanges import OpenExchanges
-from grokflask.keys import KeyRing, read_bearer
+from grokflask.keys.ring import KeyRing, read_bearer
 from grokflask.web.attempts import Attempts
 from grokflask.web.replies import STREAM_HEADERS
 

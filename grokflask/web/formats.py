@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from grokflask.money import TICKS_PER_USD
+from grokflask.billing.money import TICKS_PER_USD
 
 THIN_SPACE = "\u2009"
 NONE = "\u2013"

@@ -6,8 +6,8 @@ from typing import Any
 
 from flask import Blueprint, current_app
 
-from grokflask.db import Database
-from grokflask.ledger_writer import LedgerWriter
+from grokflask.ledger.writer import LedgerWriter
+from grokflask.storage.database import Database
 
 blueprint = Blueprint("health", __name__)
 

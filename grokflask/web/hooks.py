@@ -13,14 +13,14 @@ import re
 from flask import Flask, Request, Response
 
 from grokflask.background import Background
-from grokflask.dialects import MESSAGES
 from grokflask.gateway import Gateway
-from grokflask.keys import ApiKey, KeyRing
-from grokflask.metrics_tallies import Tallies
-from grokflask.routes import Route
+from grokflask.keys.ring import ApiKey, KeyRing
+from grokflask.metrics.tallies import Tallies
+from grokflask.protocol.dialects import MESSAGES
+from grokflask.protocol.routes import Route
 from grokflask.web.api import find_route
 from grokflask.web.current import Notes, get_app, get_notes, get_request
-from grokflask.web.extensions import RequestLimiter
+from grokflask.web.request_limits import RequestLimiter
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

@@ -14,8 +14,8 @@ from flask import Blueprint, Response, current_app, g, request
 
 from grokflask.config import Settings
 from grokflask.errors import AuthenticationError, RouteNotFoundError
-from grokflask.keys import read_bearer
-from grokflask.metrics import MEDIA_TYPE, Metrics
+from grokflask.keys.ring import read_bearer
+from grokflask.metrics.exposition import MEDIA_TYPE, Metrics
 from grokflask.web.attempts import Attempts
 
 blueprint = Blueprint("metrics", __name__)

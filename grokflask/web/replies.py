@@ -14,8 +14,7 @@ from flask import Flask, Response, current_app, g, request, stream_with_context
 from flask_limiter import RateLimitExceeded
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from grokflask.answer import Reply, StreamReply
-from grokflask.dialects import CHAT
+from grokflask.delivery.answer import Reply, StreamReply
 from grokflask.errors import (
     BodyTooLargeError,
     GrokflaskError,
@@ -25,8 +24,9 @@ from grokflask.errors import (
     Outcome,
     RouteNotFoundError,
 )
-from grokflask.routes import Route
-from grokflask.shaping import asks_for_stream
+from grokflask.protocol.dialects import CHAT
+from grokflask.protocol.routes import Route
+from grokflask.shaping.bodies import asks_for_stream
 from grokflask.web.body import peek_body
 from grokflask.web.current import get_request
 

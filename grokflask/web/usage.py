@@ -7,15 +7,15 @@ import time
 from flask import Response, current_app, g, jsonify
 
 from grokflask.config import Settings
-from grokflask.counters import Standing
-from grokflask.db import Database
-from grokflask.key_limits import KeyLimits
-from grokflask.keys import ApiKey
-from grokflask.ledger_row import to_day
-from grokflask.ledger_writer import LedgerWriter
-from grokflask.limits import Limits
-from grokflask.reports import RowFilter, read_rows
-from grokflask.web.extensions import RequestLimiter
+from grokflask.keys.limits import KeyLimits
+from grokflask.keys.ring import ApiKey
+from grokflask.ledger.reports import RowFilter, read_rows
+from grokflask.ledger.row import to_day
+from grokflask.ledger.writer import LedgerWriter
+from grokflask.limits.admission import Limits
+from grokflask.limits.counters import Standing
+from grokflask.storage.database import Database
+from grokflask.web.request_limits import RequestLimiter
 
 RECENT_ROWS = 20
 FLUSH_TIMEOUT_S = 0.5

@@ -14,8 +14,8 @@ from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
 
 from grokflask.config import Settings
-from grokflask.keys import KeyRing
-from grokflask.ledger_row import LedgerRow, make_id, to_day
+from grokflask.keys.ring import KeyRing
+from grokflask.ledger.row import LedgerRow, make_id, to_day
 
 TOKEN = "admin-token-0123456789"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}

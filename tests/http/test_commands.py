@@ -21,9 +21,9 @@ from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY
 
 from grokflask.cli.keys import spread_models
 from grokflask.cli.tables import print_table
-from grokflask.ledger_row import FIELDS, MORE_FIELDS, LedgerRow, make_id
-from grokflask.reports import Drift
-from grokflask.spreadsheet import guard_cell
+from grokflask.ledger.reports import Drift
+from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow, make_id
+from grokflask.ledger.spreadsheet import guard_cell
 
 Run = Callable[..., Result]
 

@@ -18,14 +18,14 @@ from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY
 from werkzeug.test import EnvironBuilder
 
-from grokflask.clients import ClientWatcher, Departure
-from grokflask.connections import Attempt
-from grokflask.framing import ChunkedFraming
-from grokflask.relay import Relay
-from grokflask.terms import Terms
-from grokflask.upstream import UpstreamClient
-from grokflask.upstream_stream import TURN_BYTES, UpstreamStream
-from grokflask.usage import Settlement
+from grokflask.delivery.clients import ClientWatcher, Departure
+from grokflask.delivery.relay import Relay
+from grokflask.delivery.terms import Terms
+from grokflask.protocol.usage import Settlement
+from grokflask.upstream.client import UpstreamClient
+from grokflask.upstream.connections import Attempt
+from grokflask.upstream.framing import ChunkedFraming
+from grokflask.upstream.stream import TURN_BYTES, UpstreamStream
 
 ROUNDS = 20
 

@@ -18,9 +18,9 @@ from support.seeding import seed_ledger
 from werkzeug.test import TestResponse
 
 from grokflask.errors import StoreUnavailableError
-from grokflask.ledger_row import FIELDS, MORE_FIELDS, LedgerRow, make_id
-from grokflask.ledger_store import read_fields, store
-from grokflask.web.dashboard import SECTIONS
+from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow, make_id
+from grokflask.ledger.statements import read_fields, store
+from grokflask.web.dashboard.overview import SECTIONS
 
 TOKEN = "admin-token-0123456789"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}

@@ -15,7 +15,7 @@ from support.processes import CLIENT_KEY, UPSTREAM_KEY
 from werkzeug.test import TestResponse
 
 from grokflask.web.attempts import BY_ADDRESS, OVER_ALL
-from grokflask.web.sessions import COOKIE, SESSION_S
+from grokflask.web.dashboard.sessions import COOKIE, SESSION_S
 
 TOKEN = "admin-token-0123456789"
 HTML = {"Accept": "text/html"}
@@ -238,9 +238,9 @@ def test_a_session_ends(admin: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> 
     """Twelve hours after the login."""
     sign_in(admin)
     now = time.time()
-    monkeypatch.setattr("grokflask.web.dashboard_login.time.time", lambda: now + SESSION_S - 60)
+    monkeypatch.setattr("grokflask.web.dashboard.login.time.time", lambda: now + SESSION_S - 60)
     assert is_signed_in(admin)
-    monkeypatch.setattr("grokflask.web.dashboard_login.time.time", lambda: now + SESSION_S + 1)
+    monkeypatch.setattr("grokflask.web.dashboard.login.time.time", lambda: now + SESSION_S + 1)
     assert not is_signed_in(admin)
 
 

@@ -19,10 +19,11 @@ from support.scripted import Exchange, ScriptedUpstream
 from support.stores import ADMIN_TOKEN
 
 from grokflask.cli.caller import is_safe
-from grokflask.cli.check_place import judge_place
-from grokflask.cli.check_stores import judge_eviction
-from grokflask.cli.check_upstream import judge_clock
-from grokflask.cli.check_url import (
+from grokflask.cli.doctor.findings import Finding, redact
+from grokflask.cli.doctor.place import judge_place
+from grokflask.cli.doctor.stores import judge_eviction
+from grokflask.cli.doctor.upstream import judge_clock
+from grokflask.cli.doctor.url import (
     Passage,
     judge_compression,
     judge_forwarding,
@@ -30,7 +31,6 @@ from grokflask.cli.check_url import (
     judge_stream,
     name_proxy,
 )
-from grokflask.cli.findings import Finding, redact
 
 MODELS = {"object": "list", "data": [{"id": "grok-4.3", "object": "model"}]}
 SENT = [0.0, 300.0, 600.0, 900.0, 1200.0]

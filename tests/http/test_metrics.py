@@ -18,7 +18,7 @@ from support.scripted import Exchange, ScriptedUpstream, chat_chunk
 
 from grokflask import create_app
 from grokflask.config import load_settings
-from grokflask.metrics_families import FAMILIES
+from grokflask.metrics.families import FAMILIES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TOKEN = "metrics-token-0123456789"

@@ -24,7 +24,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from grokflask.db import Database
+from grokflask.storage.database import Database
 from support.processes import DEADLINE_S, find_free_port, wait_for
 
 POSTGRES_OPTIONS = {

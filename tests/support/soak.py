@@ -22,8 +22,8 @@ from typing import Any
 
 import requests
 
-from grokflask.db import Database
-from grokflask.reports import RowFilter, check_daily, iterate_rows
+from grokflask.ledger.reports import RowFilter, check_daily, iterate_rows
+from grokflask.storage.database import Database
 from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, wait_for
 from support.scripted import Exchange, ScriptedUpstream, answer_chat, chat_chunk
 

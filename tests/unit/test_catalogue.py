@@ -10,8 +10,8 @@ import pytest
 from grokflask import catalogue
 from grokflask.catalogue import Catalogue, filter_models
 from grokflask.errors import ModelNotAllowedError
-from grokflask.key_limits import KeyLimits
-from grokflask.keys import ApiKey
+from grokflask.keys.limits import KeyLimits
+from grokflask.keys.ring import ApiKey
 from grokflask.sandbox.models import language_item, list_models, picture_item, short_item
 
 ALICE = ApiKey("alice", "key:alice", "xai-1")

@@ -11,7 +11,7 @@ from support.processes import wait_for
 
 from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
 from grokflask.exchanges import OpenExchanges, OpenStream
-from grokflask.ledger_row import LedgerRow
+from grokflask.ledger.row import LedgerRow
 
 
 class Call:

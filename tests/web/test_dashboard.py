@@ -19,7 +19,7 @@ from support.scripted import Exchange, ScriptedUpstream, answer_chat, chat_chunk
 from support.seeding import seed_ledger
 from support.stores import ADMIN, ADMIN_TOKEN, KeyedGateway
 
-from grokflask.db import Database
+from grokflask.storage.database import Database
 
 CHAT: dict[str, Any] = {"model": "grok-4.3", "messages": [{"role": "user", "content": "hello"}]}
 HELD = "held"

@@ -12,7 +12,7 @@ import requests
 from support.processes import UPSTREAM_KEY
 from support.stores import KeyedGateway
 
-from grokflask.prices import price_saved
+from grokflask.billing.prices import price_saved
 from grokflask.sandbox import Exchange, Sandbox
 
 TURNS = 6

@@ -1,0 +1,300 @@
+"""Clients that leave, or are too slow: noticed by looking at their sockets, not by writing to them.
+
+A WSGI server tells the app nothing of a client that has gone; gunicorn hands over the socket, though. One
+thread asks the kernel four times a second which of all watched sockets have been closed by their peer. That
+works while nothing is being read or written, it sees a client that has pipelined more data and then gone, it
+cannot spin, it costs nothing per event, and with epoll it costs no more for thousands of clients than for
+one. Half-closing counts as leaving: the kernel shows a client that has shut down its sending side exactly
+like one that has gone (nginx reads it the same way).
+
+Without epoll (other systems) the sockets are looked at one by one. Where there is no socket (other servers)
+or no TCP state either, the heartbeat's write is what notices.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from grokflask.errors import ClientGoneError, GrokflaskError, TotalTimeoutError
+from grokflask.runtime import get_pid
+
+INTERVAL_S = 0.25
+SPARE_S = 1.0
+"""How much later than the reader of an answer, who can tell the client, the watcher sees that time is up."""
+
+_log = logging.getLogger("grokflask.clients")
+
+# linux/eventpoll.h; Python's names are gone together with epoll where that was taken out.
+_EPOLLRDHUP = 0x2000
+_EPOLLONESHOT = 1 << 30
+
+# linux/tcp_states.h: the peer has sent FIN or RST, or all is over.
+_GONE_STATES = frozenset((7, 8, 9))  # CLOSE, CLOSE_WAIT, LAST_ACK
+
+
+class Watch:
+    """One socket under watch, until `stop`."""
+
+    def __init__(self, watcher: ClientWatcher, sock: socket.socket | None, deadline: float | None) -> None:
+        self._watcher = watcher
+        self.sock = sock
+        self.deadline = deadline
+        self.descriptor = -1
+
+    def stop(self) -> None:
+        """Ends the watch. Idempotent; a callback that has begun is not stopped."""
+        self._watcher.forget(self)
+
+
+class ClientWatcher:
+    """Watches the sockets of this process. Its thread starts with the first of them.
+
+    Attributes:
+        make_poll: makes the kernel's list of sockets, None to do without. Whoever takes epoll out of the
+            `select` module (as gevent's patch does, for nothing may block there; a look does not) puts it in.
+    """
+
+    def __init__(self, interval_s: float = INTERVAL_S) -> None:
+        self.make_poll: Callable[[], Any] | None = getattr(select, "epoll", None)
+        self._interval_s = interval_s
+        self._watches: dict[Watch, Callable[[], None]] = {}
+        self._timed: set[Watch] = set()
+        self._unpolled: set[Watch] = set()
+        self._polled: dict[int, Watch] = {}  # by descriptor
+        self._poll: Any = None
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._pid: int | None = None
+
+    def watch(self, sock: socket.socket | None, on_gone: Callable[[], None]) -> Watch:
+        """Calls `on_gone`, once and in the watcher's thread, when the client behind `sock` has gone.
+
+        Without a socket the watch is there and never calls.
+        """
+        return self._add(Watch(self, sock, None), on_gone)
+
+    def limit(self, sock: socket.socket | None, seconds: float, on_expiry: Callable[[], None]) -> Watch:
+        """Calls `on_expiry` when the watch has not been stopped within `seconds`. Without a socket never."""
+        return self._add(Watch(self, sock, time.monotonic() + seconds), on_expiry)
+
+    def call_after(self, seconds: float, on_expiry: Callable[[], None]) -> Watch:
+        """As `limit`, where there need not be a socket."""
+        return self._keep(Watch(self, None, time.monotonic() + seconds), on_expiry)
+
+    def forget(self, watch: Watch) -> None:
+        """As `Watch.stop`."""
+        if self._watches.pop(watch, None) is None:
+            return
+        self._timed.discard(watch)
+        self._unpolled.discard(watch)
+        if self._polled.get(watch.descriptor) is watch:
+            del self._polled[watch.descriptor]
+            with contextlib.suppress(OSError):  # it has been closed
+                self._poll.unregister(watch.descriptor)
+
+    def __len__(self) -> int:
+        return len(self._watches)
+
+    def _add(self, watch: Watch, callback: Callable[[], None]) -> Watch:
+        return watch if watch.sock is None else self._keep(watch, callback)
+
+    def _keep(self, watch: Watch, callback: Callable[[], None]) -> Watch:
+        self._start_once()
+        self._watches[watch] = callback
+        if watch.deadline is not None:
+            self._timed.add(watch)
+        elif not self._register(watch):
+            self._unpolled.add(watch)
+        self._wake.set()
+        return watch
+
+    def _register(self, watch: Watch) -> bool:
+        """Puts the socket on the kernel's list; False where there is none."""
+        if self._poll is None or watch.sock is None:
+            return False
+        try:
+            watch.descriptor = watch.sock.fileno()
+            # Of what may happen there only the end: bytes that are sent early do not count.
+            self._poll.register(watch.descriptor, _EPOLLRDHUP | _EPOLLONESHOT)
+        except (OSError, ValueError):  # closed, or watched twice
+            return False
+        self._polled[watch.descriptor] = watch
+        return True
+
+    def _start_once(self) -> None:
+        """Not before the first: a server may fork after it has made the app."""
+        if self._pid == get_pid():
+            return
+        with self._lock:
+            if self._pid == get_pid():
+                return
+            self._poll = self.make_poll() if self.make_poll else None
+            self._pid = get_pid()
+            threading.Thread(target=self._run, name="client-watcher", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            if not self._watches:
+                self._wake.clear()
+                if not self._watches:
+                    self._wake.wait()
+            time.sleep(self._interval_s)
+            self._look()
+
+    def _look(self) -> None:
+        """One look at every watch. A method of its own, so that nothing of a watch outlives it here."""
+        if self._poll is not None:
+            for descriptor, _ in self._poll.poll(0, max(1, len(self._polled))):
+                self._call(self._polled.get(descriptor))
+        now = time.monotonic()
+        for watch in list(self._timed):
+            if watch.deadline is not None and now >= watch.deadline:
+                self._call(watch)
+        for watch in list(self._unpolled):
+            if watch.sock is not None and is_gone(watch.sock):
+                self._call(watch)
+
+    def _call(self, watch: Watch | None) -> None:
+        callback = self._watches.get(watch) if watch is not None else None
+        if watch is None or callback is None:
+            return
+        self.forget(watch)
+        try:
+            callback()
+        except Exception:
+            _log.exception("a client's leaving could not be dealt with")
+
+
+class Departure:
+    """What becomes of a call when its client leaves: it is cancelled, or read to its end for the usage.
+
+    The watch begins at once and lasts until `end`. `leave` may come from the watcher's thread, or from
+    whoever has failed to write.
+
+    Args:
+        cancel: ends the call, for the reason given.
+        total_s: how long the call may last at all, also while a slow client takes what it was given.
+        drain_s: how long the call may go on after its client; 0 cancels it at once.
+        drains: as many calls as it has tokens go on at once; the next is cancelled.
+
+    Attributes:
+        left_at: when the client was found gone, by the monotonic clock; None while it is there.
+        drains_call: the call goes on, and what it used is still to be read.
+    """
+
+    def __init__(
+        self,
+        watcher: ClientWatcher,
+        sock: socket.socket | None,
+        cancel: Callable[[GrokflaskError], None],
+        *,
+        total_s: float,
+        drain_s: float = 0.0,
+        drains: threading.Semaphore | None = None,
+    ) -> None:
+        self.left_at: float | None = None
+        self.drains_call = False
+        self._watcher = watcher
+        self._sock = sock
+        self._cancel = cancel
+        self._drain_s = drain_s
+        self._drains = drains
+        self._lock = threading.Lock()
+        self._ended = False
+        self._watch = watcher.watch(sock, self.leave)
+        self._total = watcher.limit(sock, total_s + SPARE_S, self._expire)
+
+    def leave(self) -> None:
+        """The client has gone. Idempotent."""
+        with self._lock:
+            if self.left_at is not None or self._ended:
+                return
+            self.left_at = time.monotonic()
+            if self._drain_s and self._drains is not None:
+                self.drains_call = self._drains.acquire(blocking=False)
+            if self.drains_call:
+                self._watch.stop()
+                self._watch = self._watcher.call_after(self._drain_s, self._give_up)
+        if not self.drains_call:
+            self._give_up()
+        shut_down(self._sock, socket.SHUT_RDWR)  # whoever is still sending to it stops
+
+    def _give_up(self) -> None:
+        self._cancel(ClientGoneError())
+
+    def _expire(self) -> None:
+        self._cancel(TotalTimeoutError())
+        shut_down(self._sock, socket.SHUT_RDWR)
+
+    def check(self) -> None:
+        """Looks at once, for an answer that is ready before the watcher has come round."""
+        if self._sock is not None and is_gone(self._sock):
+            self.leave()
+
+    def end(self) -> None:
+        """The exchange is over. Idempotent."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        self._watch.stop()
+        self._total.stop()
+        if self.drains_call and self._drains is not None:
+            self._drains.release()
+
+
+def is_gone(sock: socket.socket) -> bool:
+    """The peer of `sock` has closed, half-closed or reset its side."""
+    try:
+        if sock.family == socket.AF_UNIX:
+            return _has_ended(sock)
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _GONE_STATES
+    except AttributeError:
+        return False  # this system has no TCP_INFO
+    except OSError:
+        return True  # closed on this side
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """A Unix socket's end, which data that wait unread would hide."""
+    with socket.socket(fileno=os.dup(sock.fileno())) as twin:
+        if not os.get_blocking(twin.fileno()):
+            twin.setblocking(False)
+        try:
+            return twin.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+
+
+def limit_sending(sock: socket.socket | None, seconds: float) -> None:
+    """Lets the kernel end the connection once the peer has taken nothing for `seconds`.
+
+    TCP_USER_TIMEOUT covers a reader that stands still (its window is closed) as well as one whose machine
+    has gone. A no-op without such a socket.
+    """
+    if sock is None or sock.family == socket.AF_UNIX:
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+
+def shut_down(sock: socket.socket | None, how: int) -> None:
+    """Shuts the connection down under whoever waits on it, who sees an end rather than an error.
+
+    It goes through a duplicate: gevent's own socket would raise in the greenlet that waits on it, and an
+    SSLSocket would drop its TLS state under the reader.
+    """
+    if sock is None:
+        return
+    with contextlib.suppress(OSError):
+        twin = socket.socket(fileno=os.dup(sock.fileno()))
+        with twin:
+            twin.shutdown(how)

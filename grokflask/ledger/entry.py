@@ -1,0 +1,120 @@
+"""What was used: each exchange becomes one entry, one row of the ledger and one line in the log.
+
+An entry is made when a request comes, its row opened when upstream is asked, and both are settled once, with
+all that is known by then. Prompts, answers and secrets have no field here.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from grokflask.billing.bill import Bill, Estimate
+from grokflask.errors import GrokflaskError, Outcome
+from grokflask.ledger.row import LedgerRow, clean
+from grokflask.protocol.usage import Settlement, Usage
+
+_log = logging.getLogger("grokflask.exchange")
+
+_TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "total_tokens")
+_BEFORE = ("request_id", "key", "route", "model", "model_served", "stream", "status", "outcome", "code")
+_AFTER = ("bytes_out", "ttft_ms", "duration_ms", *_TOKENS, "cost_ticks")
+_read_before = operator.attrgetter(*_BEFORE)  # one call for all of them
+_read_after = operator.attrgetter(*_AFTER)
+
+
+@dataclass(slots=True)
+class LedgerEntry:
+    """One exchange.
+
+    Attributes:
+        row: what the ledger keeps; its `outcome` is None until `settle`.
+        started_at: monotonic seconds, when the request came.
+        detail: what the log says beyond the error's code.
+        usage: of a whole reply, as soon as it is known: an error behind it does not undo what was paid.
+    """
+
+    row: LedgerRow
+    started_at: float
+    detail: str | None = None
+    events: int = 0
+    retried: bool = False
+    usage: Usage | None = None
+    model_served: str | None = None
+    clock: Callable[[], float] = field(default=time.monotonic, repr=False)
+
+    @property
+    def settled(self) -> bool:
+        """It is over, and has its line."""
+        return self.row.outcome is not None
+
+    def expect(self, estimate: Estimate) -> LedgerRow:
+        """The row while the exchange is open: it is known to cost its prompt at least."""
+        row = self.row
+        row.prompt_tokens = estimate.prompt_tokens
+        row.cost_ticks = estimate.prompt_ticks
+        row.estimated = estimate.billing != "free"
+        return self.row
+
+    def note_head(self, headers: Mapping[str, str], *, retried: bool) -> None:
+        """Upstream's answer has begun."""
+        upstream_id = headers.get("x-upstream-request-id")
+        self.row.upstream_request_id = upstream_id and clean(upstream_id)
+        self.retried = retried
+
+    def sum_up(
+        self, outcome: Outcome, *, error: GrokflaskError | None = None, bytes_out: int = 0
+    ) -> Settlement:
+        """How an exchange with a whole reply has ended."""
+        return Settlement(
+            outcome,
+            error,
+            usage=self.usage,
+            usage_final=True,
+            model_served=self.model_served,
+            bytes_out=bytes_out,
+        )
+
+    def note_reply(self, usage: Usage | None, model_served: str | None) -> None:
+        """A whole reply has come: what it used is known, whatever becomes of it."""
+        self.usage, self.model_served = usage, model_served
+
+    def settle(self, settlement: Settlement, status: int, bill: Bill | None = None) -> LedgerRow:
+        """Closes the entry, writes its line and gives its row. Later calls change nothing."""
+        if self.settled:
+            return self.row
+        usage = bill.usage if bill else settlement.usage or Usage()
+        row, error = self.row, settlement.error
+        row.outcome, row.status, row.code = settlement.outcome.value, status, error.code if error else None
+        row.model_served = None if settlement.model_served is None else clean(settlement.model_served)
+        row.ttft_ms = None if settlement.ttft_s is None else round(settlement.ttft_s * 1000)
+        row.duration_ms = round((self.clock() - self.started_at) * 1000)
+        row.prompt_tokens, row.cached_tokens = usage.prompt_tokens, usage.cached_tokens
+        row.completion_tokens, row.reasoning_tokens = usage.completion_tokens, usage.reasoning_tokens
+        row.total_tokens, row.cost_ticks = usage.total_tokens, usage.cost_ticks
+        row.server_tools = usage.server_tools
+        row.estimated = bill.estimated if bill else False
+        row.bytes_out = settlement.bytes_out
+        self.events = settlement.events
+        self.detail = error.detail if error else None
+        _log.info("exchange", extra={"fields": self._list_fields()})
+        return row
+
+    def refuse(self, error: GrokflaskError) -> None:
+        """Settles a request that the gateway turned away: upstream has not seen it."""
+        self.settle(Settlement(outcome=error.outcome, error=error), error.status)
+
+    def _list_fields(self) -> dict[str, object]:
+        row = self.row
+        fields: dict[str, object] = dict(zip(_BEFORE, _read_before(row), strict=True))
+        fields["detail"] = self.detail
+        fields["events"] = self.events if row.stream else None
+        fields.update(zip(_AFTER, _read_after(row), strict=True))
+        fields["server_tools"] = row.server_tools or None
+        fields["estimated"] = True if row.estimated else None
+        fields["upstream_request_id"] = row.upstream_request_id
+        fields["retries"] = 1 if self.retried else None
+        return fields

@@ -1,0 +1,113 @@
+"""The dialects of xAI's routes: how an answer is read, and how errors are told to the clients of each. No IO.
+
+A route's row names its dialect; relay, limits and ledger are the same for all. A dialect says what ends a
+stream and where in it usage, model and errors stand (its filter), the same of a whole reply, and which shape
+errors take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from mmap import mmap
+from typing import Protocol
+
+import msgspec
+
+from grokflask.errors import GrokflaskError, render_event, render_json
+from grokflask.protocol.chat_events import EventFilter
+from grokflask.protocol.typed_events import MessagesFilter, ResponsesFilter
+from grokflask.protocol.typed_usage import read_reply
+from grokflask.protocol.usage import Usage, read_chunk
+
+
+class Reading(Protocol):
+    """What is read of a whole reply."""
+
+    @property
+    def has_error(self) -> bool:
+        """It tells of an error."""
+
+    @property
+    def is_answer(self) -> bool:
+        """It is an answer of the API's, whatever it tells."""
+
+    def read_model(self) -> str | None:
+        """The model that answered."""
+
+    def read_usage(self) -> Usage | None:
+        """What it used."""
+
+
+class _RenderEvent(Protocol):
+    def __call__(self, error: GrokflaskError, *, as_json: bool, number: int) -> bytes:
+        """An error as one event, the one with this number in its stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One API's way of speaking.
+
+    Attributes:
+        make_filter: for the events of one stream.
+        read_reply: what a whole reply tells of itself; None when it is no JSON object.
+        render_json: an error as the body of a response.
+        render_event: an error inside a stream.
+        tells_errors_as_events: also before a stream has begun, to clients whose Accept does not name JSON.
+    """
+
+    make_filter: type[EventFilter]
+    read_reply: Callable[[bytes | mmap], Reading | None]
+    render_json: Callable[[GrokflaskError], bytes]
+    render_event: _RenderEvent
+    tells_errors_as_events: bool = True
+
+
+def _render_chat_event(error: GrokflaskError, *, as_json: bool, number: int) -> bytes:
+    return render_event(error, as_json=as_json)
+
+
+def _render_response_event(error: GrokflaskError, *, as_json: bool, number: int) -> bytes:
+    """Both of the two shapes, each within an event of type `error` as this API has it.
+
+    OpenAI's SDK raises what stands in `error`; Vercel's, and clients that go by types, read the rest.
+    """
+    shape = error.to_fields() if as_json else f"API error: {error.message}"
+    event = {"type": "error", "sequence_number": number, "error": shape}
+    event |= {"code": error.code, "message": error.message, "param": error.param}
+    return b"data: " + msgspec.json.encode(event) + b"\n\n"
+
+
+_MESSAGES_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+"""Anthropic's names for errors, by status (platform.claude.com, API errors)."""
+
+
+def _render_messages_json(error: GrokflaskError) -> bytes:
+    """Anthropic's object: `{"type": "error", "error": {"type", "message"}}`."""
+    kind = _MESSAGES_TYPES.get(error.status)
+    if kind is None and error.type in _MESSAGES_TYPES.values():  # upstream's own name for it
+        kind = error.type
+    kind = kind or ("api_error" if error.status >= 500 else "invalid_request_error")
+    return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": error.message}})
+
+
+def _render_messages_event(error: GrokflaskError, *, as_json: bool, number: int) -> bytes:
+    return b"event: error\ndata: " + _render_messages_json(error) + b"\n\n"
+
+
+CHAT = Dialect(EventFilter, read_chunk, render_json, _render_chat_event)
+RESPONSES = Dialect(ResponsesFilter, read_reply, render_json, _render_response_event)
+MESSAGES = Dialect(
+    MessagesFilter, read_reply, _render_messages_json, _render_messages_event, tells_errors_as_events=False
+)

@@ -1,0 +1,260 @@
+"""The transport below the requests session: one exchange over a kept connection, and nothing around it.
+
+It is an adapter of requests, as the session's own one is, but without http.client and urllib3's pool: their
+buffers, queue and e-mail parser cost more than all else that a request needs.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import requests
+from requests.adapters import BaseAdapter
+from urllib3.exceptions import HTTPError
+
+from grokflask.errors import (
+    ConnectTimeoutError,
+    NoAnswerError,
+    UpstreamConnectError,
+    UpstreamError,
+    UpstreamTimeoutError,
+)
+from grokflask.protocol.upstream_errors import clean_message
+from grokflask.shaping.bodies import Upload
+from grokflask.upstream.connections import Attempt, Connection, Connector
+from grokflask.upstream.head import AnswerHead, parse_head
+
+RECEIVE_BYTES = 64 * 1024
+JOINED_BYTES = 64 * 1024
+"""Up to this size a body goes out in one piece with its head."""
+
+_FORGED = re.compile(r"[\x00-\x20\x7f]")  # in a path
+_BROKEN = re.compile(r"[\r\n\x00]")  # in a header
+
+
+class StaleConnectionError(Exception):
+    """A kept connection was dead before a byte of the answer: upstream has not worked on the request."""
+
+
+class OutgoingRequest(requests.PreparedRequest):
+    """A request as requests sends it, and the attempt at it.
+
+    Attributes:
+        fresh: it goes over a new connection.
+    """
+
+    body: bytes | Upload | None  # type: ignore[assignment]
+
+    def __init__(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | Upload | None, attempt: Attempt
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.url = url
+        self.headers = headers  # type: ignore[assignment]  # any mapping does for what is sent once
+        self.body = body
+        self.attempt = attempt
+        self.fresh = False
+
+
+class Answer:
+    """What is left of an exchange once its head has been read: the body, on its connection.
+
+    It is the `raw` of a requests.Response. `sock` is read, after a `wait` if there is one, by its owner;
+    `close` ends it.
+    """
+
+    def __init__(self, adapter: Adapter, connection: Connection, head: AnswerHead, received: bytes) -> None:
+        self.sock: Any = connection.sock
+        self.wait = connection.wait
+        self.framing = head.framing
+        self.received = received
+        self._keeps = head.keeps
+        self._adapter = adapter
+        self._connection = connection
+
+    def close(self, *, keep: bool = False) -> None:
+        """Closes the connection; or keeps it for the next request, if the body came whole."""
+        fit = self.framing.ended and not self.framing.surplus and not self.received
+        if keep and fit and self._keeps:
+            self._adapter.keep(self._connection)
+        else:
+            self._connection.close()
+
+
+class _Response(requests.Response):
+    """What the session wants to see. It has no jar for cookies, which the base class makes each time."""
+
+    def __init__(self, head: AnswerHead, answer: Answer) -> None:
+        self.status_code = head.status
+        self.headers = head.headers  # type: ignore[assignment]  # names are in lower case already
+        self.raw = answer
+        self.history = []
+
+
+class Adapter(BaseAdapter):
+    """The session's way to the one server at `base_url`, over connections that it keeps.
+
+    Args:
+        pool_size: idle connections kept at the most.
+
+    Attributes:
+        connector: makes them.
+    """
+
+    def __init__(self, base_url: str, *, pool_size: int) -> None:
+        super().__init__()
+        self.connector = Connector(base_url)
+        self._pool_size = pool_size
+        self._idle: list[Connection] = []  # the last one used goes out first, so the others may age
+        weakref.finalize(self, _close_all, self._idle)
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,
+        timeout: Any = None,
+        verify: Any = True,
+        cert: Any = None,
+        proxies: Any = None,
+    ) -> requests.Response:
+        """Sends an OutgoingRequest and reads the head of its answer. The body is the caller's to read.
+
+        Args:
+            request: what to send, by which attempt.
+            stream: always so.
+            timeout: seconds to connect (TLS included), and to wait for the next bytes of the head.
+            verify: certificates always are.
+            cert: there are none of ours.
+            proxies: there are none.
+
+        Raises UpstreamError, or StaleConnectionError when the request may be sent again.
+        """
+        assert isinstance(request, OutgoingRequest)
+        attempt = request.attempt
+        try:
+            attempt.hold(None)
+            connection = self._connect(request, timeout[0])
+            try:
+                head, received = self._exchange(connection, request, timeout[1])
+            except BaseException:
+                connection.close()
+                raise
+        except (OSError, HTTPError) as error:  # urllib3's are no OSErrors
+            failure = _explain(error, attempt.phase)
+            _drop_frames(error)
+            raise failure from None
+        return _Response(head, Answer(self, connection, head, received))
+
+    def keep(self, connection: Connection) -> None:
+        """Takes a connection back whose last answer has come whole."""
+        if len(self._idle) < self._pool_size:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        _close_all(self._idle)
+
+    def _connect(self, request: OutgoingRequest, timeout_s: float) -> Connection:
+        """A kept connection that is still good, or a new one."""
+        while not request.fresh:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            if _is_quiet(connection.sock):
+                request.attempt.phase = "reused"
+                return connection
+            connection.close()
+        return self.connector.open(request.attempt, timeout_s)
+
+    def _exchange(
+        self, connection: Connection, request: OutgoingRequest, timeout_s: float
+    ) -> tuple[AnswerHead, bytes]:
+        sock: Any = connection.sock
+        request.attempt.hold(sock)
+        sock.settimeout(timeout_s)
+        head, body = self._write_head(request), request.body or b""
+        # Upstream may refuse, and close, before it has taken all: then its answer is there to be read.
+        with suppress(BrokenPipeError):
+            if isinstance(body, bytes) and len(body) <= JOINED_BYTES:
+                head, body = head + body, b""
+            # `sendall` of gevent asks each time how large the kernel's buffer is, though nearly all fits.
+            sent = sock.send(head)
+            if sent < len(head):
+                sock.sendall(head[sent:])
+            for piece in (body,) if isinstance(body, bytes) else body:
+                if piece:
+                    sock.sendall(piece)
+        received = b""
+        while True:
+            if connection.wait is not None and not connection.wait(timeout_s):
+                raise TimeoutError
+            data = sock.recv(RECEIVE_BYTES)
+            if not data:
+                raise ConnectionResetError("closed before the end of a head")
+            request.attempt.phase = "answering"
+            received += data
+            parsed = parse_head(received)
+            if parsed is not None:
+                return parsed
+
+    def _write_head(self, request: OutgoingRequest) -> bytes:
+        target = request.path_url
+        lines = [f"{request.method} {target} HTTP/1.1", f"Host: {self.connector.host}"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items()]
+        if _FORGED.search(target) or any(map(_BROKEN.search, lines)):
+            raise ValueError("a path or header that would not stay one line")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def _close_all(connections: list[Connection]) -> None:
+    while connections:
+        connections.pop().close()
+
+
+def _is_quiet(sock: Any) -> bool:
+    """Nothing has come on a kept connection: neither its end, nor bytes that nobody asked for."""
+    try:
+        sock.settimeout(0)
+        sock.recv(1)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def _drop_frames(error: BaseException) -> None:
+    """urllib3's frames hold errors that hold the frames: a cycle, and in it the request with its body."""
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
+
+
+def _explain(error: Exception, phase: str) -> Exception:
+    """What a failed attempt means to the client, with the system's own error as its detail."""
+    causes = [error]
+    while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
+        causes.append(cause)
+    failure = _choose_failure(causes, phase)
+    if isinstance(failure, UpstreamError):
+        failure.detail = clean_message(repr(causes[-1]))[:200]  # it may quote what upstream sent
+    return failure
+
+
+def _choose_failure(causes: list[Exception], phase: str) -> Exception:
+    timed_out = any(isinstance(cause, TimeoutError) for cause in causes)
+    if phase == "connecting":
+        return ConnectTimeoutError() if timed_out else UpstreamConnectError()
+    if timed_out:
+        return UpstreamTimeoutError()
+    return StaleConnectionError() if phase == "reused" else NoAnswerError()

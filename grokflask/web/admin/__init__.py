@@ -1,0 +1,1 @@
+"""/admin/api: keys, the ledger and open streams, as JSON and CSV."""

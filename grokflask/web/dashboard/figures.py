@@ -1,0 +1,242 @@
+"""Figures of the dashboard and of /admin/api/overview, worked out from what was read. No Flask, no IO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any
+
+from grokflask.errors import Outcome
+from grokflask.ledger.overview import TOP, DayTotal, ModelAborts, Series, Spend, SpendBy, Timing
+from grokflask.ledger.row import to_day
+from grokflask.web.dashboard.charts import Stack, draw_spark, stack_bars
+
+PERIODS = (7, 30, 90)
+"""Days that a chart may show."""
+
+SPARK_DAYS = 14
+DAY_S = 86400.0
+OTHERS = "others"
+PERCENTILES = (50, 95, 99)
+
+WORDS = {
+    Outcome.COMPLETE: ("complete", "good", "The whole answer was sent."),
+    Outcome.CLIENT_ABORT: ("cancelled", "muted", "The client left, and upstream was stopped."),
+    Outcome.UPSTREAM_ERROR: ("upstream error", "bad", "xAI answered with an error, or the connection broke."),
+    Outcome.TRUNCATED: ("truncated", "bad", "Upstream's stream ended before it was complete."),
+    Outcome.TIMEOUT: ("timeout", "bad", "Upstream was silent for too long."),
+    Outcome.SHUTDOWN: ("ended here", "warn", "The gateway ended it: a restart, or an admin."),
+    Outcome.LOST: ("lost", "bad", "The process that carried it was killed."),
+    Outcome.REFUSED: ("refused", "warn", "The gateway turned it away; upstream saw nothing of it."),
+}
+"""Each outcome's word, state and meaning."""
+
+_OPEN = ("open", "muted", "It is still running.")
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """One series of the chart: its colour's number, its sums, and its part of all. Others have no count."""
+
+    number: int
+    name: str
+    cost_ticks: int
+    exchanges: int | None
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All that follows from the sums of the days from `days[0]` to `days[-1]`.
+
+    Attributes:
+        values: of each legend, by day.
+        saved_ticks: an estimate of what cancelled exchanges would have cost beyond what they did.
+    """
+
+    by: SpendBy
+    days: list[str]
+    totals: list[int]
+    day_ticks: int
+    month_ticks: int
+    legends: list[Legend]
+    values: list[list[int]]
+    outcomes: list[dict[str, Any]]
+    exchanges: int
+    cost_ticks: int
+    aborted: int
+    saved_ticks: int
+    sparks: dict[str, tuple[str, str]]
+
+    @property
+    def chart(self) -> Stack:
+        """The spend by day, one series on the other."""
+        return stack_bars(self.days, self.values)
+
+    @property
+    def is_empty(self) -> bool:
+        """There has been nothing in these days."""
+        return not self.exchanges
+
+    def to_fields(self) -> dict[str, Any]:
+        """As the admin API shows them."""
+        return {
+            "spend": {"day_ticks": self.day_ticks, "month_ticks": self.month_ticks},
+            "period": {"since": self.days[0], "until": self.days[-1], "days": len(self.days)},
+            "exchanges": self.exchanges,
+            "cost_ticks": self.cost_ticks,
+            "series": {
+                "by": self.by,
+                "days": self.days,
+                "rows": [
+                    {
+                        self.by: None if each.exchanges is None else each.name,  # None is all others
+                        "cost_ticks": each.cost_ticks,
+                        "ticks_by_day": values,
+                    }
+                    for each, values in zip(self.legends, self.values, strict=True)
+                ],
+            },
+            "outcomes": [
+                {name: each[name] for name in ("outcome", "exchanges", "share", "cost_ticks")}
+                for each in self.outcomes
+            ],
+            "cancelled": {"exchanges": self.aborted, "saved_ticks": self.saved_ticks, "estimated": True},
+        }
+
+
+def list_days(now: float, count: int) -> list[str]:
+    """The last `count` UTC days, today being the last."""
+    return [to_day(now - DAY_S * before) for before in range(count - 1, -1, -1)]
+
+
+def work_out(spend: Spend, days: list[str], by: SpendBy) -> Figures:
+    """The figures of `days`, the last of which is today."""
+    today, totals = days[-1], {each.day: each for each in spend.days}
+    by_day = [totals[day].cost_ticks if day in totals else 0 for day in days]
+    in_month = [each for each in spend.days if each.day[:7] == today[:7]]
+    legends, values = _name_series(spend.series, days, by_day)
+    count = sum(each.exchanges for each in spend.outcomes)
+    recent = list_recent(today, totals)
+    return Figures(
+        by=by,
+        days=days,
+        totals=by_day,
+        day_ticks=totals[today].cost_ticks if today in totals else 0,
+        month_ticks=sum(each.cost_ticks for each in in_month),
+        legends=legends,
+        values=values,
+        outcomes=[
+            {
+                **describe_outcome(each.outcome),
+                "exchanges": each.exchanges,
+                "cost_ticks": each.cost_ticks,
+                "share": round(each.exchanges / count, 4) if count else 0.0,
+            }
+            for each in spend.outcomes
+        ],
+        exchanges=count,
+        cost_ticks=sum(each.cost_ticks for each in spend.outcomes),
+        aborted=sum(each.exchanges for each in spend.outcomes if each.outcome == Outcome.CLIENT_ABORT),
+        saved_ticks=estimate_saved(spend.models),
+        sparks={
+            "day": draw_spark([each.cost_ticks for each in recent]),
+            "month": draw_spark(_accumulate([each.cost_ticks for each in in_month] or [0])),
+            "aborted": draw_spark([totals[day].aborted if day in totals else 0 for day in days]),
+        },
+    )
+
+
+def list_recent(today: str, totals: dict[str, DayTotal]) -> list[DayTotal]:
+    """The totals of the last SPARK_DAYS days as far as they were read, days without exchanges filled in."""
+    last = date.fromisoformat(today)
+    days = [(last - timedelta(before)).isoformat() for before in range(SPARK_DAYS - 1, -1, -1)]
+    return [totals.get(day) or DayTotal(day, 0, 0, 0) for day in days]
+
+
+def estimate_saved(models: Sequence[ModelAborts]) -> int:
+    """What cancelled exchanges would have cost beyond what they did, had each cost its model's mean; ticks.
+
+    A model without complete exchanges counts for nothing, and none counts below zero.
+    """
+    saved = 0
+    for each in models:
+        if each.complete:
+            mean = each.complete_ticks / each.complete
+            saved += max(0, round(each.aborted * mean) - each.aborted_ticks)
+    return saved
+
+
+CLIENTS_FAULTS = frozenset({400, 404, 405, 409, 413, 415, 422})
+"""Statuses by which upstream says that the request is wrong; 401, 403 and 429 are about our key there."""
+
+
+def describe_outcome(outcome: str | None) -> dict[str, Any]:
+    """The outcome with its word, its state (a colour and a sign) and what it means."""
+    word, state, meaning = _OPEN if outcome is None else WORDS[Outcome(outcome)]
+    return {"outcome": outcome, "word": word, "state": state, "meaning": meaning}
+
+
+def measure(timings: Sequence[Timing]) -> dict[str, Any]:
+    """Percentiles in milliseconds: of the first token's time where there was one, of complete ones' whole."""
+    first = sorted(each.ttft_ms for each in timings if each.ttft_ms is not None)
+    whole = sorted(
+        each.duration_ms
+        for each in timings
+        if each.duration_ms is not None and each.outcome == Outcome.COMPLETE
+    )
+    return {
+        "rows": len(timings),
+        "ttft_ms": _find_percentiles(first),
+        "duration_ms": _find_percentiles(whole),
+    }
+
+
+def judge_upstream(timings: Sequence[Timing]) -> str:
+    """What the newest exchanges say of upstream: `unused`, `up`, `shaky` or `failing`.
+
+    Upstream that turns a request down for what is in it (a model that it does not have) is up.
+    """
+    bad = {Outcome.UPSTREAM_ERROR, Outcome.TRUNCATED, Outcome.TIMEOUT}
+    told = [
+        each.outcome in bad and each.status not in CLIENTS_FAULTS
+        for each in timings
+        if each.outcome in {*bad, Outcome.COMPLETE}
+    ][:50]
+    if not told:
+        return "unused"
+    share = sum(told) / len(told)
+    return "failing" if share >= 0.5 else "shaky" if share >= 0.1 else "up"
+
+
+def _find_percentiles(values: Sequence[int]) -> dict[str, Any]:
+    """Nearest rank, `values` being sorted; None where there are none."""
+    count = len(values)
+    return {
+        "count": count,
+        **{f"p{rank}": values[math.ceil(rank / 100 * count) - 1] if count else None for rank in PERCENTILES},
+    }
+
+
+def _name_series(
+    series: Sequence[Series], days: Sequence[str], by_day: Sequence[int]
+) -> tuple[list[Legend], list[list[int]]]:
+    """The series that cost something, and what is left for all others, if that is anything."""
+    shown = [each for each in series if each.cost_ticks]
+    values = [[each.by_day.get(day, 0) for day in days] for each in shown]
+    rest = [total - sum(column) for total, *column in zip(by_day, *values, strict=True)]
+    whole = sum(by_day) or 1
+    legends = [
+        Legend(number, each.name, each.cost_ticks, each.exchanges, each.cost_ticks / whole)
+        for number, each in enumerate(shown)
+    ]
+    if any(rest):
+        legends.append(Legend(TOP, OTHERS, sum(rest), None, sum(rest) / whole))
+        values.append(rest)
+    return legends, values
+
+
+def _accumulate(values: Sequence[int]) -> list[int]:
+    return [sum(values[: place + 1]) for place in range(len(values))]

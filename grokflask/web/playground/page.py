@@ -1,0 +1,63 @@
+"""The playground at `/`: the page, and the Markdown of its answers as HTML.
+
+What the page asks of models goes the way of all clients, over the API. GROKFLASK_PLAYGROUND=off leaves both
+out.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from flask import Blueprint, Response, current_app
+
+from grokflask.config import Settings
+from grokflask.errors import MALFORMED, BodyTooLargeError, InvalidRequestError
+from grokflask.keys.ring import KeyRing
+from grokflask.protocol.routes import PREFIXES
+from grokflask.web.body import read_body
+from grokflask.web.current import get_request
+from grokflask.web.pages import STATIC, reply_page
+from grokflask.web.playground.markdown import render_markdown
+from grokflask.web.replies import reply_json
+
+MAX_BODY_BYTES = 256 * 1024
+"""Of a text to render, as JSON."""
+
+_MODULES = ("format.js", *sorted(f"playground/{path.name}" for path in (STATIC / "playground").glob("*.js")))
+
+blueprint = Blueprint("playground", __name__)
+
+
+class _Text(msgspec.Struct):
+    text: str
+
+
+@blueprint.get("/")
+def show_playground() -> Response:
+    """The page. It is the same for everybody: what a key may do is asked by its script."""
+    settings: Settings = current_app.extensions["settings"]
+    bootstrap = {
+        "auth": settings.auth_mode,
+        "prefix": PREFIXES[0],
+        "chatModel": settings.default_chat_model,
+        "imageModel": settings.default_image_model,
+        "maxBodyBytes": settings.max_body_bytes,
+        "visionStreams": settings.vision_stream == "stream",
+        "cancels": settings.on_abort == "cancel",
+    }
+    return reply_page("playground.html", bootstrap=bootstrap, modules=_MODULES)
+
+
+@blueprint.post("/playground/render")
+def render_text() -> Response:
+    """`{"html": …}` of `{"text": …}`, for whoever may call the API. Raises ClientError and its kin."""
+    asked = get_request()
+    keys: KeyRing = current_app.extensions["keys"]
+    keys.authenticate(asked.headers.get("Authorization"), asked.remote_addr or "unknown")
+    if asked.content_length is None or asked.content_length > MAX_BODY_BYTES:
+        raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, and say how many.")
+    try:
+        text = msgspec.json.decode(read_body(), type=_Text).text
+    except MALFORMED as error:
+        raise InvalidRequestError(f"The body is {{'text': '…'}}: {error}.") from None
+    html = render_markdown(text)
+    return reply_json(msgspec.json.encode({"html": html}), headers={"Cache-Control": "no-store"})
