@@ -6,6 +6,7 @@ out an answer stays as upstream sent it, byte for byte.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -96,3 +97,29 @@ def filter_models(body: bytes, limits: KeyLimits) -> bytes:
 def _may_use(item: bytes | msgspec.Raw, limits: KeyLimits) -> bool:
     model = _ITEM.decode(item)
     return any(limits.allows(name) for name in (model.id, *(model.aliases or ())))
+
+
+MAX_PAIRS = 10_000
+"""Pairs of key and model that are remembered; beyond them the log repeats some."""
+
+
+_log = logging.getLogger("grokflask.models")
+
+
+class MovedModels:
+    """Says once a day for each key and model that another model has answered."""
+
+    def __init__(self) -> None:
+        self._day = ""
+        self._told: set[tuple[str, str]] = set()
+
+    def note(self, key: str, asked: str, served: str, day: str) -> None:
+        """`served` has answered a request of `key`'s for `asked`; `day` is `YYYY-MM-DD`, in UTC."""
+        if day != self._day or len(self._told) >= MAX_PAIRS:
+            self._day = day
+            self._told.clear()
+        if (key, asked) in self._told:
+            return
+        self._told.add((key, asked))
+        fields = {"key": key, "model": asked, "model_served": served}
+        _log.warning("another model answers, and may cost more", extra={"fields": fields})

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from grokflask.catalogue import Catalogue, filter_models
+from grokflask.catalogue import Catalogue, MovedModels, filter_models
 from grokflask.config import Settings
 from grokflask.delivery.answer import Reply, StreamReply
-from grokflask.delivery.clients import ClientWatcher, Departure, limit_sending
+from grokflask.delivery.clients import ClientWatcher, Departure
 from grokflask.delivery.relay import Relay
 from grokflask.delivery.spool import Spool
 from grokflask.delivery.terms import Terms
@@ -28,20 +28,20 @@ from grokflask.errors import (
     StoreUnavailableError,
     UpstreamProtocolError,
 )
-from grokflask.exchange import Exchange, Rows
-from grokflask.exchanges import OpenExchanges, OpenStream
+from grokflask.exchanges import Exchange, OpenExchanges, OpenStream, Rows
 from grokflask.kept.custody import Custody
+from grokflask.keys.limits import check_tools
 from grokflask.keys.ring import ApiKey
 from grokflask.ledger.entry import LedgerEntry
 from grokflask.ledger.row import LedgerRow, clean, make_id
 from grokflask.limits.admission import Hold, Limits
 from grokflask.metrics.tallies import Deliveries, Tallies
-from grokflask.moved_models import MovedModels
 from grokflask.protocol.usage import Settlement, Usage
 from grokflask.shaping import vision
 from grokflask.shaping.affinity import make_salt
-from grokflask.shaping.bodies import ClientRequest, UpstreamRequest, shape_request
-from grokflask.shaping.tools import check_tools
+from grokflask.shaping.bodies import shape_request
+from grokflask.shaping.request import ClientRequest, UpstreamRequest
+from grokflask.sockets import limit_sending
 from grokflask.upstream.client import UpstreamCall, UpstreamClient
 
 MAX_READ_BYTES = 16 * 2**20

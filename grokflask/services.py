@@ -6,16 +6,17 @@ by the server or by the first request.
 
 from __future__ import annotations
 
+import platform
 import secrets
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from grokflask.background import Background
 from grokflask.config import Settings
 from grokflask.delivery.clients import ClientWatcher
 from grokflask.errors import StoreUnavailableError
+from grokflask.exchanges import OpenExchanges
 from grokflask.gateway import Gateway
 from grokflask.kept.custody import Custody
 from grokflask.kept.ownership import Ownership
@@ -27,12 +28,14 @@ from grokflask.limits.admission import Limits
 from grokflask.limits.counters import Counters
 from grokflask.limits.memory import MemoryCounters
 from grokflask.limits.reconciliation import check_counters
+from grokflask.metrics import families
 from grokflask.metrics.exposition import Metrics
+from grokflask.metrics.families import Figures
 from grokflask.metrics.tallies import Tallies
-from grokflask.metrics_states import read_states
 from grokflask.replay.recordings import Recordings
 from grokflask.replay.replays import Replays
 from grokflask.replay.shared import SharedRecordings
+from grokflask.runtime import VERSION, Background
 from grokflask.storage.database import Database
 from grokflask.upstream.client import UpstreamClient
 
@@ -166,3 +169,31 @@ def _make_recordings(
 
     store = RedisRecordings(Redis(connection_pool=pool))
     return SharedRecordings(own, store, total_bytes=total_bytes, keep_s=keep_s, worker=worker)
+
+
+def read_states(
+    settings: Settings, exchanges: OpenExchanges, database: Database, limits: Limits, writer: LedgerWriter
+) -> Figures:
+    """Figures that are kept elsewhere, as they are now. Waits for nothing and asks no store."""
+    store = limits.state
+    figures: Figures = {
+        families.BUILD: {(VERSION, platform.python_version()): 1},
+        families.WORKERS: {(): 1},
+        families.DRAINING: {(): int(exchanges.draining)},
+        families.OPEN_EXCHANGES: {(): len(exchanges)},
+        families.OPEN_STREAMS: {(): len(exchanges.streams)},
+        families.CAPACITY: {(): settings.max_exchanges},
+        families.DATABASE_UP: {(): int(database.state != "away")},
+        families.LEDGER_QUEUED: {(): writer.queued},
+        families.LEDGER_ROWS: {
+            ("dropped",): writer.dropped,
+            ("refused",): writer.refused,
+            ("lost",): writer.lost,
+        },
+        families.SETTLEMENTS: {(): store.waiting},
+        families.OUTAGES: {("database",): database.outages},
+    }
+    if settings.redis_url:
+        figures[families.REDIS_UP] = {(): int(store.store != "local")}
+        figures[families.OUTAGES][("redis",)] = store.outages
+    return figures

@@ -13,9 +13,10 @@ from grokflask.billing.money import format_usd, parse_usd
 from grokflask.cli.group import CommandGroup, WrongUsageError, as_csv, as_json, check_formats
 from grokflask.cli.tables import print_fields, print_json, print_table, stream_csv
 from grokflask.errors import InvalidRequestError
-from grokflask.keys.limits import read_changes, read_duration
+from grokflask.keys.limits import read_changes
 from grokflask.keys.store import KeyStore
 from grokflask.keys.stored import StoredKey
+from grokflask.times import read_duration
 
 NONE = "none"
 """The word that takes a limit away."""

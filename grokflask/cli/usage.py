@@ -24,8 +24,9 @@ from grokflask.ledger.reports import (
     repair_daily,
     summarize,
 )
-from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow, to_iso
+from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow
 from grokflask.storage.database import Database
+from grokflask.times import to_iso
 
 TABLE_ROWS = 50
 MAX_TABLE_ROWS = 10_000

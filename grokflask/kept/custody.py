@@ -23,7 +23,7 @@ from grokflask.errors import (
 from grokflask.kept.ownership import Ownership
 from grokflask.keys.ring import ApiKey
 from grokflask.protocol.routes import Kind, Route
-from grokflask.shaping.bodies import ClientRequest, UpstreamRequest
+from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
 MAX_FILES = 200
 """Files that one request may name."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from grokflask.billing.money import parse_usd, to_usd
-from grokflask.errors import InvalidRequestError
-from grokflask.ledger.row import to_iso
+from grokflask.errors import InvalidRequestError, ToolsNotAllowedError
 from grokflask.setting_types import read_rate
-from grokflask.shaping.tools import Allowed
+from grokflask.shaping.tools import Use
+from grokflask.times import LATEST, read_duration, read_iso, to_iso
+
+Allowed = Literal["all", "client", "none"]
+"""Which tools a key may ask for; `client` are functions that the client runs itself."""
 
 MAX_TOKENS = 10**12
 MAX_STREAMS = 10**6
@@ -25,13 +27,10 @@ MAX_PATTERNS = 100
 MAX_RATE_CHARS = 200
 """In a limit such as 100/15minutes, the 15."""
 
-LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PATTERN = re.compile(r"[A-Za-z0-9._:/@*?\[\]-]{1,200}")
 _COUNT = re.compile(r"\d{1,18}", re.ASCII)
-_DURATION = re.compile(r"(\d{1,6})\s*([smhdw])", re.ASCII)
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +107,6 @@ def read_name(value: object) -> str:
     return value
 
 
-def read_duration(value: object) -> float:
-    """Seconds of a text such as `90s`, `15m`, `12h`, `30d`, `4w`. Raises ValueError."""
-    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError("expects a duration such as 90s, 15m, 12h, 30d or 4w")
-    return float(int(match[1]) * _UNITS_S[match[2]])
-
-
-def read_moment(value: object, now: float) -> float:
-    """Epoch seconds of a time in ISO 8601, or of so long ago (`24h`). Raises ValueError."""
-    try:
-        at = now - read_duration(value)
-    except ValueError:
-        at = _read_iso(value)
-    return min(max(at, 0.0), LATEST)
-
-
 def _read_requests(value: object, _now: float) -> str:
     if not isinstance(value, str) or len(value) > MAX_RATE_CHARS:
         raise ValueError("expects a number per window, such as 100/hour")
@@ -162,19 +144,10 @@ def _read_expiry(value: object, now: float) -> float:
     try:
         at = now + read_duration(value)
     except ValueError:
-        at = _read_iso(value)
+        at = read_iso(value)
     if not now < at < LATEST:
         raise ValueError(f"expects a time to come, not {to_iso(at) if 0 <= at < LATEST else value!r}")
     return at
-
-
-def _read_iso(value: object) -> float:
-    """Epoch seconds of a time in ISO 8601, which is UTC unless it says otherwise. Raises ValueError."""
-    try:
-        time = datetime.fromisoformat(value.strip() if isinstance(value, str) else "")
-    except ValueError:
-        raise ValueError("expects a duration such as 30d, or a time such as 2027-01-31T12:00Z") from None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
 
 
 _READERS: dict[str, tuple[str, Callable[[object, float], Any]]] = {
@@ -191,3 +164,12 @@ _EMPTY: dict[str, object] = {"models": (), "tools": "all"}
 """What stands for no limit where that is not None."""
 
 FIELDS = tuple(_READERS)
+
+
+def check_tools(use: Use, allowed: Allowed) -> None:
+    """Raises ToolsNotAllowedError unless a key with this setting may do so."""
+    if not use or allowed == "all" or use == allowed:
+        return
+    if allowed == "client":
+        raise ToolsNotAllowedError("This API key may use functions of its own, but no tools that run at xAI.")
+    raise ToolsNotAllowedError

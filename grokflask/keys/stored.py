@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from grokflask.keys.limits import KeyLimits
-from grokflask.ledger.row import to_iso
+from grokflask.times import to_iso
 
 Status = Literal["active", "expired", "revoked"]
 

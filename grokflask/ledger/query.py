@@ -12,9 +12,8 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from grokflask.errors import InvalidRequestError, Outcome
-from grokflask.keys.limits import read_moment
 from grokflask.ledger.reports import By, RowFilter, Summary
-from grokflask.ledger.row import to_day
+from grokflask.times import read_moment, to_day
 
 MAX_CHARS = 512
 DAY_S = 86400.0

@@ -6,9 +6,9 @@ import dataclasses
 import random
 import time
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
 from typing import Any
+
+from grokflask.times import to_day, to_iso
 
 
 @dataclass(slots=True)
@@ -91,20 +91,3 @@ def clean(text: str) -> str:
     if len(text) <= MAX_TEXT and text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text[:MAX_TEXT])
-
-
-def to_day(seconds: float) -> str:
-    """The UTC day of an epoch second, `YYYY-MM-DD`."""
-    return _name_day(int(seconds // 86400))
-
-
-@lru_cache(maxsize=8)
-def _name_day(number: int) -> str:
-    return (date(1970, 1, 1) + timedelta(number)).isoformat()
-
-
-def to_iso(seconds: float | None) -> str | None:
-    """An epoch second as ISO 8601 in UTC, to the millisecond."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, TextClause, text
 
-from grokflask.ledger.row import COLUMNS, LedgerRow, to_day
+from grokflask.ledger.row import COLUMNS, LedgerRow
+from grokflask.times import to_day
 
 LOST = "lost"
 SUMS = (

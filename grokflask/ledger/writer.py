@@ -16,11 +16,12 @@ from itertools import islice
 from typing import Literal
 
 from grokflask.errors import StoreUnavailableError
-from grokflask.ledger import statements as ledger_store
-from grokflask.ledger.row import LedgerRow, to_day
+from grokflask.ledger import statements
+from grokflask.ledger.row import LedgerRow
 from grokflask.ledger.statements import Fields, Worker, find_self, read_fields
 from grokflask.runtime import get_pid
 from grokflask.storage.database import Database
+from grokflask.times import to_day
 
 FLUSH_S = 0.25
 BEAT_S = 5.0
@@ -218,7 +219,7 @@ class LedgerWriter:
         if self._away:
             _log.error("rows of the ledger are left unwritten", extra={"fields": {"rows": self.queued}})
         else:
-            self._attempt(lambda: self._database.write(lambda c: ledger_store.leave(c, self._me)))
+            self._attempt(lambda: self._database.write(lambda c: statements.leave(c, self._me)))
 
     def _turn(self) -> bool:
         """Delivers what was handed over before it began, and does what is due; False while that fails."""
@@ -261,7 +262,7 @@ class LedgerWriter:
     def _store(self, rows: list[Fields]) -> None:
         """Stores all of them, or all but those that the database will not take."""
         try:
-            self._database.write(lambda connection: ledger_store.store(connection, rows))
+            self._database.write(lambda connection: statements.store(connection, rows))
         except StoreUnavailableError:
             raise
         except Exception as error:
@@ -278,14 +279,14 @@ class LedgerWriter:
     def _beat(self) -> None:
         if time.monotonic() < self._beat_at:
             return
-        self._on_time = self._database.write(lambda c: ledger_store.beat(c, self._me, self._stale_s))
+        self._on_time = self._database.write(lambda c: statements.beat(c, self._me, self._stale_s))
         self._beat_at = time.monotonic() + self._beat_s
         self._sweep_due = True
 
     def _sweep(self) -> None:
         while self._sweep_due:
             rows = self._database.write(
-                lambda c: ledger_store.sweep(c, self._me, self._stale_s, self._on_time, BATCH_ROWS)
+                lambda c: statements.sweep(c, self._me, self._stale_s, self._on_time, BATCH_ROWS)
             )
             self._sweep_due = len(rows) == BATCH_ROWS
             if not rows:
@@ -302,7 +303,7 @@ class LedgerWriter:
         if not self._retention_days or time.monotonic() < self._prune_at:
             return
         first_day = to_day(self._clock() - self._retention_days * 86400)
-        deleted = self._database.write(lambda c: ledger_store.prune(c, first_day, PRUNE_ROWS))
+        deleted = self._database.write(lambda c: statements.prune(c, first_day, PRUNE_ROWS))
         if deleted < PRUNE_ROWS:
             self._prune_at = time.monotonic() + PRUNE_EVERY_S
 

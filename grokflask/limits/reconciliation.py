@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 from grokflask.ledger.reports import Drift, read_spent
-from grokflask.ledger.row import to_day
 from grokflask.limits.counters import Counters
 from grokflask.storage.database import Database
+from grokflask.times import to_day
 
 ARRIVAL_S = 1.0
 """What has reached the counters is in the ledger after that, and the other way round."""

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from grokflask.config import Settings
 from grokflask.delivery.answer import Reply, StreamReply
-from grokflask.delivery.clients import ClientWatcher, Departure, limit_sending
+from grokflask.delivery.clients import ClientWatcher, Departure
 from grokflask.delivery.relay import Relay
 from grokflask.delivery.terms import HEARTBEAT
 from grokflask.errors import GrokflaskError, InvalidRequestError, RecordingLostError
@@ -31,7 +31,8 @@ from grokflask.replay.reader import Reader
 from grokflask.replay.recording import Head, Recording, describe
 from grokflask.replay.recordings import LINGER_S, Recordings
 from grokflask.replay.shared import SharedRecordings
-from grokflask.shaping.bodies import ClientRequest
+from grokflask.shaping.request import ClientRequest
+from grokflask.sockets import limit_sending
 
 MAX_KEY_CHARS = 255
 """As many characters has a key at the most (Stripe's limit)."""

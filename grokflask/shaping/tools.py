@@ -11,10 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from grokflask.errors import MALFORMED, ToolsNotAllowedError
+from grokflask.errors import MALFORMED
 
 Use = Literal["", "client", "server"]
-Allowed = Literal["all", "client", "none"]
 
 FIELDS = frozenset({"tools", "functions", "search_parameters", "web_search_options", "mcp_servers"})
 """The fields of a body by which it asks for tools, in any of the APIs."""
@@ -57,15 +56,6 @@ def find_use(fields: Mapping[str, msgspec.Raw]) -> Use:
         if not all(_is_client(tool.type or "") for tool in tools):
             return "server"
     return "client" if given else ""
-
-
-def check_tools(use: Use, allowed: Allowed) -> None:
-    """Raises ToolsNotAllowedError unless a key with this setting may do so."""
-    if not use or allowed == "all" or use == allowed:
-        return
-    if allowed == "client":
-        raise ToolsNotAllowedError("This API key may use functions of its own, but no tools that run at xAI.")
-    raise ToolsNotAllowedError
 
 
 def _is_client(kind: str) -> bool:

@@ -18,7 +18,7 @@ import requests
 
 from grokflask.errors import GrokflaskError, UpstreamProtocolError
 from grokflask.protocol.upstream_errors import parse_error
-from grokflask.shaping.bodies import UpstreamRequest
+from grokflask.shaping.request import UpstreamRequest
 from grokflask.upstream.connections import Attempt
 from grokflask.upstream.stream import UpstreamStream
 from grokflask.upstream.transport import Adapter, OutgoingRequest, StaleConnectionError

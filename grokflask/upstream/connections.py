@@ -19,7 +19,7 @@ import certifi
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
-from grokflask.delivery.clients import shut_down
+from grokflask.sockets import shut_down
 
 NAME_S = 5.0
 """How long the addresses of a name are good for, unless a connection fails."""

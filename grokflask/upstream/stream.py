@@ -15,7 +15,7 @@ from typing import Any, Self
 import requests
 
 from grokflask.errors import StreamBrokenError, UpstreamError
-from grokflask.shaping.bodies import UpstreamRequest
+from grokflask.shaping.request import UpstreamRequest
 from grokflask.upstream.connections import Attempt
 from grokflask.upstream.framing import Framing
 from grokflask.upstream.transport import RECEIVE_BYTES, Answer

@@ -25,7 +25,7 @@ from grokflask.errors import (
     UpstreamTimeoutError,
 )
 from grokflask.protocol.upstream_errors import clean_message
-from grokflask.shaping.bodies import Upload
+from grokflask.shaping.request import Upload
 from grokflask.upstream.connections import Attempt, Connection, Connector
 from grokflask.upstream.head import AnswerHead, parse_head
 

@@ -17,7 +17,7 @@ from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey
 from grokflask.protocol.routes import PREFIXES, ROUTES, Route
 from grokflask.replay.replays import Repetition, Replays
-from grokflask.shaping.bodies import FORWARDED_HEADERS, ClientRequest
+from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import drop_body, read_body, read_upload
 from grokflask.web.current import get_app, get_notes, get_request
 from grokflask.web.replies import reply_stream, reply_whole, wants_json

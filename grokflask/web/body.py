@@ -11,10 +11,11 @@ from urllib.parse import parse_qsl
 from flask import Flask, Request
 from werkzeug.exceptions import ClientDisconnected
 
-from grokflask.delivery.clients import ClientWatcher, shut_down
+from grokflask.delivery.clients import ClientWatcher
 from grokflask.delivery.spool import PIECE_BYTES, Spool
 from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError, MediaTypeError
 from grokflask.gateway import Gateway
+from grokflask.sockets import shut_down
 from grokflask.web.current import get_app, get_notes, get_request
 
 MAX_FIELDS = 100

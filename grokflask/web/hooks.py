@@ -12,12 +12,12 @@ import re
 
 from flask import Flask, Request, Response
 
-from grokflask.background import Background
 from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey, KeyRing
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.dialects import MESSAGES
 from grokflask.protocol.routes import Route
+from grokflask.runtime import Background
 from grokflask.web.api import find_route
 from grokflask.web.current import Notes, get_app, get_notes, get_request
 from grokflask.web.request_limits import RequestLimiter

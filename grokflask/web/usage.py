@@ -10,11 +10,11 @@ from grokflask.config import Settings
 from grokflask.keys.limits import KeyLimits
 from grokflask.keys.ring import ApiKey
 from grokflask.ledger.reports import RowFilter, read_rows
-from grokflask.ledger.row import to_day
 from grokflask.ledger.writer import LedgerWriter
 from grokflask.limits.admission import Limits
 from grokflask.limits.counters import Standing
 from grokflask.storage.database import Database
+from grokflask.times import to_day
 from grokflask.web.request_limits import RequestLimiter
 
 RECENT_ROWS = 20

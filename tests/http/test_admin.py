@@ -15,7 +15,8 @@ from support.processes import CLIENT_KEY, UPSTREAM_KEY
 
 from grokflask.config import Settings
 from grokflask.keys.ring import KeyRing
-from grokflask.ledger.row import LedgerRow, make_id, to_day
+from grokflask.ledger.row import LedgerRow, make_id
+from grokflask.times import to_day
 
 TOKEN = "admin-token-0123456789"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}

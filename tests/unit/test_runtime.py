@@ -6,7 +6,7 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from grokflask.background import CLOSE_S, Background
+from grokflask.runtime import CLOSE_S, Background
 
 
 class Service:

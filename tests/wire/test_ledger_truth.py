@@ -31,9 +31,9 @@ from support.traffic import (
 
 from grokflask.billing.bill import IMAGE_TOKENS
 from grokflask.billing.money import TICKS_PER_USD
-from grokflask.ledger.row import to_day
 from grokflask.sandbox import Exchange, Sandbox
 from grokflask.sandbox.models import CHAT_MODELS, cost_ticks
+from grokflask.times import to_day
 
 TOTAL = 260
 AT_ONCE = 16

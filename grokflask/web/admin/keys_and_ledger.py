@@ -23,7 +23,7 @@ from grokflask.errors import (
     InvalidRequestError,
     RouteNotFoundError,
 )
-from grokflask.keys.limits import read_changes, read_duration, read_name
+from grokflask.keys.limits import read_changes, read_name
 from grokflask.keys.ring import read_bearer
 from grokflask.keys.store import OVERLAP_S, KeyStore
 from grokflask.keys.stored import StoredKey
@@ -31,6 +31,7 @@ from grokflask.ledger.query import name_sums, read_days, read_filter, read_group
 from grokflask.ledger.reports import read_rows, summarize
 from grokflask.ledger.writer import LedgerWriter
 from grokflask.storage.database import Database
+from grokflask.times import read_duration
 from grokflask.web.attempts import Attempts
 from grokflask.web.body import read_body
 from grokflask.web.replies import reply_json

@@ -16,8 +16,9 @@ from flask import Blueprint, Response, current_app, g
 from grokflask.errors import RouteNotFoundError, StoreUnavailableError, StreamElsewhereError
 from grokflask.gateway import Gateway
 from grokflask.ledger.reports import read_open
-from grokflask.ledger.row import LedgerRow, to_iso
+from grokflask.ledger.row import LedgerRow
 from grokflask.limits.admission import Limits
+from grokflask.times import to_iso
 from grokflask.web.admin.keys_and_ledger import PREFIX, forbid_storing, read_query
 from grokflask.web.hooks import is_sane_id
 from grokflask.web.replies import reply_json

@@ -10,7 +10,7 @@ from typing import Any
 
 from grokflask.errors import Outcome
 from grokflask.ledger.overview import TOP, DayTotal, ModelAborts, Series, Spend, SpendBy, Timing
-from grokflask.ledger.row import to_day
+from grokflask.times import to_day
 from grokflask.web.dashboard.charts import Stack, draw_spark, stack_bars
 
 PERIODS = (7, 30, 90)

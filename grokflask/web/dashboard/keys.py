@@ -12,11 +12,11 @@ from werkzeug.wrappers import Response as AnyResponse
 from grokflask.billing.money import TICKS_PER_USD
 from grokflask.config import Settings
 from grokflask.errors import ClientError, InvalidRequestError
-from grokflask.keys.limits import FIELDS, read_changes, read_duration, read_name
+from grokflask.keys.limits import FIELDS, read_changes, read_name
 from grokflask.keys.store import KeyStore
 from grokflask.keys.stored import StoredKey
 from grokflask.ledger.overview import KeyUse, read_uses
-from grokflask.ledger.row import to_day
+from grokflask.times import read_duration, to_day
 from grokflask.web.admin.keys_and_ledger import note_change
 from grokflask.web.dashboard.login import blueprint
 from grokflask.web.pages import reply_page

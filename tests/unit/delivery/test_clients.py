@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from support.processes import wait_for
 
-from grokflask.delivery.clients import ClientWatcher, Departure, is_gone, limit_sending, shut_down
+from grokflask.delivery.clients import ClientWatcher, Departure
+from grokflask.sockets import is_gone, limit_sending, shut_down
 
 PAIRS = ["tcp", "unix"]
 

@@ -8,17 +8,8 @@ from typing import Any
 import pytest
 
 from grokflask.errors import InvalidRequestError
-from grokflask.keys.limits import (
-    FIELDS,
-    LATEST,
-    MAX_PATTERNS,
-    MAX_STREAMS,
-    MAX_TOKENS,
-    KeyLimits,
-    read_changes,
-    read_duration,
-    read_moment,
-)
+from grokflask.keys.limits import FIELDS, MAX_PATTERNS, MAX_STREAMS, MAX_TOKENS, KeyLimits, read_changes
+from grokflask.times import LATEST, read_duration, read_moment
 
 NOW = 1_800_000_000.0
 

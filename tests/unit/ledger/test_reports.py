@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, text
 
-from grokflask.ledger import statements as ledger_store
+from grokflask.ledger import statements
 from grokflask.ledger.reports import (
     Drift,
     RowFilter,
@@ -48,7 +48,7 @@ def make_row(at: float = START, **fields: Any) -> LedgerRow:
 
 def fill(database: Database, rows: Iterable[LedgerRow]) -> None:
     fields = [read_fields(row) for row in rows]
-    database.write(lambda connection: ledger_store.store(connection, fields))
+    database.write(lambda connection: statements.store(connection, fields))
 
 
 def run(database: Database, statement: str) -> int:
@@ -245,8 +245,8 @@ def test_sums_without_rows_and_rows_without_sums(database: Database) -> None:
 def test_a_repair_leaves_days_without_their_rows(database: Database) -> None:
     """What retention has deleted is not taken for a mistake: those sums are all that is left."""
     fill(database, [make_row(START - 5 * DAY_S), make_row(START)])
-    assert database.write(lambda c: ledger_store.prune(c, TODAY, 100)) == 1
-    assert database.write(lambda c: ledger_store.prune(c, "2026-09-01", 100)) == 0  # a longer retention
+    assert database.write(lambda c: statements.prune(c, TODAY, 100)) == 1
+    assert database.write(lambda c: statements.prune(c, "2026-09-01", 100)) == 0  # a longer retention
     run(database, "UPDATE daily SET exchanges = 9")
     assert [each.day for each in repair_daily(database)] == [TODAY]
     days = {each.name: each.exchanges for each in summarize(database, None, None, "day")}

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, text
 from support.databases import PostgresServer
 from support.processes import ROOT, wait_for
 
-from grokflask.ledger import statements as ledger_store
+from grokflask.ledger import statements
 from grokflask.ledger.reports import RowFilter, check_daily, iterate_rows, read_rows, summarize
 from grokflask.ledger.row import LedgerRow, make_id
 from grokflask.ledger.statements import Worker, read_fields
@@ -387,20 +387,20 @@ def test_truth_after_lost(database: Database, make_writer: MakeWriter) -> None:
 
 
 def sweep(database: Database, me: Worker, on_time: bool = True) -> int:
-    return len(database.write(lambda c: ledger_store.sweep(c, me, 15, on_time, 1000)))
+    return len(database.write(lambda c: statements.sweep(c, me, 15, on_time, 1000)))
 
 
 def test_who_is_dead(database: Database) -> None:
     """Dead is who was not seen for long or is unknown, and only if the finder has been on time itself."""
-    me = ledger_store.find_self("me")
+    me = statements.find_self("me")
     elsewhere = Worker("fresh", "another host", 1)
 
     def prepare(connection: Connection) -> bool:
         for name in ("fresh", "old", "unknown", "me"):
-            ledger_store.store(connection, [read_fields(make_row(worker=name, id=name))])
-        ledger_store.beat(connection, elsewhere, 15)
-        ledger_store.beat(connection, dataclasses.replace(elsewhere, id="old"), 15)
-        return ledger_store.beat(connection, me, 15)
+            statements.store(connection, [read_fields(make_row(worker=name, id=name))])
+        statements.beat(connection, elsewhere, 15)
+        statements.beat(connection, dataclasses.replace(elsewhere, id="old"), 15)
+        return statements.beat(connection, me, 15)
 
     assert database.write(prepare) is False  # the first time: who knows for how long nobody could write
     make_stale(database, "old")
@@ -409,14 +409,14 @@ def test_who_is_dead(database: Database) -> None:
     assert sweep(database, me) == 0
     assert {row.id for row in list_rows(database) if row.outcome} == {"old", "unknown"}
     assert list_workers(database) == ["fresh", "me"]
-    assert database.write(lambda c: ledger_store.beat(c, me, 15)) is True
+    assert database.write(lambda c: statements.beat(c, me, 15)) is True
     make_stale(database, "me")
-    assert database.write(lambda c: ledger_store.beat(c, me, 15)) is False
+    assert database.write(lambda c: statements.beat(c, me, 15)) is False
 
 
 def test_a_pid_that_is_gone(database: Database) -> None:
     """On SQLite a process that ended beside this one is dead at once; one elsewhere, or alive, is not."""
-    me = ledger_store.find_self("me")
+    me = statements.find_self("me")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait(30)
     others = [
@@ -427,8 +427,8 @@ def test_a_pid_that_is_gone(database: Database) -> None:
 
     def prepare(connection: Connection) -> None:
         for other in others:
-            ledger_store.beat(connection, other, 15)
-            ledger_store.store(connection, [read_fields(make_row(worker=other.id, id=other.id))])
+            statements.beat(connection, other, 15)
+            statements.store(connection, [read_fields(make_row(worker=other.id, id=other.id))])
 
     database.write(prepare)
     known = database.is_sqlite and "pid:[" in me.host
@@ -559,7 +559,7 @@ def test_a_commit_whose_answer_was_lost(database: Database, make_writer: MakeWri
     writer.open(row)
     assert writer.flush(LONG_S)
     settled = settle(row)
-    database.write(lambda c: ledger_store.store(c, [read_fields(settled)]))
+    database.write(lambda c: statements.store(c, [read_fields(settled)]))
     writer.settle(settled)
     writer.settle(settle(make_row(1)))
     assert writer.flush(LONG_S)
@@ -573,7 +573,7 @@ def test_any_order_of_events(database: Database, seed: int) -> None:
     The sums are always those of the rows, and each row has the last truth that was told.
     """
     chance = random.Random(seed)
-    me = ledger_store.find_self("me")
+    me = statements.find_self("me")
     rows = {f"id-{n}": make_row(n, id=f"id-{n}", worker=chance.choice("abc")) for n in range(40)}
     truth: dict[str, LedgerRow] = {}
     stored: set[str] = set()
@@ -591,9 +591,9 @@ def test_any_order_of_events(database: Database, seed: int) -> None:
         stored |= batch.keys()
         fields_of = [read_fields(row) for row in batch.values()]
         for _ in range(chance.choice([1, 1, 2])):
-            database.write(lambda c, fields_of=fields_of: ledger_store.store(c, fields_of))
+            database.write(lambda c, fields_of=fields_of: statements.store(c, fields_of))
         if chance.random() < 0.2:
-            for row in database.write(lambda c: ledger_store.sweep(c, me, 15, True, chance.randint(1, 9))):
+            for row in database.write(lambda c: statements.sweep(c, me, 15, True, chance.randint(1, 9))):
                 assert row.id not in truth
         assert check_daily(database) == []
     found = {row.id: row for row in list_rows(database)}

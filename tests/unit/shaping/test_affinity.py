@@ -11,7 +11,8 @@ import pytest
 from grokflask.config import Settings
 from grokflask.protocol.routes import ROUTES
 from grokflask.shaping.affinity import MAX_PIECE_BYTES, MAX_TURNS, make_salt
-from grokflask.shaping.bodies import ClientRequest, UpstreamRequest, shape_request
+from grokflask.shaping.bodies import shape_request
+from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
 BY_PATH = {route.path: route for route in ROUTES if route.method == "POST"}
 CHAT, RESPONSES, MESSAGES = "/chat/completions", "/responses", "/messages"

@@ -11,13 +11,8 @@ import pytest
 from grokflask.config import Settings
 from grokflask.errors import InvalidRequestError, RouteNotFoundError
 from grokflask.protocol.routes import ROUTES
-from grokflask.shaping.bodies import (
-    ClientRequest,
-    UpstreamRequest,
-    asks_for_stream,
-    read_fields,
-    shape_request,
-)
+from grokflask.shaping.bodies import asks_for_stream, read_fields, shape_request
+from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
 BY_PATH = {route.path: route for route in ROUTES}
 CHAT, IMAGES, VISION = "/chat/completions", "/images/generate", "/vision/analyze"

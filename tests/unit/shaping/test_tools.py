@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from grokflask.errors import ToolsNotAllowedError
+from grokflask.keys.limits import Allowed, check_tools
 from grokflask.shaping.bodies import Fields
-from grokflask.shaping.tools import Allowed, Use, check_tools, find_use
+from grokflask.shaping.tools import Use, find_use
 
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
 SERVER_TYPES = ["web_search", "x_search", "code_interpreter", "code_execution", "file_search", "mcp"]

@@ -13,7 +13,8 @@ from grokflask.billing.prices import price_tokens
 from grokflask.config import Settings
 from grokflask.errors import InvalidRequestError, RouteNotFoundError
 from grokflask.protocol.routes import ROUTES
-from grokflask.shaping.bodies import ClientRequest, UpstreamRequest, shape_request
+from grokflask.shaping.bodies import shape_request
+from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
 BY_NAME = {route.name: route for route in ROUTES}
 TEXT = {"input": "hi"}

@@ -18,7 +18,7 @@ from grokflask.errors import (
     UpstreamProtocolError,
     UpstreamTimeoutError,
 )
-from grokflask.shaping.bodies import UpstreamRequest
+from grokflask.shaping.request import UpstreamRequest
 from grokflask.upstream.client import UpstreamClient
 from grokflask.upstream.connections import Attempt
 from grokflask.upstream.stream import UpstreamStream

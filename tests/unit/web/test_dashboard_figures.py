@@ -23,8 +23,9 @@ from grokflask.ledger.overview import (
     read_uses,
 )
 from grokflask.ledger.reports import RowFilter, read_rows, summarize
-from grokflask.ledger.row import make_id, to_day
+from grokflask.ledger.row import make_id
 from grokflask.storage.database import Database
+from grokflask.times import to_day
 from grokflask.web.dashboard.charts import HEIGHT, WIDTH, draw_spark, find_top, stack_bars
 from grokflask.web.dashboard.figures import (
     describe_outcome,
