@@ -192,7 +192,7 @@ class Exchange:
     def __init__(
         self,
         call: UpstreamCall,
-        asked: UpstreamRequest,
+        upstream_request: UpstreamRequest,
         key: ApiKey,
         entry: LedgerEntry,
         hold: Hold,
@@ -201,10 +201,11 @@ class Exchange:
         tallies: Tallies,
     ) -> None:
         self.call = call
-        self.path, self.model, self.makes = asked.path, asked.model, asked.makes
+        self.path, self.model = upstream_request.path, upstream_request.model
+        self.makes = upstream_request.makes
         self.key = key
         self.entry = entry
-        self._estimate = asked.estimate  # not the request: its body may be large, and a stream long
+        self._estimate = upstream_request.estimate  # not the request: its body may be large, a stream long
         self._hold = hold
         self._exchanges = exchanges
         self._rows = rows
@@ -218,18 +219,18 @@ class Exchange:
             self._hold.settle(self._bill)
         return self._bill
 
-    def settle(self, settlement: Settlement, status: int) -> None:
-        """All is over. Idempotent. What a fault of our own has ended was not refused, but cut short."""
+    def settle(self, settlement: Settlement) -> None:
+        """The exchange is over. Idempotent. One that a bug of ours ended was not refused, but cut short."""
         if settlement.outcome is Outcome.REFUSED:
             settlement = replace(settlement, outcome=Outcome.TRUNCATED)
         self._exchanges.end(self.call)
         bill = self.finish(settlement)
         if not self.entry.settled:
-            row = self.entry.settle(settlement, status, bill)
+            row = self.entry.settle(settlement, bill)
             self._rows.settle(row)
             self._tallies.settled.append(row)
 
     def fail(self, error: GrokflaskError) -> None:
         """Ends the call and settles, before a byte of the answer."""
         self.call.cancel(error)
-        self.settle(self.entry.sum_up(error.outcome, error=error), error.status)
+        self.settle(self.entry.sum_up(error.outcome, error=error))

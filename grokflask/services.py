@@ -82,36 +82,18 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     key_store = KeyStore(database, [name for name, _ in settings.keys])
     pool = _open_pool(settings.redis_url) if settings.redis_url else None
     counters = _make_counters(settings, pool)
+    exchanges = OpenExchanges(settings.max_exchanges)
     writer = LedgerWriter(
         database,
         worker=f"{socket.gethostname()}-{secrets.token_hex(6)}",
         retention_days=settings.retention_days,
-        on_lost=lambda rows: limits.charge(rows),
     )
-
-    def find_spent(key: str, day: str) -> tuple[int, int]:
-        # First what this worker has not written yet; others' rows are FLUSH_S old at the most.
-        if writer.state == "away" or not writer.flush(FLUSH_TIMEOUT_S):
-            raise StoreUnavailableError
-        return read_spent(database, key.removeprefix("key:"), day)
-
-    def catch_up() -> None:
-        writer.flush(FLUSH_TIMEOUT_S)
-        check_counters(counters, database, repair=True)
-
-    limits = Limits(
-        settings,
-        counters,
-        shared=pool is not None,
-        worker=lambda: writer.worker,
-        find_spent=find_spent,
-        stop=lambda ids: gateway.exchanges.stop(ids),
-        catch_up=None if pool else catch_up,
-    )
+    limits = _make_limits(settings, counters, database, writer, exchanges)
     ownership = Ownership(database)
     tallies = Tallies(by_key=settings.metrics_keys)
-    gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, tallies=tallies)
-    metrics = Metrics(tallies, lambda: read_states(settings, gateway.exchanges, database, limits, writer))
+    custody = Custody(ownership)
+    gateway = Gateway(upstream, clients, limits, writer, custody, settings, exchanges, tallies)
+    metrics = Metrics(tallies, lambda: read_states(settings, exchanges, database, limits, writer))
     recordings = _make_recordings(settings, pool, lambda: writer.worker)
     replays = Replays(gateway, recordings, clients, settings)
     return Services(
@@ -133,6 +115,36 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         replays=replays,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],
     )
+
+
+def _make_limits(
+    settings: Settings,
+    counters: Counters,
+    database: Database,
+    writer: LedgerWriter,
+    exchanges: OpenExchanges,
+) -> Limits:
+    def find_spent(key: str, day: str) -> tuple[int, int]:
+        # First what this worker has not written yet; rows of others are at most FLUSH_S old.
+        if writer.state == "away" or not writer.flush(FLUSH_TIMEOUT_S):
+            raise StoreUnavailableError
+        return read_spent(database, key.removeprefix("key:"), day)
+
+    def catch_up() -> None:
+        writer.flush(FLUSH_TIMEOUT_S)
+        check_counters(counters, database, repair=True)
+
+    limits = Limits(
+        settings,
+        counters,
+        shared=bool(settings.redis_url),
+        worker=lambda: writer.worker,
+        find_spent=find_spent,
+        stop=exchanges.stop,
+        catch_up=None if settings.redis_url else catch_up,
+    )
+    writer.on_lost = limits.charge
+    return limits
 
 
 # Redis' client is imported where there is a Redis: it takes 6 MiB, and a tenth of a second at each start.
@@ -174,7 +186,7 @@ def _make_recordings(
 def read_states(
     settings: Settings, exchanges: OpenExchanges, database: Database, limits: Limits, writer: LedgerWriter
 ) -> Figures:
-    """Figures that are kept elsewhere, as they are now. Waits for nothing and asks no store."""
+    """What /metrics shows of the present: open exchanges, stores, the ledger's queue. Asks no store."""
     store = limits.state
     figures: Figures = {
         families.BUILD: {(VERSION, platform.python_version()): 1},

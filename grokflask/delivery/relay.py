@@ -1,14 +1,14 @@
-"""The relay: upstream's events become the client's bytes, and the end of a stream is never a guess.
+"""The relay: turns upstream's events into the client's bytes, and never guesses how a stream ended.
 
-A `Relay` owns one upstream call until `close`. It gives out every event at once and byte for byte,
-withholds the usage-only event from clients that did not ask for it, keeps a silent stream alive with
-comments, and ends in one of two ways: with what ends a stream of its dialect (chat's `data: [DONE]`), or
-with an error event and without that. It does not know Flask. It is told what to do when all is over by
-`on_settle`, which runs exactly once, after the last byte has gone out.
+A `Relay` owns one upstream call until `close`. It passes on every event at once and byte for byte,
+withholds the usage-only event from clients that did not ask for it, and keeps a silent stream alive with
+comments. A stream ends in one of two ways: with its dialect's end (chat's `data: [DONE]`), or with an error
+event and without that end. `on_settle` runs exactly once, after the last byte went out. No Flask here.
 """
 
 from __future__ import annotations
 
+import enum
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -18,13 +18,10 @@ from grokflask.delivery.clients import Departure
 from grokflask.delivery.terms import HEARTBEAT, Terms
 from grokflask.errors import (
     ClientGoneError,
-    FirstEventTimeoutError,
     GrokflaskError,
-    IdleTimeoutError,
     Outcome,
     StreamBrokenError,
     StreamTruncatedError,
-    TotalTimeoutError,
 )
 from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.protocol.sse import EventDecoder
@@ -35,22 +32,38 @@ from grokflask.upstream.stream import UpstreamStream
 _log = logging.getLogger("grokflask.relay")
 
 
+class Stage(enum.Enum):
+    """How far a relay has come. It only moves forward."""
+
+    OPEN = enum.auto()
+    """There is more to give out."""
+
+    ENDED = enum.auto()
+    """The last bytes have been given out, but may not be written yet."""
+
+    DELIVERED = enum.auto()
+    """Everything was written: the server has come back for more."""
+
+    CLOSED = enum.auto()
+
+
 class Relay:
     """One stream on its way to one client. Iterate it once, then close it; closing early is an abort.
 
     Args:
         call: the request to upstream; the relay ends it.
-        departure: knows whether the client is still there, and what is to be done when it is not.
+        departure: watches the client, and knows what to do when it leaves.
         on_finish: called when upstream is done, before the last bytes are given out; not after an abort.
         on_settle: called once by `close`.
         started_at: when the client's request came, by `clock`.
+        on_answer: called with upstream's response headers that a client may see, and whether the request was
+            sent a second time.
         on_id: called with the id under which upstream keeps the answer, before the client sees it.
-        deliveries: is told how long bytes take from upstream to the client.
+        deliveries: records the time that bytes take from upstream to the client.
         clock: monotonic seconds.
 
     Attributes:
-        headers: upstream's, as far as a client may see them; empty until its answer has come.
-        retried: the request was sent a second time.
+        headers: upstream's response headers that a client may see; empty until its answer has come.
     """
 
     def __init__(
@@ -62,15 +75,16 @@ class Relay:
         on_settle: Callable[[Settlement], None],
         *,
         started_at: float,
+        on_answer: Callable[[dict[str, str], bool], object] | None = None,
         on_id: Callable[[str], object] | None = None,
         deliveries: Deliveries | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.headers: dict[str, str] = {}
-        self.retried = False
         self._call = call
         self._stream: UpstreamStream | None = None
         self._terms = terms
+        self._on_answer = on_answer
         self._on_finish = on_finish
         self._on_settle = on_settle
         self._departure = departure
@@ -82,46 +96,44 @@ class Relay:
         self._started_at = started_at
         self._total_at = started_at + terms.total_timeout_s
         self._deadline = started_at + terms.first_event_timeout_s
-        self._given_at: float | None = None  # the client has been handed bytes and not come back yet
-        self._read_at: float | None = None  # what the client is handed was read then
+        self._given_at: float | None = None  # when bytes were last given out
+        self._read_at: float | None = None  # when the bytes being written were read
         self._heartbeat_at = started_at  # until the answer has come a comment is due at once
         self._first_event_at: float | None = None
-        self._error: GrokflaskError | None = None
-        self._ahead: bytes | None = None  # what the consumer is given first
-        self._exhausted = False  # the consumer has taken everything, so all was written
-        self._closed = False
+        self._stage = Stage.OPEN
+        self._error: GrokflaskError | None = None  # why the stream broke
+        self._status = 200
+        self._ahead: bytes | None = None  # what is given out first
         self._bytes_out = 0
-        self._events_out = 0  # what is drained after the client has left reaches nobody
+        self._events_out = 0  # without those that are read after the client has left
 
     def wait_for_answer(self, timeout_s: float) -> None:
-        """Waits for upstream's headers.
+        """Waits up to `timeout_s` for upstream's headers; after that the stream begins without them.
 
-        While this waits the response has no status yet, so whatever upstream answers is raised as it is
-        (GrokflaskError). After `timeout_s` the headers are given up: the stream begins without them.
+        The response has no status yet, so a failure of upstream is raised as it is (GrokflaskError).
         """
         deadline = min(self._deadline, self._total_at)
         try:
             self._adopt(min(timeout_s, deadline - self._clock()))
             now = self._clock()
             if self._stream is not None:
-                # The response's head goes out with its first bytes, and waits no longer than for an answer.
+                # The response's head goes out with its first bytes, so those must not be late.
                 begin_at = max(now, self._started_at + timeout_s)
                 self._heartbeat_at = min(now + self._terms.heartbeat_s, begin_at)
             elif now >= deadline:
-                raise self._tell_timeout(now)
+                raise self._make_timeout_error(now)
         except BaseException as error:
-            # The client is still there and is told in a response of its own: closing now is no abort.
+            # The client is still there and gets a response of its own: closing now is not an abort.
             self._error = error if isinstance(error, GrokflaskError) else GrokflaskError()
-            self._exhausted = True
+            self._status = self._error.status
+            self._stage = Stage.DELIVERED
             raise
 
     def look_ahead(self, timeout_s: float) -> str | None:
-        """Takes in what the consumer is given first; the model that answers, if that tells it.
-
-        After `timeout_s`, at the latest, that is a comment.
+        """Reads what is given out first, a comment after `timeout_s`. Returns the model named in it, if any.
 
         Nothing is held back by it: a WSGI server sends the head together with the first bytes (PEP 3333).
-        What goes wrong from here on is told inside the stream.
+        Errors from here on are reported inside the stream.
         """
         if self._stream is not None:
             self._heartbeat_at = min(self._heartbeat_at, self._clock() + timeout_s)
@@ -132,7 +144,9 @@ class Relay:
         """Takes upstream's answer over, if it comes within `timeout_s`."""
         self._stream = self._call.wait(timeout_s)
         if self._stream is not None:
-            self.headers, self.retried = self._stream.headers, self._stream.retried
+            self.headers = self._stream.headers
+            if self._on_answer is not None:
+                self._on_answer(self.headers, self._stream.retried)
 
     @property
     def answered(self) -> bool:
@@ -141,16 +155,16 @@ class Relay:
 
     @property
     def complete(self) -> bool:
-        """The answer has been given out to its end, and upstream has said that it is one."""
-        return self._exhausted and self._filter.done and self._error is None
+        """The whole answer was given out, and upstream marked its end."""
+        return self._stage is Stage.DELIVERED and self._filter.done and self._error is None
 
     def count_sent(self) -> tuple[int, int]:
-        """Events and bytes that the client has been given so far."""
+        """Events and bytes that were given out so far."""
         return self._events_out, self._bytes_out
 
     def __iter__(self) -> Iterator[bytes]:
-        # An iterator without a `close` of its own: whoever iterates (stream_with_context closes what it
-        # has used up, before the last byte is out) must leave closing to the one call on the response.
+        # An iterator without a `close` of its own: stream_with_context closes what it has used up before
+        # the last byte is out, and closing must be left to the one call on the response.
         ahead, self._ahead = self._ahead, None
         if ahead == b"":
             return iter(())  # it was over before it began
@@ -158,11 +172,11 @@ class Relay:
 
     def close(self) -> None:
         """Ends the exchange wherever it is, closes or returns the connection, settles. Idempotent."""
-        if self._closed:
+        if self._stage is Stage.CLOSED:
             return
-        self._closed = True
-        # Set when it was ended from outside while the client still took what it had been given.
-        cut = None if self._exhausted or self._departure.left_at is not None else self._call.cancelled
+        delivered, self._stage = self._stage is Stage.DELIVERED, Stage.CLOSED
+        # The call was cancelled while the client was still reading.
+        cut = None if delivered or self._departure.left_at is not None else self._call.cancelled
         try:
             if not self._filter.done and not self._error:
                 self._departure.leave()
@@ -178,16 +192,17 @@ class Relay:
             self._deliveries.report()
             self._error = self._error or cut
             on_settle = self._on_settle
-            del self._on_settle, self._on_finish  # they know the relay: a cycle, with what it has read in it
-            on_settle(self._sum_up(reached_client=self._exhausted or cut is not None))
+            del self._on_settle, self._on_finish  # they may refer to the relay: a cycle
+            on_settle(self._sum_up(reached_client=delivered or cut is not None))
 
     def _sum_up(self, *, reached_client: bool) -> Settlement:
+        error = (self._error or self._filter.failure) if reached_client else None
         ttft_s = None
         if self._events_out and self._first_event_at is not None:
             ttft_s = self._first_event_at - self._started_at
         return Settlement(
-            outcome=self._tell_outcome() if reached_client else Outcome.CLIENT_ABORT,
-            error=(self._error or self._filter.failure) if reached_client else None,
+            outcome=error.outcome if error else Outcome.COMPLETE if reached_client else Outcome.CLIENT_ABORT,
+            error=error,
             usage=self._filter.usage,
             usage_final=self._filter.usage_final,
             model_served=self._filter.model_served,
@@ -195,27 +210,22 @@ class Relay:
             events_seen=self._filter.events,
             bytes_out=self._bytes_out,
             ttft_s=ttft_s,
+            status=self._status,
         )
-
-    def _tell_outcome(self) -> Outcome:
-        error = self._error or self._filter.failure
-        return error.outcome if error else Outcome.COMPLETE
 
     def _advance(self) -> bytes:
         """The next bytes for the client: all events that have come by now. b"" when it is over."""
-        if self._filter.done or self._error or self._closed:
-            self._exhausted = not self._closed
-            if self._read_at is not None:
-                self._deliveries.note(self._clock() - self._read_at)
-                self._read_at = None
-            return b""
         now = self._clock()
+        if self._read_at is not None:
+            self._deliveries.note(now - self._read_at)  # by now they have been written
+            self._read_at = None
+        if self._stage is not Stage.OPEN:
+            if self._stage is Stage.ENDED:
+                self._stage = Stage.DELIVERED
+            return b""
         if self._given_at is not None:
-            # While the client took its time nobody listened to upstream, so its silence does not count.
+            # Upstream was not read while the client took its time, so that silence does not count.
             self._deadline += now - self._given_at
-            if self._read_at is not None:
-                self._deliveries.note(now - self._read_at)  # by now it has been written
-                self._read_at = None
         try:
             out = self._wait_for_bytes(now)
         except ClientGoneError:
@@ -223,12 +233,13 @@ class Relay:
         except GrokflaskError as error:
             out = self._fail(error)
         except Exception:
-            # A fault of our own ends the stream as honestly as one of upstream's.
+            # A bug of ours must not end a stream in silence either.
             _log.exception("the relay failed")
             out = self._fail(StreamBrokenError("The gateway failed inside the answer; it is incomplete."))
         self._bytes_out += len(out)
         self._events_out = self._filter.events
         if self._filter.done or self._error:
+            self._stage = Stage.ENDED
             self._on_finish(self._sum_up(reached_client=True))
         now = self._given_at = self._clock()
         self._heartbeat_at = now + self._terms.heartbeat_s
@@ -240,15 +251,15 @@ class Relay:
             until = min(self._deadline, self._total_at, self._heartbeat_at)
             if now >= until:
                 if now >= self._deadline or now >= self._total_at:
-                    raise self._tell_timeout(now)
+                    raise self._make_timeout_error(now)
                 self._read_at = None
                 self._deliveries.note_heartbeat()
                 return HEARTBEAT
             events = self._receive(until - now)
             out = self._filter.take(events) if events else b""
             if self._filter.done:
-                self._departure.check()  # the watcher may not have come round, and nothing is sent after this
-            # Only now: what was read counts, and may hold the usage, though the client has left meanwhile.
+                self._departure.check()  # the watcher looks at intervals, and nothing is sent after this
+            # Only now: what was read counts and may hold the usage, even if the client has left meanwhile.
             self._check_cancelled()
             if self._filter.error:
                 return out + self._fail(self._filter.error)
@@ -282,24 +293,21 @@ class Relay:
         return events
 
     def _check_cancelled(self) -> None:
-        """Raises why the call was cancelled, if it was: a broken connection is then only the consequence."""
+        """Raises the reason if the call was cancelled: a broken connection is then only its consequence."""
         if self._call.cancelled:
             raise self._call.cancelled
-        if self._departure.left_at is not None and not self._closed:
+        if self._departure.left_at is not None and self._stage is not Stage.CLOSED:
             raise ClientGoneError
 
-    def _tell_timeout(self, now: float) -> GrokflaskError:
-        terms = self._terms
+    def _make_timeout_error(self, now: float) -> GrokflaskError:
         if now >= self._total_at:
-            return TotalTimeoutError(f"The answer took longer than {terms.total_timeout_s:g} s.")
+            return self._terms.make_total_timeout_error()
         if self._first_event_at is None:
-            return FirstEventTimeoutError(
-                f"The upstream API sent nothing for {terms.first_event_timeout_s:g} s."
-            )
-        return IdleTimeoutError(f"The upstream API sent nothing more for {terms.idle_timeout_s:g} s.")
+            return self._terms.make_first_event_timeout_error()
+        return self._terms.make_idle_timeout_error()
 
     def _drain(self) -> None:
-        """The client has left: reads on for the usage where that is wanted, and gives nothing out."""
+        """The client has left: reads on for the usage where that is wanted, and discards the events."""
         left_at = self._departure.left_at
         if not self._departure.drains_call or left_at is None:
             return
@@ -313,7 +321,7 @@ class Relay:
                 if received:
                     self._filter.take(received)
         except GrokflaskError:
-            pass  # it ended in whatever way: nobody is left to be told
+            pass  # no client is left to report it to
 
     def _fail(self, error: GrokflaskError) -> bytes:
         self._error = error

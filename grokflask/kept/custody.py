@@ -1,7 +1,7 @@
 """What upstream keeps for this gateway's clients, each of whom gets at their own alone.
 
-`enter` is before a request goes up: what it names must be its key's. `leave` is after the answer has come:
-what it gives out becomes its key's, and of a list only the key's own is shown.
+`check_request` runs before a request goes up: everything that it names must belong to its key.
+`filter_reply` runs on the answer: a new object becomes the key's, and lists show only the key's own objects.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Custody:
     def __init__(self, ownership: Ownership) -> None:
         self._ownership = ownership
 
-    def enter(self, key: ApiKey, request: ClientRequest, asked: UpstreamRequest) -> None:
+    def check_request(self, key: ApiKey, request: ClientRequest, asked: UpstreamRequest) -> None:
         """The key may ask for all that the request names.
 
         Raises RouteNotFoundError for what is not its own, UnmeteredError for what its limits could not hold,
@@ -76,7 +76,9 @@ class Custody:
             for id in list_files(asked.body):
                 self._check_file(id, key)
 
-    def leave(self, key: ApiKey, route: Route, makes: Kind | None, item_id: str | None, body: bytes) -> bytes:
+    def filter_reply(
+        self, key: ApiKey, route: Route, makes: Kind | None, item_id: str | None, body: bytes
+    ) -> bytes:
         """The answer as the key may see it. Raises StoreUnavailableError."""
         if makes:
             id = read_id(body)

@@ -59,16 +59,21 @@ class LedgerEntry:
         row.estimated = estimate.billing != "free"
         return self.row
 
-    def note_head(self, headers: Mapping[str, str], *, retried: bool) -> None:
+    def note_head(self, headers: Mapping[str, str], retried: bool) -> None:
         """Upstream's answer has begun."""
         upstream_id = headers.get("x-upstream-request-id")
         self.row.upstream_request_id = upstream_id and clean(upstream_id)
         self.retried = retried
 
     def sum_up(
-        self, outcome: Outcome, *, error: GrokflaskError | None = None, bytes_out: int = 0
+        self,
+        outcome: Outcome,
+        *,
+        error: GrokflaskError | None = None,
+        bytes_out: int = 0,
+        status: int = 200,
     ) -> Settlement:
-        """How an exchange with a whole reply has ended."""
+        """How an exchange with a whole reply has ended; an `error` has its own status."""
         return Settlement(
             outcome,
             error,
@@ -76,19 +81,21 @@ class LedgerEntry:
             usage_final=True,
             model_served=self.model_served,
             bytes_out=bytes_out,
+            status=error.status if error else status,
         )
 
     def note_reply(self, usage: Usage | None, model_served: str | None) -> None:
         """A whole reply has come: what it used is known, whatever becomes of it."""
         self.usage, self.model_served = usage, model_served
 
-    def settle(self, settlement: Settlement, status: int, bill: Bill | None = None) -> LedgerRow:
-        """Closes the entry, writes its line and gives its row. Later calls change nothing."""
+    def settle(self, settlement: Settlement, bill: Bill | None = None) -> LedgerRow:
+        """Closes the entry, logs its line and returns its row. Later calls change nothing."""
         if self.settled:
             return self.row
         usage = bill.usage if bill else settlement.usage or Usage()
         row, error = self.row, settlement.error
-        row.outcome, row.status, row.code = settlement.outcome.value, status, error.code if error else None
+        row.outcome, row.status = settlement.outcome.value, settlement.status
+        row.code = error.code if error else None
         row.model_served = None if settlement.model_served is None else clean(settlement.model_served)
         row.ttft_ms = None if settlement.ttft_s is None else round(settlement.ttft_s * 1000)
         row.duration_ms = round((self.clock() - self.started_at) * 1000)
@@ -105,7 +112,7 @@ class LedgerEntry:
 
     def refuse(self, error: GrokflaskError) -> None:
         """Settles a request that the gateway turned away: upstream has not seen it."""
-        self.settle(Settlement(outcome=error.outcome, error=error), error.status)
+        self.settle(Settlement(outcome=error.outcome, error=error, status=error.status))
 
     def _list_fields(self) -> dict[str, object]:
         row = self.row

@@ -45,14 +45,14 @@ class LedgerWriter:
     Args:
         worker: unique to this process; what `open` notes in a row that names none.
         retention_days: rows of earlier days are deleted, their daily sums stay; 0 keeps all.
-        on_lost: is given the rows of processes that died, once each and settled as `lost`, after they have
-            been stored. It runs in the writer's thread. A crash in between means that nobody is given them.
         clock: UTC, epoch seconds; tells the day for retention. Which worker is stale is told by the
             database's own clock, for hosts may differ.
         flush_s: the pause between two batches, and so the most that a SIGKILL can lose.
         max_queued: rows that wait while the database is away; further ones are dropped and counted.
 
     Attributes:
+        on_lost: called in the writer's thread with rows of processes that died, once each, after they were
+            stored as `lost`. A crash in between skips the call.
         dropped: rows that found no room.
         refused: rows that the database did not take for a reason that lies in the row.
         lost: rows of dead processes that this one has settled.
@@ -64,13 +64,13 @@ class LedgerWriter:
         *,
         worker: str,
         retention_days: int,
-        on_lost: Callable[[list[LedgerRow]], None] | None = None,
         clock: Callable[[], float] = time.time,
         flush_s: float = FLUSH_S,
         beat_s: float = BEAT_S,
         stale_s: float = STALE_S,
         max_queued: int = MAX_QUEUED,
     ) -> None:
+        self.on_lost: Callable[[list[LedgerRow]], None] | None = None
         self.dropped = 0
         self.refused = 0
         self.lost = 0
@@ -79,7 +79,6 @@ class LedgerWriter:
         self._made_in = get_pid()
         self._me = Worker(worker, "", 0)  # told when the thread starts
         self._retention_days = retention_days
-        self._on_lost = on_lost
         self._clock = clock
         self._flush_s = flush_s
         self._beat_s = beat_s
@@ -295,8 +294,8 @@ class LedgerWriter:
             _log.warning(
                 "exchanges of processes that died are settled", extra={"fields": {"rows": len(rows)}}
             )
-            if self._on_lost is not None:
-                self._attempt(partial(self._on_lost, rows))
+            if self.on_lost is not None:
+                self._attempt(partial(self.on_lost, rows))
 
     def _prune(self) -> None:
         """One piece of what is too old, so that the queue never waits for long."""

@@ -52,9 +52,10 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """How an exchange ended and what it used; all that is known, once.
+    """How an exchange ended and what it used.
 
     Attributes:
+        status: of the response that the client got.
         events: relayed to the client, `[DONE]` and error events not counted.
         bytes_out: of the response's body.
         ttft_s: from the client's request to the first event, None when there was none.
@@ -71,6 +72,7 @@ class Settlement(msgspec.Struct, frozen=True):
     ttft_s: float | None = None
     usage_final: bool = False
     events_seen: int = 0
+    status: int = 200
 
 
 class Chunk(msgspec.Struct):

@@ -43,9 +43,9 @@ def read_fields(record: logging.LogRecord) -> dict[str, Any]:
 def test_line_of_a_complete_exchange(lines: list[logging.LogRecord]) -> None:
     """Everything that is known about an exchange stands in its line, in milliseconds, tokens and ticks."""
     entry = make_entry()
-    entry.note_head({"x-upstream-request-id": "u1"}, retried=False)
+    entry.note_head({"x-upstream-request-id": "u1"}, False)
     usage = Usage(12, 11, 1, 290, 303, 1466250)
-    entry.settle(Settlement(Outcome.COMPLETE, None, usage, "grok-4.3-x", 7, 900, 0.1234), 200)
+    entry.settle(Settlement(Outcome.COMPLETE, None, usage, "grok-4.3-x", 7, 900, 0.1234))
     (line,) = lines
     assert line.getMessage() == "exchange"
     assert read_fields(line) == {
@@ -78,8 +78,8 @@ def test_line_of_a_complete_exchange(lines: list[logging.LogRecord]) -> None:
 
 def test_zero_is_written_and_unknown_is_none(lines: list[logging.LogRecord]) -> None:
     """A cost of nothing is a figure; no usage at all is not."""
-    make_entry().settle(Settlement(Outcome.COMPLETE, usage=Usage(cost_ticks=0, prompt_tokens=0)), 200)
-    make_entry(stream=False).settle(Settlement(Outcome.CLIENT_ABORT), 200)
+    make_entry().settle(Settlement(Outcome.COMPLETE, usage=Usage(cost_ticks=0, prompt_tokens=0)))
+    make_entry(stream=False).settle(Settlement(Outcome.CLIENT_ABORT))
     known, unknown = (read_fields(line) for line in lines)
     assert (known["cost_ticks"], known["prompt_tokens"], known["total_tokens"]) == (0, 0, None)
     assert (unknown["cost_ticks"], unknown["ttft_ms"], unknown["events"]) == (None, None, None)
@@ -89,7 +89,7 @@ def test_zero_is_written_and_unknown_is_none(lines: list[logging.LogRecord]) -> 
 def test_error_inside_a_stream(lines: list[logging.LogRecord]) -> None:
     """The client got a 200, and the line says by its code what happened then."""
     entry = make_entry()
-    entry.settle(Settlement(Outcome.TIMEOUT, UpstreamTimeoutError()), 200)
+    entry.settle(Settlement(Outcome.TIMEOUT, UpstreamTimeoutError()))
     fields = read_fields(lines[0])
     assert (fields["status"], fields["outcome"], fields["code"]) == (200, "timeout", "upstream_timeout")
 
@@ -111,8 +111,8 @@ def test_refusal(lines: list[logging.LogRecord], error: Any, status: int, code: 
 def test_settled_once(lines: list[logging.LogRecord]) -> None:
     """A second settlement writes no line and changes nothing."""
     entry = make_entry()
-    entry.settle(Settlement(Outcome.COMPLETE, bytes_out=5), 200)
-    entry.settle(Settlement(Outcome.TIMEOUT, UpstreamTimeoutError()), 504)
+    entry.settle(Settlement(Outcome.COMPLETE, bytes_out=5))
+    entry.settle(Settlement(Outcome.TIMEOUT, UpstreamTimeoutError(), status=504))
     assert len(lines) == 1
     assert (entry.row.outcome, entry.row.bytes_out) == ("complete", 5)
     assert (entry.row.status, entry.row.code) == (200, None)
@@ -121,7 +121,7 @@ def test_settled_once(lines: list[logging.LogRecord]) -> None:
 def test_refusal_after_settlement_changes_nothing(lines: list[logging.LogRecord]) -> None:
     """Nor does an error that comes when all is settled."""
     entry = make_entry()
-    entry.settle(Settlement(Outcome.COMPLETE), 200)
+    entry.settle(Settlement(Outcome.COMPLETE))
     entry.refuse(InvalidRequestError())
     assert len(lines) == 1
     assert (entry.row.status, entry.row.code) == (200, None)

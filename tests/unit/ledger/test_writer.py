@@ -338,7 +338,9 @@ def test_rows_of_a_killed_process(database: Database, database_url: str, make_wr
     if not database.is_sqlite:
         make_stale(database, "dead")
     found: list[LedgerRow] = []
-    writers = [make_writer(f"finder-{n}", on_lost=found.extend, beat_s=0.05) for n in range(2)]
+    writers = [make_writer(f"finder-{n}", beat_s=0.05) for n in range(2)]
+    for writer in writers:
+        writer.on_lost = found.extend
     for writer in writers:
         writer.start()
     wait_for(lambda: sum(writer.lost for writer in writers) >= 100, "the rows to be found")
