@@ -1,9 +1,7 @@
-"""A reply that is taken in whole before the client gets it: the counterpart of the relay.
-
-One of more than a megabyte (pictures as base64, files) waits in a file, not in memory: see `spool`.
+"""Replies that are read whole before the client gets them: the counterpart of the relay.
 
 The same rules hold: a client that leaves ends the upstream call (or has it read to its end for the usage),
-and every wait has a deadline with a name of its own.
+and each wait has a deadline. A reply of more than a megabyte (pictures, files) waits in a temporary file.
 """
 
 from __future__ import annotations
@@ -15,26 +13,20 @@ from mmap import mmap
 import msgspec
 
 from grokflask.delivery.clients import Departure
-from grokflask.delivery.spool import MEMORY_BYTES, Spool
+from grokflask.delivery.spool import Spool
 from grokflask.delivery.terms import Terms
-from grokflask.errors import (
-    FirstEventTimeoutError,
-    GrokflaskError,
-    IdleTimeoutError,
-    TotalTimeoutError,
-    UpstreamProtocolError,
-)
+from grokflask.errors import GrokflaskError, UpstreamProtocolError
 from grokflask.protocol.upstream_errors import clean_failure, parse_error
 from grokflask.protocol.usage import Usage
 from grokflask.upstream.client import UpstreamCall
 from grokflask.upstream.stream import UpstreamStream
 
 _BODILESS = (202, 204)
-"""Statuses that need no body: what was asked for is not there yet, or no more."""
+"""Statuses of answers without a body: the object is not ready yet, or was deleted."""
 
 
 class WholeReply(msgspec.Struct, frozen=True):
-    """Upstream's answer, complete, and what can be read off it."""
+    """Upstream's complete answer, with its usage and model."""
 
     status: int
     headers: dict[str, str]
@@ -46,11 +38,11 @@ class WholeReply(msgspec.Struct, frozen=True):
 
 
 class ReplyReader:
-    """Takes one call's answer in.
+    """Reads one call's answer.
 
     Args:
         call: the request to upstream; the reader ends it.
-        departure: knows whether the client is still there.
+        departure: watches the client.
         started_at: when the client's request came, by `clock`.
         clock: monotonic seconds.
     """
@@ -72,31 +64,33 @@ class ReplyReader:
         self._clock = clock
 
     def read(self) -> WholeReply:
-        """The whole answer. Raises UpstreamError, or why the call was cancelled."""
-        body: bytes | Spool = b""
+        """The whole answer. Raises UpstreamError, or the reason for which the call was cancelled."""
+        spool = Spool()
         try:
             with self._wait_for_head() as stream:
-                body = self._read_body(stream)
+                for data in self._read_body(stream):
+                    spool.append(data)
             self._check_cancelled()
             self._departure.check()
+            if not spool.in_memory:
+                with spool.view() as view:
+                    return self._make_reply(stream, spool, view)
+            body = spool.read()
+            spool.close()
+            return self._make_reply(stream, body, body)
         except GrokflaskError as error:
-            _close(body)
-            self._check_cancelled()  # then a broken connection is only the consequence
+            spool.close()
+            self._check_cancelled()  # a broken connection is then only the consequence
             self._call.cancel(error)
+            raise
+        except BaseException:
+            spool.close()
             raise
         finally:
             self._departure.end()
-        if isinstance(body, bytes):
-            return self._understand(stream, body, body)
-        try:
-            with body.view() as view:
-                return self._understand(stream, body, view)
-        except BaseException:
-            body.close()
-            raise
 
-    def _understand(self, stream: UpstreamStream, body: bytes | Spool, data: bytes | mmap) -> WholeReply:
-        """`body`, whose bytes are `data`, with what can be read off it. Raises UpstreamError."""
+    def _make_reply(self, stream: UpstreamStream, body: bytes | Spool, data: bytes | mmap) -> WholeReply:
+        """`body`, whose bytes are `data`, with its usage and model. Raises UpstreamError."""
         if self._terms.any_type:
             kind = stream.media_type or "application/octet-stream"
             return WholeReply(stream.status, stream.headers, body, None, None, stream.retried, kind)
@@ -110,7 +104,7 @@ class ReplyReader:
         if reading.has_error:
             if not (reading.is_answer or self._terms.keeps_failures):  # xAI reports some with status 200
                 raise parse_error(bytes(data), headers=stream.headers, secrets=self._terms.secrets)
-            if isinstance(body, bytes):  # one that failed has nothing that makes it large
+            if isinstance(body, bytes):  # failures are small
                 body = clean_failure(body, self._terms.secrets)
         return WholeReply(
             stream.status,
@@ -133,42 +127,17 @@ class ReplyReader:
             if stream is not None:
                 return stream
             if self._clock() >= deadline:
-                raise FirstEventTimeoutError(
-                    f"The upstream API sent nothing for {terms.first_event_timeout_s:g} s."
-                )
+                raise terms.make_first_event_timeout_error()
 
-    def _read_body(self, stream: UpstreamStream) -> bytes | Spool:
-        parts: list[bytes] = []
-        size = 0
-        spool: Spool | None = None
-        try:
-            for data in self._take(stream):
-                size += len(data)
-                if spool is not None:
-                    spool.append(data)
-                    continue
-                parts.append(data)
-                if size > MEMORY_BYTES:
-                    spool = Spool()
-                    while parts:
-                        spool.append(parts.pop(0))
-        except BaseException:
-            if spool is not None:
-                spool.close()
-            raise
-        return b"".join(parts) if spool is None else spool
-
-    def _take(self, stream: UpstreamStream) -> Iterator[bytes]:
-        """The body as it comes. Raises UpstreamError, for one that is too large as well."""
+    def _read_body(self, stream: UpstreamStream) -> Iterator[bytes]:
+        """The body as it arrives. Raises UpstreamError, also for one that is too large."""
         size, most = 0, self._terms.max_reply_bytes
         deadline = self._clock() + self._terms.idle_timeout_s
         while (data := stream.read(self._limit(deadline))) != b"":
             now = self._clock()
             if data is None:
                 if now >= deadline:
-                    raise IdleTimeoutError(
-                        f"The upstream API sent nothing more for {self._terms.idle_timeout_s:g} s."
-                    )
+                    raise self._terms.make_idle_timeout_error()
                 continue
             deadline = now + self._terms.idle_timeout_s
             size += len(data)
@@ -177,13 +146,8 @@ class ReplyReader:
             yield data
 
     def _limit(self, deadline: float) -> float:
-        """Seconds to wait now. Raises TotalTimeoutError when all time is over."""
+        """Seconds to wait now. Raises TotalTimeoutError when the whole time is over."""
         now = self._clock()
         if now >= self._total_at:
-            raise TotalTimeoutError(f"The answer took longer than {self._terms.total_timeout_s:g} s.")
+            raise self._terms.make_total_timeout_error()
         return max(0.001, min(deadline - now, self._total_at - now))
-
-
-def _close(body: bytes | Spool) -> None:
-    if isinstance(body, Spool):
-        body.close()
