@@ -1,4 +1,4 @@
-"""The exchanges that this process carries right now: how many there may be, and how others end them."""
+"""The open exchanges of this process: how many there may be, what each holds, and how to end them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from grokflask.shaping.request import UpstreamRequest
 from grokflask.upstream.client import UpstreamCall
 
 FAREWELL_S = 5.0
-"""How long before the end of the grace period the exchanges that are still open are ended."""
+"""Time before the end of the grace period at which exchanges that are still open are ended."""
 
 LEAD_S = 1.5
-"""How long new work is still taken after the end was announced: gunicorn's worker closes its listener only
-after a second, and what comes in until then has nowhere else to go."""
+"""Time after the announcement in which new requests are still accepted: gunicorn's worker closes its listener
+only after a second, and requests that arrive until then have nowhere else to go."""
 
 
 class Cancellable(Protocol):
-    """What has a place: a call to upstream, or a client that reads an answer along."""
+    """Something that holds a place: a call to upstream, or a client that reads a recorded answer."""
 
     def cancel(self, reason: GrokflaskError) -> None:
         """Ends it for that reason."""
@@ -41,11 +41,11 @@ C = TypeVar("C", bound=Cancellable)
 
 
 class OpenStream(msgspec.Struct, frozen=True):
-    """A stream that is open, for whoever watches over them.
+    """An open stream, as the admin API shows it.
 
     Attributes:
-        row: as it is in the ledger while it is open.
-        count_sent: events and bytes that the client has been given so far.
+        row: its row in the ledger, still open.
+        count_sent: returns the events and bytes that were given to the client so far.
     """
 
     row: LedgerRow
@@ -53,13 +53,13 @@ class OpenStream(msgspec.Struct, frozen=True):
 
 
 class OpenExchanges:
-    """The register of open upstream calls. Its methods may be called from any thread.
+    """The register of open upstream calls. Safe from any thread.
 
     Args:
-        capacity: calls open at once at the most.
+        capacity: the most calls that may be open at once.
 
     Attributes:
-        draining: the process is about to end, and no longer ready for new work.
+        draining: the process is about to end and not ready for new requests.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -83,7 +83,7 @@ class OpenExchanges:
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:
-        """A request's body is being read, which may take long: it has a place, but is not an exchange yet."""
+        """Holds a place while a request's body is read; it is not an exchange yet."""
         with self._lock:
             self._uploads += 1
         try:
@@ -95,7 +95,7 @@ class OpenExchanges:
     def start(self, begin: Callable[[], C]) -> C:
         """The call that `begin` makes, which holds a place until `end`.
 
-        Raises GatewayFullError and ShuttingDownError, without having begun anything.
+        Raises GatewayFullError or ShuttingDownError; `begin` is not called then.
         """
         with self._lock:
             self.check()
@@ -110,35 +110,35 @@ class OpenExchanges:
         return call
 
     def show(self, call: Cancellable, stream: OpenStream) -> None:
-        """The call is one of `streams` until `end`."""
+        """Lists the call among `streams` until `end`."""
         with self._lock:
             if call in self._calls:
                 self._calls[call] = stream
 
     @property
     def streams(self) -> list[OpenStream]:
-        """Those that are open here."""
+        """The open streams of this process."""
         return [stream for stream in list(self._calls.values()) if stream is not None]
 
     def stop(self, ids: Container[str]) -> int:
-        """Ends the streams whose rows have these ids, and tells their clients so; how many there were."""
+        """Ends the streams whose rows have these ids, with an error event. Returns their number."""
         found = [call for call, stream in list(self._calls.items()) if stream and stream.row.id in ids]
         for call in found:
             call.cancel(StreamStoppedError())
         return len(found)
 
     def end(self, call: Cancellable) -> None:
-        """The call is over and its place is free. Idempotent."""
+        """Frees the call's place. Idempotent."""
         with self._lock:
             if call in self._calls:
                 del self._calls[call]
                 self._count -= 1
 
     def drain(self, grace_s: float, lead_s: float = LEAD_S) -> None:
-        """Announces the end: refuses new exchanges after `lead_s`, ends the open ones before `grace_s`.
+        """Announces the end of the process, and returns at once. Later calls change nothing.
 
-        Those that are still open FAREWELL_S before the end are told so. Returns at once; later calls change
-        nothing.
+        New exchanges are refused after `lead_s`. Those that are still open FAREWELL_S before the end of
+        `grace_s` end with an error event.
         """
         if self.draining:
             return
@@ -152,12 +152,12 @@ class OpenExchanges:
         self._closed = True
         while self._count and time.monotonic() < end:
             time.sleep(0.1)
-        while self._count:  # again and again: one may have been admitted just before
+        while self._count:  # repeatedly: one may have been admitted a moment ago
             self._cancel_all()
             time.sleep(0.1)
 
     def cut(self, timeout_s: float) -> None:
-        """Ends all that is open now, and waits until it has ended, for `timeout_s` at the most."""
+        """Ends all open exchanges and waits up to `timeout_s` until they have ended."""
         end = time.monotonic() + timeout_s
         while self._count and time.monotonic() < end:
             self._cancel_all()
@@ -169,25 +169,25 @@ class OpenExchanges:
 
 
 class Rows(Protocol):
-    """Where the ledger's rows go; neither method blocks or raises."""
+    """Takes the ledger's rows. Its methods neither block nor raise."""
 
     @property
     def worker(self) -> str:
-        """The process's name in them."""
+        """The name of this process in the rows."""
 
     @property
     def is_full(self) -> bool:
-        """There is no room for further ones."""
+        """There is no room for further rows."""
 
     def open(self, row: LedgerRow) -> None:
         """An exchange has begun."""
 
     def settle(self, row: LedgerRow) -> None:
-        """It is over."""
+        """An exchange is over."""
 
 
 class Exchange:
-    """What a request holds while upstream works on it: a place, its limits, an open row. Given back once."""
+    """What a request holds while upstream works on it: a place, a reservation, an open row. Released once."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class Exchange:
         self._bill: Bill | None = None
 
     def finish(self, settlement: Settlement) -> Bill:
-        """Upstream is done, though its last bytes are not out yet: the limits are free for a next request."""
+        """Upstream is done, but the last bytes are not out yet: books the bill and frees the limits."""
         if self._bill is None:
             self._bill = make_bill(self._estimate, settlement, reached=self.call.reached)
             self._hold.settle(self._bill)

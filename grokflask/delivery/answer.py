@@ -1,4 +1,4 @@
-"""What the gateway gives back: an answer, whole or as events. Values, without meaning or IO of their own."""
+"""The gateway's answers, whole or as events. Values only, no IO."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from grokflask.delivery.spool import Spool
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """An answer given whole, byte for byte as upstream sent it unless its route says otherwise.
+    """A whole answer, byte for byte as upstream sent it unless the route rewrites it.
 
     Attributes:
-        body: JSON, or a file's content. Whoever is given a Spool closes it.
-        media_type: what it is, where that is not JSON.
+        body: JSON, or a file's content. The receiver of a Spool closes it.
     """
 
     status: int
@@ -25,16 +24,16 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Events(Protocol):
-    """The bytes of a stream, on their way to one client."""
+    """The bytes of a stream for one client."""
 
     def __iter__(self) -> Iterator[bytes]: ...
 
     def close(self) -> None:
-        """Ends it wherever it is. Idempotent."""
+        """Ends the stream at any point. Idempotent."""
 
 
 class StreamReply(msgspec.Struct, frozen=True):
-    """An answer given as events: iterate `relay` for its bytes, and close it whatever happens."""
+    """An answer as events: iterate `relay` for its bytes, and always close it."""
 
     relay: Events
     headers: dict[str, str] = msgspec.field(default_factory=dict)

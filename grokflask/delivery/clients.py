@@ -1,14 +1,13 @@
-"""Clients that leave, or are too slow: noticed by looking at their sockets, not by writing to them.
+"""Detects clients that leave or are too slow by looking at their sockets instead of writing to them.
 
-A WSGI server tells the app nothing of a client that has gone; gunicorn hands over the socket, though. One
-thread asks the kernel four times a second which of all watched sockets have been closed by their peer. That
-works while nothing is being read or written, it sees a client that has pipelined more data and then gone, it
-cannot spin, it costs nothing per event, and with epoll it costs no more for thousands of clients than for
-one. Half-closing counts as leaving: the kernel shows a client that has shut down its sending side exactly
-like one that has gone (nginx reads it the same way).
+A WSGI server does not report a client that has left, but gunicorn hands over the socket. One thread asks the
+kernel four times a second which of the watched sockets were closed by their peer. This works in silence, it
+sees a client that pipelined more data before it left, it costs nothing per event, and with epoll it costs the
+same for one client and for thousands. Half-closing counts as leaving: to the kernel, a client that has shut
+down its sending side looks like one that has left. nginx treats it the same way.
 
-Without epoll (other systems) the sockets are looked at one by one. Where there is no socket (other servers)
-or no TCP state either, the heartbeat's write is what notices.
+Without epoll (other systems) the sockets are checked one by one. Without a socket (other servers) or a TCP
+state, the client's leaving is found when the next heartbeat is written.
 """
 
 from __future__ import annotations
@@ -28,17 +27,17 @@ from grokflask.sockets import is_gone, shut_down
 
 INTERVAL_S = 0.25
 SPARE_S = 1.0
-"""How much later than the reader of an answer, who can tell the client, the watcher sees that time is up."""
+"""Extra time before the watcher ends an answer: its reader, which can inform the client, comes first."""
 
 _log = logging.getLogger("grokflask.clients")
 
-# linux/eventpoll.h; Python's names are gone together with epoll where that was taken out.
+# linux/eventpoll.h. gevent's patch removes Python's names together with epoll.
 _EPOLLRDHUP = 0x2000
 _EPOLLONESHOT = 1 << 30
 
 
 class Watch:
-    """One socket under watch, until `stop`."""
+    """One socket being watched, until `stop`."""
 
     def __init__(self, watcher: ClientWatcher, sock: socket.socket | None, deadline: float | None) -> None:
         self._watcher = watcher
@@ -55,8 +54,8 @@ class ClientWatcher:
     """Watches the sockets of this process. Its thread starts with the first of them.
 
     Attributes:
-        make_poll: makes the kernel's list of sockets, None to do without. Whoever takes epoll out of the
-            `select` module (as gevent's patch does, for nothing may block there; a look does not) puts it in.
+        make_poll: makes an epoll object, or None to do without. gevent's patch removes epoll from `select`
+            because it can block; here it never waits, so the server puts it back in.
     """
 
     def __init__(self, interval_s: float = INTERVAL_S) -> None:
@@ -72,18 +71,18 @@ class ClientWatcher:
         self._pid: int | None = None
 
     def watch(self, sock: socket.socket | None, on_gone: Callable[[], None]) -> Watch:
-        """Calls `on_gone`, once and in the watcher's thread, when the client behind `sock` has gone.
+        """Calls `on_gone` once, in the watcher's thread, when the client behind `sock` has left.
 
-        Without a socket the watch is there and never calls.
+        Without a socket it never calls.
         """
         return self._add(Watch(self, sock, None), on_gone)
 
     def limit(self, sock: socket.socket | None, seconds: float, on_expiry: Callable[[], None]) -> Watch:
-        """Calls `on_expiry` when the watch has not been stopped within `seconds`. Without a socket never."""
+        """Calls `on_expiry` unless the watch is stopped within `seconds`. Without a socket it never calls."""
         return self._add(Watch(self, sock, time.monotonic() + seconds), on_expiry)
 
     def call_after(self, seconds: float, on_expiry: Callable[[], None]) -> Watch:
-        """As `limit`, where there need not be a socket."""
+        """As `limit`, but needs no socket."""
         return self._keep(Watch(self, None, time.monotonic() + seconds), on_expiry)
 
     def forget(self, watch: Watch) -> None:
@@ -114,12 +113,12 @@ class ClientWatcher:
         return watch
 
     def _register(self, watch: Watch) -> bool:
-        """Puts the socket on the kernel's list; False where there is none."""
+        """Adds the socket to the epoll object. False without one."""
         if self._poll is None or watch.sock is None:
             return False
         try:
             watch.descriptor = watch.sock.fileno()
-            # Of what may happen there only the end: bytes that are sent early do not count.
+            # Only the end of the connection, not bytes that the client sends early.
             self._poll.register(watch.descriptor, _EPOLLRDHUP | _EPOLLONESHOT)
         except (OSError, ValueError):  # closed, or watched twice
             return False
@@ -127,7 +126,7 @@ class ClientWatcher:
         return True
 
     def _start_once(self) -> None:
-        """Not before the first: a server may fork after it has made the app."""
+        """Starts the thread at the first watch of each process: a server may fork after making the app."""
         if self._pid == get_pid():
             return
         with self._lock:
@@ -147,7 +146,7 @@ class ClientWatcher:
             self._look()
 
     def _look(self) -> None:
-        """One look at every watch. A method of its own, so that nothing of a watch outlives it here."""
+        """Checks every watch once. A method of its own, so that its locals do not keep a watch alive."""
         if self._poll is not None:
             for descriptor, _ in self._poll.poll(0, max(1, len(self._polled))):
                 self._call(self._polled.get(descriptor))
@@ -167,24 +166,24 @@ class ClientWatcher:
         try:
             callback()
         except Exception:
-            _log.exception("a client's leaving could not be dealt with")
+            _log.exception("the callback for a client that left failed")
 
 
 class Departure:
-    """What becomes of a call when its client leaves: it is cancelled, or read to its end for the usage.
+    """What happens to a call when its client leaves: it is cancelled, or read to its end for the usage.
 
-    The watch begins at once and lasts until `end`. `leave` may come from the watcher's thread, or from
-    whoever has failed to write.
+    The watch begins at once and lasts until `end`. `leave` may come from the watcher's thread, or from a
+    failed write.
 
     Args:
-        cancel: ends the call, for the reason given.
-        total_s: how long the call may last at all, also while a slow client takes what it was given.
-        drain_s: how long the call may go on after its client; 0 cancels it at once.
-        drains: as many calls as it has tokens go on at once; the next is cancelled.
+        cancel: ends the call for the given reason.
+        total_s: total time limit of the call, slow reading by the client included.
+        drain_s: how long the call may continue after its client left; 0 cancels it at once.
+        drains: limits the calls that continue at the same time; further ones are cancelled.
 
     Attributes:
-        left_at: when the client was found gone, by the monotonic clock; None while it is there.
-        drains_call: the call goes on, and what it used is still to be read.
+        left_at: monotonic time at which the client was found gone, or None.
+        drains_call: the call continues, and its usage is still to be read.
     """
 
     def __init__(
@@ -210,7 +209,7 @@ class Departure:
         self._total = watcher.limit(sock, total_s + SPARE_S, self._expire)
 
     def leave(self) -> None:
-        """The client has gone. Idempotent."""
+        """The client has left. Idempotent."""
         with self._lock:
             if self.left_at is not None or self._ended:
                 return
@@ -222,7 +221,7 @@ class Departure:
                 self._watch = self._watcher.call_after(self._drain_s, self._give_up)
         if not self.drains_call:
             self._give_up()
-        shut_down(self._sock, socket.SHUT_RDWR)  # whoever is still sending to it stops
+        shut_down(self._sock, socket.SHUT_RDWR)  # ends a send that still waits
 
     def _give_up(self) -> None:
         self._cancel(ClientGoneError())
@@ -232,7 +231,7 @@ class Departure:
         shut_down(self._sock, socket.SHUT_RDWR)
 
     def check(self) -> None:
-        """Looks at once, for an answer that is ready before the watcher has come round."""
+        """Looks at once: an answer may be ready before the watcher's next look."""
         if self._sock is not None and is_gone(self._sock):
             self.leave()
 
