@@ -1,11 +1,11 @@
-"""How much: a request is admitted against all limits of its key in one atomic step, and settled at its end.
+"""Admission: a request is checked against all limits of its key in one atomic step, and settled at its end.
 
-Open streams, tokens per minute and budgets are reserved by an estimate before anything is sent upstream.
-What an exchange holds is a lease: it is renewed while the exchange runs, given back once, and lapses by
-itself when the process is killed. Requests per window are flask-limiter's, not this module's.
+Streams, tokens per minute and budgets are reserved by an estimate before anything is sent upstream. The
+reservation is a lease: it is renewed while the exchange runs, released once, and expires if the process is
+killed. Requests per window are flask-limiter's, not this module's.
 
-When the store is away, or what a key has spent cannot be learnt, each limit does what its setting says:
-`open` lets pass, `local` counts in this worker alone, with its part of the limit, `closed` refuses.
+When the store is unreachable, or what a key has spent is unknown, each limit follows its setting: `open`
+admits, `local` counts in this worker with its part of the limit, `closed` refuses.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from grokflask.errors import StoreUnavailableError
 from grokflask.keys.limits import KeyLimits
 from grokflask.ledger.row import LedgerRow
 from grokflask.limits.counters import RENEW_S, Ask, Counters, Grant, Refusal, Standing, Unloaded
-from grokflask.limits.refusals import explain, tell_tokens
+from grokflask.limits.outage import FindSpent, OutageCounters
+from grokflask.limits.refusals import explain, make_token_headers
 from grokflask.limits.settlements import Settlements
-from grokflask.limits.stand_in import FindSpent, StandIn
 from grokflask.runtime import get_pid
 
 LOOKUPS = 2
-"""How often a request asks the ledger what its key has spent, before it goes on without knowing."""
+"""Times that a request asks the ledger what its key has spent, before it continues without knowing."""
 
 PROBE_S = 1.0
-"""How often a store that is away is tried again, which no request waits for; and how often one that is there
-is asked which streams are to be ended."""
+"""Interval at which an unreachable store is tried again, beside the requests, and at which a reachable one is
+asked which streams to end."""
 
 _log = logging.getLogger("grokflask.limits")
 
 
 class Hold:
-    """What one exchange holds. `settle` gives it back, whatever happens, once.
+    """What one exchange has reserved. `settle` releases it once.
 
     Attributes:
-        headers: what the client is told of its limits.
+        headers: response headers with what is left of the limits.
     """
 
     def __init__(self, limits: Limits, ask: Ask, *, local: bool, headers: dict[str, str]) -> None:
@@ -57,7 +57,7 @@ class Hold:
         self._settled = False
 
     def settle(self, bill: Bill | None = None) -> None:
-        """Gives back what is held and books what was used; nothing when upstream was never asked."""
+        """Releases the reservation and books `bill`, or nothing if upstream was not asked."""
         with self._lock:
             if self._settled:
                 return
@@ -67,7 +67,7 @@ class Hold:
 
 @dataclass(slots=True)
 class StoreState:
-    """How the shared store is, for /ready: `store` is where limits are counted now."""
+    """State of the store for /ready: `store` is where limits are counted now."""
 
     store: Literal["memory", "redis", "local"]
     outages: int = 0
@@ -78,13 +78,13 @@ class Limits:
     """Admits and settles. One for each process.
 
     Args:
-        counters: where it is counted: shared with other workers (Redis), or this process's memory.
-        shared: `counters` may go away, and then a local stand-in takes over.
-        worker: gives this process's name.
-        find_spent: looks a key's spending up where the counters do not know it yet.
-        stop: ends the streams among exchanges of these ids.
-        catch_up: sets `counters` right by the ledger. Called once, when a process that drains beside this one
-            after a reload has ended: counters in memory know nothing of what it has booked meanwhile.
+        counters: shared with other workers (Redis), or in this process's memory.
+        shared: `counters` may become unreachable; OutageCounters take over then.
+        worker: returns this process's name.
+        find_spent: reads a key's spending from the ledger where the counters do not know it.
+        stop: ends the open streams with these row ids.
+        catch_up: corrects `counters` by the ledger. Called once, after the grace period: counters in memory
+            do not know what a process that drained beside this one after a reload has booked.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Limits:
         self._worker = worker
         self._find_spent = find_spent
         self._clock = clock
-        self._stand_in = StandIn(settings, worker=worker, find_spent=find_spent, clock=clock)
+        self._outage_counters = OutageCounters(settings, worker=worker, find_spent=find_spent, clock=clock)
         self._holds: dict[str, Hold] = {}
         self._lock = threading.Lock()
         self._loading: dict[tuple[str, str], threading.Lock] = {}
@@ -123,7 +123,7 @@ class Limits:
 
     @property
     def state(self) -> StoreState:
-        """Where limits are counted, how often the store went away, how many settlements wait for it."""
+        """Where limits are counted, outages so far, and settlements that wait."""
         store: Literal["memory", "redis", "local"] = "redis" if self._shared else "memory"
         return StoreState("local" if self._away else store, self._outages, len(self._settlements))
 
@@ -140,8 +140,8 @@ class Limits:
     ) -> Hold:
         """Reserves what the request may use.
 
-        Raises TooManyStreamsError, TokenLimitError, BudgetSpentError and FairShareError, and
-        StoreUnavailableError where a limit is `closed` and cannot be looked at.
+        Raises TooManyStreamsError, TokenLimitError, BudgetSpentError or FairShareError, and
+        StoreUnavailableError if a limit is `closed` in an outage.
         """
         ask = Ask(
             id=id,
@@ -158,27 +158,27 @@ class Limits:
         )
         local = self._away
         try:
-            answer = self._stand_in.admit(ask) if local else self._ask(ask)
+            answer = self._outage_counters.admit(ask) if local else self._ask(ask)
         except _SpendingUnknownError:
             local = True
             answer = self._ask_without_spending(ask)
         except _AwayError:
             local = True
-            answer = self._stand_in.admit(ask)
+            answer = self._outage_counters.admit(ask)
         if isinstance(answer, Refusal):
             raise explain(answer, ask)
-        hold = Hold(self, ask, local=local, headers=tell_tokens(ask, answer))
+        hold = Hold(self, ask, local=local, headers=make_token_headers(ask, answer))
         self._holds[ask.id] = hold
         return hold
 
     def settle(self, hold: Hold, tokens: int, ticks: int) -> None:
-        """As `Hold.settle`, which sees to it that this comes once. Never raises."""
+        """Called once by `Hold.settle`. Never raises."""
         ask = hold.ask
         self._holds.pop(ask.id, None)
         self._book(ask, tokens, ticks, local=hold.local or self._away)
 
     def charge(self, rows: list[LedgerRow]) -> None:
-        """Books rows that another process did not live to settle. Never raises."""
+        """Books rows of processes that died before they settled them. Never raises."""
         for row in rows:
             ask = Ask(row.id, f"key:{row.key}", row.request_id, False, 0, 0, row.day, None, None, None, None)
             self._book(ask, 0, row.cost_ticks or 0, local=False)
@@ -187,7 +187,7 @@ class Limits:
         """What a key has open and has used. Raises StoreUnavailableError."""
         now = self._clock()
         if self._away:
-            standing = self._stand_in.find_standing(key, day)
+            standing = self._outage_counters.find_standing(key, day)
         else:
             standing = self._counters.standing(key, day, now)
         if standing.day_ticks is None:
@@ -196,16 +196,16 @@ class Limits:
         return standing
 
     def stop_elsewhere(self, ids: Sequence[str]) -> bool:
-        """Asks the other workers to end the streams with these ids; False where they cannot be reached.
+        """Asks the other workers to end the streams with these ids. False if there is no way to reach them.
 
-        They notice within PROBE_S. Raises StoreUnavailableError.
+        They act within PROBE_S. Raises StoreUnavailableError.
         """
         if self._shared:
             self._counters.mark(ids, self._clock())
         return self._shared
 
     def start(self) -> None:
-        """Starts the thread that renews leases and delivers what waits. Once for each process."""
+        """Starts the thread that renews leases and delivers settlements. Once in each process."""
         if self._thread is None or self._pid != get_pid():
             self._closed = False
             self._pid = get_pid()
@@ -214,7 +214,7 @@ class Limits:
             self._thread.start()
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Delivers what waits, for at most about `timeout_s`. Idempotent."""
+        """Delivers the settlements that wait, within about `timeout_s`. Idempotent."""
         self._closed = True
         self._wake.set()
         thread, self._thread = self._thread, None
@@ -222,7 +222,7 @@ class Limits:
             thread.join(timeout_s)
 
     def _ask(self, ask: Ask) -> Grant | Refusal:
-        """Asks the store. Raises _AwayError when this worker has to do without it."""
+        """Asks the store. Raises _AwayError if it is unreachable."""
         try:
             answer = self._counters.admit(ask, self._clock())
             if isinstance(answer, Unloaded):
@@ -233,7 +233,7 @@ class Limits:
         return answer
 
     def _load_and_ask(self, ask: Ask) -> Grant | Refusal:
-        """Looks up what the key has spent: once, however many of its requests come at the same time."""
+        """Looks up what the key has spent: once for all of its requests that arrive together."""
         period = (ask.key, ask.day)
         with self._lock:
             lock = self._loading.setdefault(period, threading.Lock())
@@ -243,10 +243,10 @@ class Limits:
                 if not isinstance(answer, Unloaded):
                     break
                 asked_at = self._clock()
-                # A look-up may fail because the machine is busy, and another worker's have come through.
+                # A look-up may fail on a busy machine, while another worker's succeeded.
                 with suppress(_SpendingUnknownError):
                     self._counters.load(ask.key, ask.day, *self._look_up(ask), asked_at)
-                    self._stand_in.forget(ask.key, ask.day)
+                    self._outage_counters.forget(ask.key, ask.day)
                 answer = self._counters.admit(ask, self._clock())
         self._loading.pop(period, None)
         if isinstance(answer, Unloaded):
@@ -260,27 +260,27 @@ class Limits:
             raise _SpendingUnknownError from None
 
     def _ask_without_spending(self, ask: Ask) -> Grant | Refusal:
-        """Asks the stand-in about the budgets, and the store about all else."""
-        local = self._stand_in.admit(replace(ask, max_streams=None, tokens_per_minute=None))
+        """Checks the budgets in this worker, and everything else in the store."""
+        local = self._outage_counters.admit(replace(ask, max_streams=None, tokens_per_minute=None))
         if isinstance(local, Refusal):
             return local
         try:
             answer = self._ask(replace(ask, budget_day_ticks=None, budget_month_ticks=None))
         except _AwayError:
-            self._stand_in.settle(ask, 0, 0)
-            return self._stand_in.admit(ask)
+            self._outage_counters.settle(ask, 0, 0)
+            return self._outage_counters.admit(ask)
         if isinstance(answer, Refusal):
-            self._stand_in.settle(ask, 0, 0)
+            self._outage_counters.settle(ask, 0, 0)
         return answer
 
     def _book(self, ask: Ask, tokens: int, ticks: int, *, local: bool) -> None:
         if local:
-            self._stand_in.settle(ask, tokens, ticks)
+            self._outage_counters.settle(ask, tokens, ticks)
         self._settlements.add(ask, tokens, ticks)
         if self._away:
             return
         if self._shared and not _is_limited(ask):
-            self._wake.set()  # nobody's next request depends on it
+            self._wake.set()  # no later request depends on it
             return
         try:
             self._settlements.deliver(unless=lambda: self._away)
@@ -288,7 +288,7 @@ class Limits:
             self._note_away(error)
 
     def keep_up(self) -> None:
-        """One round of the thread: renews what is held, delivers what waits, finds out how the store is."""
+        """One round of the thread: renews leases, delivers settlements, probes the store."""
         try:
             now = time.monotonic()
             if self._away or now >= self._renew_at:
@@ -303,7 +303,7 @@ class Limits:
         except StoreUnavailableError as error:
             self._note_away(error)
         except Exception:
-            _log.exception("limits cannot be kept up to date")
+            _log.exception("the limits could not be updated")
         else:
             self._note_back()
 
@@ -316,9 +316,9 @@ class Limits:
 
     def _renew(self) -> None:
         capacity = self._settings.max_exchanges
-        self._stand_in.renew(lambda: [hold.ask for hold in list(self._holds.values()) if hold.local])
+        self._outage_counters.renew(lambda: [hold.ask for hold in list(self._holds.values()) if hold.local])
         with self._settlements.pause():
-            # Also those that were granted while it was away, and those that it has forgotten.
+            # Also those granted during an outage, and those that the store has lost.
             held = [hold.ask for hold in list(self._holds.values())]
             self._counters.renew(self._worker(), capacity, held, self._clock())
 
@@ -330,7 +330,7 @@ class Limits:
         self._wake.set()
         settings = self._settings
         _log.error(
-            "Redis is away: streams, tokens and budgets are limited as the settings say",
+            "Redis is unreachable: streams, tokens and budgets follow their outage settings",
             extra={
                 "fields": {
                     "streams": settings.streams_outage,
@@ -345,16 +345,16 @@ class Limits:
     def _note_back(self) -> None:
         if self._away:
             self._away = False
-            self._stand_in.clear()
-            _log.warning("Redis is back: streams, tokens and budgets are counted there again")
+            self._outage_counters.clear()
+            _log.warning("Redis is reachable again: streams, tokens and budgets are counted there")
 
 
 class _AwayError(Exception):
-    """The store cannot be asked."""
+    """The store is unreachable."""
 
 
 class _SpendingUnknownError(Exception):
-    """The store does not know what the key has spent, and the ledger cannot be asked."""
+    """Neither the store nor the ledger can say what the key has spent."""
 
 
 def _is_limited(ask: Ask) -> bool:

@@ -17,6 +17,7 @@ from grokflask.limits.counters import (
     RETRY_S,
     SEQ_S,
     Ask,
+    Counters,
     Grant,
     Refusal,
     Settled,
@@ -53,8 +54,8 @@ class _Lease:
     expiry: float
 
 
-class MemoryCounters:
-    """The counters of one process.
+class MemoryCounters(Counters):
+    """`Counters` for one process.
 
     Args:
         capacity: slots of this process.
@@ -68,8 +69,10 @@ class MemoryCounters:
         self._accounts: dict[str, _Account] = {}
         self._active = 0  # accounts with an open lease
         self._leases: dict[str, _Lease] = {}
-        self._expiries: list[tuple[float, str]] = []  # a heap; what was renewed or freed stays in it a while
-        self._buckets: deque[tuple[int, str]] = deque()  # all there are, with their keys, as they began
+        self._expiries: list[
+            tuple[float, str]
+        ] = []  # a heap; renewed and freed leases stay in it for a while
+        self._buckets: deque[tuple[int, str]] = deque()  # all of them with their keys, oldest first
         self._applied: dict[str, tuple[int, float]] = {}  # by worker: the highest seq, and when
         self._marked: dict[str, float] = {}  # by lease: until when
         self._month = ""
@@ -83,7 +86,6 @@ class MemoryCounters:
             self._active, self._month = 0, ""
 
     def admit(self, ask: Ask, now: float) -> Grant | Refusal | Unloaded:
-        """As the protocol says."""
         with self._lock:
             self._prune(now)
             account = self._accounts.get(ask.key) or _Account()
@@ -103,7 +105,6 @@ class MemoryCounters:
             return Grant(account.streams, left)
 
     def load(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
-        """As the protocol says."""
         with self._lock:
             self._turn_month(day)
             spent = self._accounts.setdefault(key, _Account()).spent
@@ -111,7 +112,6 @@ class MemoryCounters:
             spent.setdefault(day[:7], _Sum(month_ticks, now))
 
     def correct(self, key: str, day: str, day_ticks: int, month_ticks: int) -> None:
-        """As the protocol says."""
         with self._lock:
             spent = self._accounts[key].spent if key in self._accounts else {}
             for name, ticks in ((day, day_ticks), (day[:7], month_ticks)):
@@ -119,7 +119,7 @@ class MemoryCounters:
                     spent[name].ticks += ticks
 
     def replace(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
-        """As `load`, over whatever there is."""
+        """Like `load`, but replaces sums that are loaded."""
         with self._lock:
             self._turn_month(day)
             spent = self._accounts.setdefault(key, _Account()).spent
@@ -127,7 +127,6 @@ class MemoryCounters:
             spent[day[:7]] = _Sum(month_ticks, now)
 
     def settle(self, settlements: Sequence[Settled], worker: str, now: float) -> None:
-        """As the protocol says."""
         with self._lock:
             for name in [name for name, mark in self._applied.items() if mark[1] <= now - SEQ_S]:
                 del self._applied[name]
@@ -140,7 +139,7 @@ class MemoryCounters:
             self._applied[worker] = (last, now)
 
     def renew(self, worker: str, capacity: int, leases: Sequence[Ask], now: float) -> None:
-        """As the protocol says. The slots stay those of this process."""
+        """The slots stay those of this process."""
         with self._lock:
             for ask in leases:
                 lease = self._leases.get(ask.id)
@@ -151,7 +150,6 @@ class MemoryCounters:
                     self._note_expiry(lease)
 
     def standing(self, key: str, day: str, now: float) -> Standing:
-        """As the protocol says."""
         with self._lock:
             self._prune(now)
             account = self._accounts.get(key) or _Account()
@@ -161,23 +159,20 @@ class MemoryCounters:
             return Standing(account.streams, tokens, account.ticks, day_ticks, month_ticks)
 
     def mark(self, ids: Sequence[str], now: float) -> None:
-        """As the protocol says."""
         with self._lock:
             self._marked = {id_: end for id_, end in self._marked.items() if end > now}
             self._marked |= dict.fromkeys(ids, now + MARK_S)
 
     def list_marked(self, now: float) -> list[str]:
-        """As the protocol says."""
         with self._lock:
             return sorted(id_ for id_, end in self._marked.items() if end > now)
 
     def list_keys(self) -> list[str]:
-        """As the protocol says."""
         with self._lock:
             return sorted(key for key, account in self._accounts.items() if account.spent)
 
     def _check_share(self, account: _Account) -> Refusal | None:
-        # A key with nothing open has room in any share; one with something is among the active.
+        # A key with nothing open has room in any share; the others are among the active.
         if account.open == 0 or len(self._leases) < self._threshold:
             return None
         share = max(1, self._capacity // self._active)
@@ -213,7 +208,7 @@ class MemoryCounters:
         self._forget_if_empty(ask.key, account)
 
     def _prune(self, now: float) -> None:
-        """Frees the leases that have lapsed, and forgets the minutes that have passed."""
+        """Frees expired leases and drops buckets that no longer count."""
         while self._expiries and self._expiries[0][0] <= now:
             id_ = heapq.heappop(self._expiries)[1]
             lease = self._leases.get(id_)
@@ -240,7 +235,7 @@ class MemoryCounters:
                 total.ticks += settled.ticks
 
     def _turn_month(self, day: str) -> None:
-        """In a new month, drops what was spent before the last one."""
+        """In a new month, drops the sums from before the previous one."""
         if day[:7] <= self._month:
             return
         self._month = day[:7]
@@ -289,14 +284,16 @@ def _check_budgets(account: _Account, ask: Ask) -> Refusal | Unloaded | None:
             continue
         spent = account.spent[name].ticks
         used = spent + account.ticks
-        # What costs nothing that is known passes until the budget is spent.
-        if not (0 < budget > spent and (ask.ticks == 0 or used + ask.ticks <= budget)):
+        has_money_left = budget > 0 and spent < budget
+        # A request without a known cost is admitted until the budget is spent.
+        fits = ask.ticks == 0 or used + ask.ticks <= budget
+        if not (has_money_left and fits):
             return Refusal(reason, None, used, budget)
     return None
 
 
 def _count_tokens(account: _Account, now: float) -> int:
-    """Used in the last minute, and held."""
+    """Tokens used in the last minute, plus those that are held."""
     if not account.minute:
         return account.tokens
     oldest = find_oldest_bucket(now)

@@ -1,4 +1,4 @@
-"""The counters against the ledger: what a key has spent, by either."""
+"""Compares what a key has spent by the counters and by the ledger."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grokflask.storage.database import Database
 from grokflask.times import to_day
 
 ARRIVAL_S = 1.0
-"""What has reached the counters is in the ledger after that, and the other way round."""
+"""What has reached the counters is in the ledger after this time, and vice versa."""
 
 FIELDS = ("counter_day_ticks", "counter_month_ticks")
 
@@ -24,14 +24,13 @@ def check_counters(
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Drift]:
-    """Where the counters' sums of this day and month differ from the ledger's; `repair` sets them right.
+    """The sums of this day and month that differ between counters and ledger; `repair` corrects the counters.
 
-    Exchanges end meanwhile, and the ledger has them a moment later than the counters. So a sum is only wrong
-    if it is below what the ledger had before, or above what it has after. It is corrected by a difference,
-    for what has been counted since must stay; while exchanges end that leaves it too high by what was spent
-    within ARRIVAL_S, never too low.
+    Exchanges end meanwhile, and reach the ledger a moment later than the counters. So a sum is wrong only if
+    it is below what the ledger had before or above what it has afterwards. It is corrected by a difference,
+    to keep what was counted since; that can leave it too high by what was spent within ARRIVAL_S, never too
+    low. Counters in another process's memory are out of reach: that process reads the ledger when it starts.
 
-    Counters in another process's memory are out of reach: that process reads the ledger when it starts.
     Raises StoreUnavailableError.
     """
     day = to_day(clock())
@@ -67,7 +66,7 @@ def _count(counters: Counters, key: str, day: str, now: float) -> tuple[int | No
 def _find_wrong(
     counted: tuple[int | None, int | None], before: tuple[int, int], after: tuple[int, int]
 ) -> dict[int, int]:
-    """Of the two sums those that cannot be right, by their place."""
+    """Those of the two sums that cannot be right, by their position."""
     triples = enumerate(zip(counted, before, after, strict=True))
     return {
         place: stored

@@ -1,8 +1,8 @@
-"""The counters of many processes and machines, in Redis: one script, and so one round trip, an operation.
+"""The counters of many processes and machines, in Redis. Each operation is one script and one round trip.
 
-The client is the caller's, with its timeouts. Any error of Redis becomes a StoreUnavailableError, with the
-cause; what a limit does then is not decided here. Nothing is sent before the first operation. All keys share
-one hash tag, so that a cluster keeps them together. Redis must not evict them: `maxmemory-policy noeviction`.
+The caller's client sets the timeouts. Every Redis error becomes a StoreUnavailableError with its cause. All
+keys share one hash tag, so a cluster keeps them together. Redis must not evict them: set `maxmemory-policy`
+to `noeviction`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from grokflask.limits.counters import (
     RETRY_S,
     SEQ_S,
     Ask,
+    Counters,
     Grant,
     Refusal,
     Settled,
@@ -38,13 +39,13 @@ _SCRIPTS = Path(__file__).parent / "lua"
 
 PREFIX = "{grokflask}:"
 MINUTE_S = 70
-"""How long a minute's tokens are kept after the last of them; they count for 65 s at the most."""
+"""Lifetime of a minute's tokens after the last of them; they count for at most 65 s."""
 
 SPENT_S = 40 * 86_400
-"""How long a key's sums are kept after they were last loaded."""
+"""Lifetime of a key's sums after they were last loaded."""
 
 BATCH = 500
-"""As many leases are renewed in one go: a script holds up everybody else."""
+"""Leases that are renewed in one script, which blocks all other clients of Redis."""
 
 _LEASES = tuple(PREFIX + name for name in ("expiries", "leases", "open", "streams", "tokens", "ticks"))
 _WORKERS = (PREFIX + "workers", PREFIX + "capacities")
@@ -52,11 +53,11 @@ _SPENT = PREFIX + "spent:"
 _MARKED = PREFIX + "marked"
 
 
-class RedisCounters:
-    """The counters in one Redis. Scripts that Redis has forgotten, having been restarted, are sent again.
+class RedisCounters(Counters):
+    """`Counters` in one Redis. Scripts that a restarted Redis has forgotten are sent again.
 
     Args:
-        client: with timeouts, for every method waits for it. It may retry: a repeated step counts once.
+        client: needs timeouts, because every method waits for it. It may retry: a repeated step counts once.
         capacity: slots of this process.
         fair_share: as FAIR_SHARE, from 0 to 1; of the slots of all workers.
     """
@@ -72,13 +73,20 @@ class RedisCounters:
         self._run_correct = prepare(client, _SCRIPTS, "correct")
 
     def admit(self, ask: Ask, now: float) -> Grant | Refusal | Unloaded:
-        """As the protocol says."""
         limits = (ask.max_streams, ask.tokens_per_minute, ask.budget_day_ticks, ask.budget_month_ticks)
         reply = self._run_admit(
             (*_LEASES, *_WORKERS, _minute(ask.key), _SPENT + ask.key),
             (
-                *(repr(now), repr(now + LEASE_S), ask.id, ask.key, int(ask.stream), ask.tokens, ask.ticks),
-                *(ask.day, ask.day[:7], find_oldest_bucket(now)),
+                repr(now),
+                repr(now + LEASE_S),
+                ask.id,
+                ask.key,
+                int(ask.stream),
+                ask.tokens,
+                ask.ticks,
+                ask.day,
+                ask.day[:7],
+                find_oldest_bucket(now),
                 *("" if limit is None else limit for limit in limits),
                 *self._own,
             ),
@@ -98,16 +106,13 @@ class RedisCounters:
         raise AssertionError(verdict)
 
     def load(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
-        """As the protocol says."""
         sums = (day, day_ticks, day[:7], month_ticks)
         self._run_load((_SPENT + key,), (repr(now), SPENT_S, find_oldest_month(day), *sums))
 
     def correct(self, key: str, day: str, day_ticks: int, month_ticks: int) -> None:
-        """As the protocol says."""
         self._run_correct((_SPENT + key,), (day, day_ticks, day[:7], month_ticks))
 
     def settle(self, settlements: Sequence[Settled], worker: str, now: float) -> None:
-        """As the protocol says."""
         keys = [*_LEASES, f"{PREFIX}seq:{worker}"]
         args: list[Any] = [SEQ_S, find_oldest_bucket(now), LOAD_SLACK_S, MINUTE_S]
         for one in settlements:
@@ -118,7 +123,7 @@ class RedisCounters:
         self._run_settle(keys, args)
 
     def renew(self, worker: str, capacity: int, leases: Sequence[Ask], now: float) -> None:
-        """As the protocol says. One round trip for every BATCH leases."""
+        """Makes one round trip for every BATCH leases."""
         for start in range(0, max(1, len(leases)), BATCH):
             args: list[Any] = [repr(now), repr(now + LEASE_S), worker, capacity]
             for ask in leases[start : start + BATCH]:
@@ -126,12 +131,10 @@ class RedisCounters:
             self._run_renew((*_LEASES, *_WORKERS), args)
 
     def standing(self, key: str, day: str, now: float) -> Standing:
-        """As the protocol says."""
         keys = (*_LEASES, _minute(key), _SPENT + key)
         return Standing(*self._run_standing(keys, (repr(now), key, day, day[:7], find_oldest_bucket(now))))
 
     def mark(self, ids: Sequence[str], now: float) -> None:
-        """As the protocol says."""
         try:
             with self._client.pipeline() as steps:
                 steps.zremrangebyscore(_MARKED, "-inf", now)
@@ -142,7 +145,6 @@ class RedisCounters:
             raise StoreUnavailableError from error
 
     def list_marked(self, now: float) -> list[str]:
-        """As the protocol says."""
         try:
             found: Any = self._client.zrangebyscore(_MARKED, f"({now!r}", "+inf")
         except RedisError as error:
@@ -150,7 +152,7 @@ class RedisCounters:
         return sorted(_text(id_) for id_ in found)
 
     def list_keys(self) -> list[str]:
-        """As the protocol says. Goes through all of Redis: not for requests."""
+        """Scans all of Redis: not for use in a request."""
         try:
             found = {_text(name) for name in self._client.scan_iter(match=_SPENT + "*", count=1000)}
         except RedisError as error:

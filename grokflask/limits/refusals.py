@@ -1,4 +1,4 @@
-"""What a client is told of its limits: in the headers of an answer, and when a request is refused. No IO."""
+"""What clients learn about their limits: headers of an answer, and the errors of refused requests. No IO."""
 
 from __future__ import annotations
 
@@ -16,44 +16,46 @@ from grokflask.limits.counters import Ask, Grant, Refusal
 
 
 def explain(refusal: Refusal, ask: Ask) -> GrokflaskError:
-    """The error that says why, and when to come back."""
+    """The error for a refused request, with Retry-After if a retry can succeed."""
     wait_s = refusal.retry_after_s
     headers = {} if wait_s is None else {"Retry-After": str(max(1, math.ceil(wait_s)))}
     used, limit = refusal.used, refusal.limit
     match refusal.reason:
         case "streams":
-            words = (
-                f"This key may have {limit} streams open, and has." if limit else "This key may not stream."
+            if not limit:
+                return TooManyStreamsError("This key may not stream.", headers=headers)
+            return TooManyStreamsError(
+                f"This key already has {limit} open streams, its limit.", headers=headers
             )
-            return TooManyStreamsError(words, headers=headers)
         case "share":
             return FairShareError(headers=headers)
         case "tokens" if wait_s is None:
             return TokenLimitError(
-                f"This request may use {ask.tokens} tokens, this key {limit} a minute: lower max_tokens.",
-                headers={"x-should-retry": "false", **_tell_tokens(limit, limit - used)},
+                f"This request may use {ask.tokens} tokens, but this key is limited to {limit} a minute: "
+                "lower max_tokens.",
+                headers={"x-should-retry": "false", **_make_headers(limit, limit - used)},
             )
         case "tokens":
-            headers |= _tell_tokens(limit, limit - used)
+            headers |= _make_headers(limit, limit - used)
             return TokenLimitError(
-                f"Of {limit} tokens a minute this key has used or reserved {used}, and this request may use "
-                f"{ask.tokens}. Try again in {headers['Retry-After']} s.",
+                f"This key has used or reserved {used} of its {limit} tokens a minute, and this request may "
+                f"use {ask.tokens}. Try again in {headers['Retry-After']} s.",
                 headers=headers,
             )
         case "budget_day" | "budget_month" as period:
             return BudgetSpentError(
-                f"Of this key's {format_usd(limit)} USD for the {period.removeprefix('budget_')} "
-                f"{format_usd(used)} are spent or reserved, and this request may cost "
-                f"{format_usd(ask.ticks)}. Days and months begin at 00:00 UTC."
+                f"This key has spent or reserved {format_usd(used)} of its {format_usd(limit)} USD for the "
+                f"{period.removeprefix('budget_')}, and this request may cost {format_usd(ask.ticks)} USD. "
+                "Days and months begin at 00:00 UTC."
             )
 
 
-def tell_tokens(ask: Ask, grant: Grant) -> dict[str, str]:
-    """The headers of a limit of tokens, after OpenAI's."""
+def make_token_headers(ask: Ask, grant: Grant) -> dict[str, str]:
+    """The headers of a token limit, named like OpenAI's."""
     if ask.tokens_per_minute is None or grant.tokens_left is None:
         return {}
-    return _tell_tokens(ask.tokens_per_minute, grant.tokens_left)
+    return _make_headers(ask.tokens_per_minute, grant.tokens_left)
 
 
-def _tell_tokens(limit: int, left: int) -> dict[str, str]:
+def _make_headers(limit: int, left: int) -> dict[str, str]:
     return {"X-RateLimit-Limit-Tokens": str(limit), "X-RateLimit-Remaining-Tokens": str(max(0, left))}

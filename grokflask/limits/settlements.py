@@ -1,8 +1,7 @@
-"""Settlements on their way to the counters: each is delivered once, in order, also after an outage.
+"""The queue of settlements for the counters: each is delivered once, in order, also after an outage.
 
-They are numbered for this process, and the store skips a number that it has had: a delivery whose answer was
-lost may be repeated. Whoever delivers takes along what others have queued meanwhile, so that many streams
-that end at once share a round trip.
+This process numbers them, and the store skips numbers that it knows, so a delivery whose answer was lost can
+be repeated. One delivery takes along everything that is queued: streams that end together share a round trip.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from grokflask.limits.counters import Ask, Counters, Settled
 
 BATCH = 200
 MAX_WAITING = 20_000
-"""Above this the settlements of one key and day are added up: an outage may be long, memory is not."""
+"""Above this number, settlements of one key and day are added up, to bound memory in a long outage."""
 
 
 class Settlements:
-    """The queue to one store. Its methods may be called from any thread.
+    """The queue for one store. Safe from any thread.
 
     Args:
-        worker: this process's name, asked for at each delivery.
+        worker: returns this process's name; called for each delivery.
     """
 
     def __init__(self, counters: Counters, worker: Callable[[], str], clock: Callable[[], float]) -> None:
@@ -42,7 +41,7 @@ class Settlements:
         return len(self._waiting)
 
     def add(self, ask: Ask, tokens: int, ticks: int) -> None:
-        """Queues what became of `ask`; `deliver` brings it to the store."""
+        """Queues what `ask` really used."""
         counts_tokens = ask.tokens_per_minute is not None
         with self._lock:
             self._seq += 1
@@ -56,12 +55,12 @@ class Settlements:
             )
 
     def deliver(self, unless: Callable[[], bool] = lambda: False) -> None:
-        """Returns when all that was queued before the call is delivered, or leaves it when `unless` holds.
+        """Delivers everything that is queued; stops early once `unless` returns True.
 
         Raises StoreUnavailableError.
         """
         with self._delivering:
-            # Whoever has waited here while the store went away need not find that out once more.
+            # Callers that waited here while the store failed need not find that out again.
             while self._waiting and not unless():
                 with self._lock:
                     batch = list(islice(self._waiting, BATCH))
@@ -73,14 +72,14 @@ class Settlements:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Nothing is delivered inside: a lease must not be renewed while its settlement is on the way."""
+        """Delivers nothing inside: a lease must not be renewed while its settlement is on the way."""
         with self._delivering:
             yield
 
     def _merge(self) -> None:
-        """One settlement for each key and day. Leases that it does not name lapse by themselves.
+        """Merges into one settlement for each key and day. Leases that are no longer named expire.
 
-        The first BATCH stay as they are: they may have been delivered, and only the answer lost.
+        The first BATCH stay: they may have been delivered already, with only the answer lost.
         """
         waiting = list(self._waiting)
         sums: dict[tuple[str, str], Settled] = {}

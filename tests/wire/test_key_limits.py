@@ -414,8 +414,8 @@ def test_redis_restarts_empty_under_open_streams(
         finally:
             back.kill()
     log = gateway.server
-    assert log.find_lines("Redis is away: streams")
-    assert log.find_lines("Redis is back: streams")
+    assert log.find_lines("Redis is unreachable: streams")
+    assert log.find_lines("Redis is reachable again: streams")
 
 
 @pytest.mark.parametrize("policy", ["open", "local", "closed"])

@@ -16,7 +16,7 @@ from support.processes import RedisServer
 from grokflask.limits.counters import (
     LEASE_S,
     MARK_S,
-    MOST,
+    MAX_AMOUNT,
     Ask,
     Counters,
     Grant,
@@ -620,10 +620,10 @@ def test_figures_beyond_reason_break_nothing(store: Counters) -> None:
     store.load("alice", DAY, 0, 0, NOW)
     assert store.admit(ask("a", tokens=10**30, ticks=10**30), NOW) == Grant(1, None)
     assert store.admit(ask("b", tokens=-7, ticks=-7), NOW) == Grant(2, None)
-    assert store.standing("alice", DAY, NOW) == Standing(2, MOST, MOST, 0, 0)
+    assert store.standing("alice", DAY, NOW) == Standing(2, MAX_AMOUNT, MAX_AMOUNT, 0, 0)
     huge = [settled(1, "a", tokens=10**30, ticks=10**30), settled(2, "b", ticks=-(10**30))]
     store.settle(huge, "w", NOW)
-    assert store.standing("alice", DAY, NOW) == Standing(0, MOST, 0, 0, 0)
+    assert store.standing("alice", DAY, NOW) == Standing(0, MAX_AMOUNT, 0, 0, 0)
 
 
 @pytest.mark.parametrize("key", WEIRD)

@@ -1,7 +1,7 @@
-"""What limits a key while the counters cannot: this worker's own memory, as far as the settings want that.
+"""What limits a key during an outage of the shared counters: this worker's own memory.
 
-For each limit a setting says `open` (it does not hold), `local` (this worker's part of it holds) or `closed`
-(nobody who has such a limit gets in).
+For each limit a setting says `open` (not enforced), `local` (this worker enforces its part) or `closed`
+(requests of keys with such a limit are refused).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from grokflask.limits.memory import MemoryCounters
 from grokflask.limits.settlements import Settlements
 
 FindSpent = Callable[[str, str], tuple[int, int]]
-"""What a key has spent on a day and in its month so far, in ticks. Raises StoreUnavailableError."""
+"""Takes a key and a day; returns ticks spent on that day and in its month. Raises StoreUnavailableError."""
 
 
-class StandIn:
-    """Counters of this worker, used in an outage.
+class OutageCounters:
+    """Counters of this worker for the time of an outage.
 
     Args:
-        worker: gives this process's name.
-        find_spent: tells what a key has spent already, if the ledger can be read.
+        worker: returns this process's name.
+        find_spent: reads from the ledger what a key has spent already.
         clock: epoch seconds.
     """
 
@@ -44,10 +44,10 @@ class StandIn:
         self._clock = clock
         self._counters = MemoryCounters(capacity=settings.max_exchanges, fair_share=settings.fair_share)
         self._settlements = Settlements(self._counters, worker, clock)
-        self._spent: dict[tuple[str, str], tuple[int, int]] = {}  # by key and day: when it took over
+        self._spent: dict[tuple[str, str], tuple[int, int]] = {}  # by key and day: when the outage began
 
     def admit(self, ask: Ask) -> Grant | Refusal:
-        """As the counters', with this worker's part of each limit. Raises StoreUnavailableError."""
+        """Like `Counters.admit`, with this worker's part of each limit. Raises StoreUnavailableError."""
         if ask.max_streams is not None:
             part = max(1, ask.max_streams // self._parts)
             streams = _choose(self._settings.streams_outage, min(ask.max_streams, part))
@@ -62,30 +62,30 @@ class StandIn:
         return answer
 
     def settle(self, ask: Ask, tokens: int, ticks: int) -> None:
-        """Gives back what `ask` held here, and counts what it used if that is counted here."""
+        """Releases what `ask` held here and books what it used."""
         self._settlements.add(ask, tokens, ticks)
         self._settlements.deliver()
 
     def renew(self, find_asks: Callable[[], Sequence[Ask]]) -> None:
-        """Lets the leases of `find_asks` live on."""
+        """Renews the leases of `find_asks`."""
         with self._settlements.pause():
             self._counters.renew(self._worker(), 0, find_asks(), self._clock())
 
     def find_standing(self, key: str, day: str) -> Standing:
-        """Where the key stands, in this worker."""
+        """What the key has open and has used in this worker."""
         return self._counters.standing(key, day, self._clock())
 
     def forget(self, key: str, day: str) -> None:
-        """The counters know the key's spending again."""
+        """Forgets the key's spending: the shared counters know it again."""
         self._spent.pop((key, day), None)
 
     def clear(self) -> None:
-        """The outage is over."""
+        """Forgets everything: the outage is over."""
         self._counters.clear()
         self._spent.clear()
 
     def _part_budgets(self, ask: Ask) -> Ask:
-        """The budgets with this worker's part of what was left when the outage began."""
+        """Replaces the budgets by this worker's part of what was left when the outage began."""
         if _choose(self._settings.budgets_outage, 1) is None:
             return replace(ask, budget_day_ticks=None, budget_month_ticks=None)
         spent = self._spent.get((ask.key, ask.day))
@@ -94,7 +94,7 @@ class StandIn:
             try:
                 spent = self._find_spent(ask.key, ask.day)
             except StoreUnavailableError:
-                spent = 0, 0  # nobody can tell: what this worker sees from now on counts
+                spent = 0, 0  # unknown: only what this worker sees from now on counts
             self._spent[ask.key, ask.day] = spent
             self._counters.replace(ask.key, ask.day, *spent, asked_at)
         return replace(
@@ -108,7 +108,7 @@ class StandIn:
 
 
 def _choose(policy: str, local: int) -> int | None:
-    """A limit in an outage. Raises StoreUnavailableError when it is to be closed."""
+    """The limit to enforce in an outage. Raises StoreUnavailableError if the policy is `closed`."""
     if policy == "closed":
         raise StoreUnavailableError("The gateway cannot count this key's limits right now.")
     return None if policy == "open" else local
