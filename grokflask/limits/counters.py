@@ -159,8 +159,8 @@ class Standing(msgspec.Struct, frozen=True):
 class Counters(Protocol):
     """A store of counters. Safe in threads. `now` is epoch seconds; workers' clocks agree to about a second.
 
-    While a store behind a network is unreachable, every method raises StoreUnavailableError within the timeouts
-    of its client, and may have had its effect. Repeating it with the same lease or seq is harmless.
+    While a store behind a network is unreachable, every method raises StoreUnavailableError within its
+    client's timeouts, and may have had its effect. Repeating it with the same lease or seq is harmless.
     """
 
     def admit(self, ask: Ask, now: float) -> Grant | Refusal | Unloaded:
