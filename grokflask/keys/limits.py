@@ -1,7 +1,7 @@
-"""What a key may do: its limits and budgets, and how they are read from people and shown to them. No IO.
+"""What a key may do: its limits and budgets, parsed from input and formatted for output. No IO.
 
 The command line and the admin API share these names: `requests`, `tokens_per_minute`, `streams`,
-`budget_day`, `budget_month` (USD), `models` (patterns), `tools`, `expires_at`. None is "no limit of its own".
+`budget_day`, `budget_month` (USD), `models` (patterns), `tools`, `expires_at`. None means no own limit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ MAX_TOKENS = 10**12
 MAX_STREAMS = 10**6
 MAX_PATTERNS = 100
 MAX_RATE_CHARS = 200
-"""In a limit such as 100/15minutes, the 15."""
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -38,13 +37,13 @@ class KeyLimits:
     """The limits of one key.
 
     Attributes:
-        requests: per window, in flask-limiter's notation.
+        requests: requests per window, in flask-limiter's notation.
         tokens_per_minute: prompt, completion and reasoning together.
-        streams: open at once.
+        streams: open streams.
         budget_day_ticks: per UTC day; 1 USD = 10^10 ticks.
         budget_month_ticks: per UTC month.
-        models: patterns as `fnmatch` knows them; () allows all.
-        tools: which tools it may ask for: `all`, `client` (functions of its own) or `none`.
+        models: `fnmatch` patterns; () allows all.
+        tools: the tools it may use: `all`, `client` (its own functions) or `none`.
     """
 
     requests: str | None = None
@@ -56,17 +55,17 @@ class KeyLimits:
     tools: Allowed = "all"
 
     def allows(self, model: str) -> bool:
-        """`model` may be asked for. The letters' case counts, as it does for xAI."""
+        """The key may use `model`. Case-sensitive, as at xAI."""
         return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
 
     @property
     def are_metered(self) -> bool:
-        """They hold only where it is seen what a request is for, and what it costs."""
+        """Some limit needs the model, the tools or the cost of each request to be known."""
         limits = (self.tokens_per_minute, self.budget_day_ticks, self.budget_month_ticks)
         return bool(self.models) or self.tools != "all" or any(limit is not None for limit in limits)
 
     def to_fields(self) -> dict[str, Any]:
-        """The limits under their public names, budgets in USD."""
+        """The limits under their public names; budgets in USD."""
         return {
             "requests": self.requests,
             "tokens_per_minute": self.tokens_per_minute,
@@ -79,16 +78,18 @@ class KeyLimits:
 
 
 def read_changes(fields: Mapping[str, object], now: float) -> dict[str, Any]:
-    """What `fields` (public names) ask to store, under the stored names: `KeyLimits`' and `expires_at`.
+    """Parses `fields` (public names) into stored values under the names of `KeyLimits`, and `expires_at`.
 
-    None takes a limit away. `expires_at` is epoch seconds in the result. Raises InvalidRequestError, naming
-    the field: unknown ones too, for a limit that is not stored would be one that does not hold.
+    None removes a limit. `expires_at` becomes epoch seconds. Raises InvalidRequestError with the field's
+    name, also for unknown fields: a limit that is silently not stored would not be enforced.
     """
     changes: dict[str, Any] = {}
     for name, value in fields.items():
         if name not in _READERS:
             known = ", ".join(_READERS)
-            raise InvalidRequestError(f"{name[:64]!r} is no field of a key; there are: {known}.", param=name)
+            raise InvalidRequestError(
+                f"{name[:64]!r} is not a field of a key; the fields are: {known}.", param=name
+            )
         stored, read = _READERS[name]
         try:
             changes[stored] = _EMPTY.get(name) if value is None else read(value, now)
@@ -101,7 +102,7 @@ def read_name(value: object) -> str:
     """A key's name. Raises InvalidRequestError."""
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise InvalidRequestError(
-            "'name' expects 1 to 64 letters, digits and . _ - that begin with a letter or digit.",
+            "'name' expects 1 to 64 letters, digits, or . _ - and begins with a letter or digit.",
             param="name",
         )
     return value
@@ -129,7 +130,7 @@ def _read_models(value: object, _now: float) -> tuple[str, ...]:
         raise ValueError(f"expects a list of at most {MAX_PATTERNS} patterns, such as grok-4*")
     for pattern in value:
         if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
-            raise ValueError("expects patterns of a model's letters with * ? and [ ], such as grok-4*")
+            raise ValueError("expects model patterns with * ? and [ ], such as grok-4*")
     return tuple(value)
 
 
@@ -140,13 +141,13 @@ def _read_tools(value: object, _now: float) -> str:
 
 
 def _read_expiry(value: object, now: float) -> float:
-    """A duration from now, or a time. Raises ValueError."""
+    """Epoch seconds of a duration from now, or of a time. Raises ValueError."""
     try:
         at = now + read_duration(value)
     except ValueError:
         at = read_iso(value)
     if not now < at < LATEST:
-        raise ValueError(f"expects a time to come, not {to_iso(at) if 0 <= at < LATEST else value!r}")
+        raise ValueError(f"expects a time in the future, not {to_iso(at) if 0 <= at < LATEST else value!r}")
     return at
 
 
@@ -161,15 +162,15 @@ _READERS: dict[str, tuple[str, Callable[[object, float], Any]]] = {
     "expires_at": ("expires_at", _read_expiry),
 }
 _EMPTY: dict[str, object] = {"models": (), "tools": "all"}
-"""What stands for no limit where that is not None."""
+"""The values for "no limit" of fields where that is not None."""
 
 FIELDS = tuple(_READERS)
 
 
 def check_tools(use: Use, allowed: Allowed) -> None:
-    """Raises ToolsNotAllowedError unless a key with this setting may do so."""
+    """Raises ToolsNotAllowedError unless a key with this setting may use these tools."""
     if not use or allowed == "all" or use == allowed:
         return
     if allowed == "client":
-        raise ToolsNotAllowedError("This API key may use functions of its own, but no tools that run at xAI.")
+        raise ToolsNotAllowedError("This API key may use its own functions, but no tools that run at xAI.")
     raise ToolsNotAllowedError

@@ -1,11 +1,12 @@
-"""Who may call: a bearer token becomes an ApiKey, or an error that says why not.
+"""Authentication: a bearer token becomes an ApiKey, or an error.
 
-Three modes. `keys`: the bearer must be a key of this gateway, and the server's xAI key goes upstream.
-`passthrough`: the bearer is the client's own xAI key and goes upstream. `open`: anybody may call.
+There are three modes. `keys`: the token must be a key of this gateway, and the server's xAI key goes
+upstream. `passthrough`: the token is the client's own xAI key and goes upstream. `open`: every caller is
+accepted.
 
-Keys of GROKFLASK_KEYS are held here, the others are looked up in the database and remembered for a moment.
-While the database is away, a key that was good keeps working from memory (unless that is turned off), and
-one that was never seen is a 503: nobody is told that a key is wrong when it could not be looked up.
+Keys of GROKFLASK_KEYS are in memory; others are looked up in the database and cached for a moment. While the
+database is unreachable, cached keys keep working (unless a setting forbids it) and unknown ones get a 503,
+never a 401: a key that could not be looked up is not called wrong.
 """
 
 from __future__ import annotations
@@ -26,34 +27,34 @@ from grokflask.keys.store import KeyStore
 from grokflask.keys.stored import FoundKey
 
 CACHE_S = 5.0
-"""The default of `key_cache_s`: a change or a revocation takes effect within it, in every worker."""
+"""Default of `key_cache_s`: changes and revocations take effect within this time in every worker."""
 
 UNKNOWN_S = 1.0
-"""How long a secret that nobody knows is not asked for again: a new key works within it."""
+"""Time for which an unknown secret is not looked up again: a new key works within it."""
 
 MAX_REMEMBERED = 20_000
-"""Known secrets, and as many unknown ones apart: guesses do not push out keys."""
+"""Known secrets, and separately as many unknown ones, so that guesses do not push out keys."""
 
 LOOKUPS = 3
-"""Look-ups at once. A flood of guesses waits its turn here, and not for the database's few connections, whose
-want would pass for an outage."""
+"""Concurrent look-ups. A flood of guesses waits here instead of using up the database's few connections,
+which would look like an outage."""
 
 WAIT_S = 2.0
-"""How long a look-up waits for its turn, and a caller for another's look-up of the same secret."""
+"""Time limit for a look-up to begin, and for waiting on another caller's look-up of the same secret."""
 
 _BEARER = re.compile(r"(?i:bearer) +([\x21-\x7e]{1,512}) *")
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """Who calls.
+    """A caller.
 
     Attributes:
-        name: what logs and the ledger say; never a secret.
-        limit_id: what this caller's requests, tokens and streams are counted under. Never empty.
-        upstream_key: sent to xAI as bearer, None to send none.
-        limits: what it may do.
-        version: which one of this name, should there ever be another.
+        name: for logs and the ledger; never a secret.
+        limit_id: the id under which requests, tokens and streams are counted. Never empty.
+        upstream_key: sent to xAI as bearer token; None sends none.
+        limits: what the caller may do.
+        version: tells keys apart that had the same name at different times.
     """
 
     name: str
@@ -64,31 +65,31 @@ class ApiKey:
 
     @property
     def owner(self) -> str:
-        """What it is known by as the owner of what upstream keeps: never another's, and no secret.
+        """A stable, non-secret id that records which key owns an upstream object.
 
-        A key that is rotated stays the owner; one that is made anew under an old name does not become it.
+        It survives a rotation. A new key under an old name gets another one.
         """
         return hashlib.sha256(f"{self.limit_id}\n{self.version}".encode()).hexdigest()
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must be cut out of upstream's messages."""
+        """Texts to cut out of upstream's messages."""
         return (self.upstream_key,) if self.upstream_key else ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Lookup:
-    """What the database said, and when it was asked (epoch seconds)."""
+    """A look-up's result, and when the database was asked (epoch seconds)."""
 
     found: FoundKey | None
     asked_at: float
 
 
 class KeyRing:
-    """The keys that this gateway knows. Only their SHA-256 is held.
+    """The keys that this gateway accepts. Only their SHA-256 is held.
 
     Args:
-        store: the keys in the database; None to know those of the settings only.
+        store: the keys in the database; None accepts those of the settings only.
         clock: epoch seconds.
     """
 
@@ -102,9 +103,9 @@ class KeyRing:
         self._clock = clock
 
     def authenticate(self, authorization: str | None, address: str) -> ApiKey:
-        """The holder of an `Authorization` header, calling from `address`.
+        """The caller who sent this `Authorization` header from `address`.
 
-        Raises AuthenticationError, KeyRevokedError, KeyExpiredError, and StoreUnavailableError when the key
+        Raises AuthenticationError, KeyRevokedError, KeyExpiredError, or StoreUnavailableError if the key
         cannot be looked up.
         """
         if self._mode == "open":
@@ -115,7 +116,7 @@ class KeyRing:
                 "No API key: send one as 'Authorization: Bearer <key>'." if not authorization else None
             )
         if self._mode == "passthrough":
-            # The hash keeps callers apart in limits and logs without telling the key.
+            # The hash separates callers in limits and logs without revealing the key.
             digest = _digest(secret)
             name = f"xai-{digest.hex()[:12]}"
             return ApiKey(name, name, secret, version=digest.hex())
@@ -125,20 +126,19 @@ class KeyRing:
             return self._find_stored(digest)
         return ApiKey(name, f"key:{name}", self._upstream_key, version=digest.hex())
 
-    def _find_name(self, asked: bytes) -> str:
-        """The name of the key of GROKFLASK_KEYS whose secret has this SHA-256; "" when there is none.
+    def _find_name(self, digest: bytes) -> str:
+        """The name of the key of GROKFLASK_KEYS whose secret has this SHA-256, or "".
 
-        Secrets are compared by their SHA-256 and in constant time, over all keys: how long it takes says
-        nothing about any of them.
+        Compares with every key in constant time, so that the duration reveals nothing.
         """
-        found = ""
+        match = ""
         for known, name in self._names.items():
-            if hmac.compare_digest(known, asked):
-                found = name
-        return found
+            if hmac.compare_digest(known, digest):
+                match = name
+        return match
 
     def _find_stored(self, digest: bytes) -> ApiKey:
-        """The key in the database with this secret, if it is good now."""
+        """The key in the database with this secret, if it is valid now."""
         found = self._memory.find(digest.hex()) if self._memory else None
         if found is None or not hmac.compare_digest(found.sha256, digest.hex()):
             raise AuthenticationError
@@ -152,30 +152,30 @@ class KeyRing:
 
 
 def read_bearer(authorization: str | None) -> str | None:
-    """The token in an `Authorization` header; None when it holds none."""
+    """The token in an `Authorization` header, or None."""
     match = _BEARER.fullmatch(authorization or "")
     return match[1] if match else None
 
 
 class _Memory:
-    """What the database said lately, by the secret's SHA-256. Its methods may be called from any thread."""
+    """Caches look-ups by the secret's SHA-256. Safe from any thread."""
 
     def __init__(self, store: KeyStore, settings: Settings, clock: Callable[[], float]) -> None:
         self._store = store
         self._clock = clock
         self._cache_s = settings.key_cache_s
         self._closed = settings.keys_outage == "closed"
-        self._lock = threading.Lock()  # never held while the database is asked
+        self._lock = threading.Lock()  # never held during a query
         self._known: dict[str, _Lookup] = {}
         self._unknown: dict[str, _Lookup] = {}
         self._changes = -1
-        self._changes_at = 0.0  # when the database was asked for them
+        self._changes_at = 0.0  # when they were queried
         self._changes_lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(LOOKUPS)
-        self._asking: dict[str, Future[_Lookup | None]] = {}
+        self._pending: dict[str, Future[_Lookup | None]] = {}
 
     def find(self, sha256: str) -> FoundKey | None:
-        """The key of this secret, None when there is none. Raises StoreUnavailableError."""
+        """The key of this secret, or None. Raises StoreUnavailableError."""
         known = self._known.get(sha256)
         lookup = known or self._unknown.get(sha256)
         if lookup is not None and (self._is_fresh(lookup) or self._is_unchanged(lookup)):
@@ -189,20 +189,20 @@ class _Memory:
 
     def _is_fresh(self, lookup: _Lookup) -> bool:
         if self._closed and self._store.is_away:
-            return False  # what is remembered does not count; the database says at once that it is away
+            return False  # the cache must not be used; the database fails at once
         # A clock that was set back must not keep a revoked key alive.
         return 0 <= self._clock() - lookup.asked_at < (self._cache_s if lookup.found else UNKNOWN_S)
 
     def _is_unchanged(self, lookup: _Lookup) -> bool:
-        """No key has changed since this one was looked up. One question tells that for all of them.
+        """No key has changed since this one was looked up. One query answers that for all keys.
 
-        With thousands of keys in use each would else be looked up again nearly every time that it is used.
+        With thousands of keys in use, nearly every request would look up its key again otherwise.
         """
         if lookup.found is None or not self._cache_s or (self._closed and self._store.is_away):
             return False
         if not self._knows_changes() and self._changes_lock.acquire(timeout=WAIT_S):
             try:
-                if not self._knows_changes():  # whoever was here before has not asked, or to no avail
+                if not self._knows_changes():  # no other thread has queried it meanwhile
                     asked_at = self._clock()
                     self._changes = self._store.count_changes()
                     self._changes_at = asked_at
@@ -216,17 +216,17 @@ class _Memory:
         return 0 <= self._clock() - self._changes_at < self._cache_s
 
     def _ask(self, sha256: str) -> _Lookup | None:
-        """What the database says, None while it is away. Callers with the same secret share one question."""
+        """The database's answer, None while it is unreachable. Callers with one secret share a query."""
         with self._lock:
             known = self._known.get(sha256) or self._unknown.get(sha256)
             if known is not None and self._is_fresh(known):
-                return known  # it has just come
-            asking = self._asking.get(sha256)
-            if asking is None:
-                mine = self._asking[sha256] = Future()
-        if asking is not None:
+                return known  # it has just arrived
+            pending = self._pending.get(sha256)
+            if pending is None:
+                mine = self._pending[sha256] = Future()
+        if pending is not None:
             try:
-                return asking.result(WAIT_S)
+                return pending.result(WAIT_S)
             except TimeoutError:
                 return None
         answer = None
@@ -234,7 +234,7 @@ class _Memory:
             answer = self._look_up(sha256)
         finally:
             with self._lock:
-                del self._asking[sha256]
+                del self._pending[sha256]
             mine.set_result(answer)
         return answer
 

@@ -1,7 +1,7 @@
-"""Keys in the database: made, shown, changed, rotated, revoked, and found by their secret's hash.
+"""Keys in the database: create, show, change, rotate, revoke, and find them by their secret's hash.
 
-Of a secret only its SHA-256 and a hint for people are stored; the secret itself leaves once, with the call
-that made it. Each call is one transaction, and what it returns is read back from the database.
+Only the SHA-256 of a secret and a hint for people are stored; the secret itself is returned once, by the call
+that made it. Each call is one transaction and returns what it has read back from the database.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from grokflask.storage.tables import key_changes as changes_table
 from grokflask.storage.tables import key_secrets as secrets_table
 from grokflask.storage.tables import keys as keys_table
 
-PREFIX = "gf-"
+KEY_PREFIX = "gf-"
 SECRET_BYTES = 32
-"""Of chance in a secret: 43 characters behind the prefix."""
+"""Random bytes in a secret: 43 characters after the prefix."""
 
 OVERLAP_S = 3600.0
 MAX_OVERLAP_S = 365 * 86400.0
 
 KEPT_S = 30 * 86400.0
-"""How long an expired secret is still known, so that its holder is told that it has expired."""
+"""Time for which an expired secret is still known, so that its holder learns that it has expired."""
 
 
 class KeyStore:
-    """The keys in `database`. Every method raises StoreUnavailableError while the database is away.
+    """The keys in `database`. Every method raises StoreUnavailableError while the database is unreachable.
 
     Args:
-        reserved_names: names that are taken by keys which are not in the database.
+        reserved_names: names of keys that are not in the database.
         clock: epoch seconds.
     """
 
@@ -55,13 +55,13 @@ class KeyStore:
 
     @property
     def is_away(self) -> bool:
-        """The last use of the database has failed."""
+        """The last use of the database failed."""
         return self._database.state == "away"
 
     def create(self, name: str, changes: Mapping[str, Any]) -> tuple[StoredKey, str]:
-        """A new key, and its secret. `changes` are those of `key_limits.read_changes`.
+        """A new key and its secret. `changes` come from `keys.limits.read_changes`.
 
-        Raises KeyExistsError, for a revoked key's name as well: the ledger's rows go by it.
+        Raises KeyExistsError, also for the name of a revoked key: ledger rows refer to keys by name.
         """
         read_name(name)
         if name in self._reserved_names:
@@ -80,11 +80,11 @@ class KeyStore:
 
         try:
             return self._database.write(change), secret
-        except IntegrityError:  # somebody else has been faster
+        except IntegrityError:  # another process was faster
             raise _exists(name) from None
 
     def list(self) -> tuple[StoredKey, ...]:
-        """All keys by name, revoked ones too."""
+        """All keys sorted by name, revoked ones included."""
 
         def query(connection: Connection) -> tuple[StoredKey, ...]:
             by_key: dict[str, Any] = {}
@@ -101,9 +101,9 @@ class KeyStore:
         return self._database.read(lambda connection: _read_key(connection, name))
 
     def set(self, name: str, changes: Mapping[str, Any]) -> StoredKey:
-        """Changes limits and expiry; what `changes` does not name stays.
+        """Changes the limits and expiry that `changes` names.
 
-        Raises KeyNotFoundError, KeyRevokedError, and InvalidRequestError when there is nothing to change.
+        Raises KeyNotFoundError, KeyRevokedError, or InvalidRequestError if `changes` is empty.
         """
         if not changes:
             raise InvalidRequestError(f"Nothing to change; a key's fields are: {', '.join(FIELDS)}.")
@@ -120,9 +120,9 @@ class KeyStore:
         return self._database.write(change)
 
     def rotate(self, name: str, overlap_s: float = OVERLAP_S) -> tuple[StoredKey, str]:
-        """The key with a new secret, valid at once; the old ones end after `overlap_s`, or earlier as set.
+        """Adds a new secret, valid at once. The old ones expire after `overlap_s`, or earlier as set.
 
-        Raises KeyNotFoundError, KeyRevokedError, and InvalidRequestError for an overlap above MAX_OVERLAP_S.
+        Raises KeyNotFoundError, KeyRevokedError, or InvalidRequestError for an overlap above MAX_OVERLAP_S.
         """
         _check_name(name)
         if not 0 <= overlap_s <= MAX_OVERLAP_S:
@@ -145,7 +145,7 @@ class KeyStore:
         return self._database.write(change), secret
 
     def revoke(self, name: str) -> StoredKey:
-        """Shuts the key for good. Idempotent: the first time counts. Raises KeyNotFoundError."""
+        """Revokes the key for good. Idempotent: the first time counts. Raises KeyNotFoundError."""
         _check_name(name)
         now = self._clock()
 
@@ -158,7 +158,7 @@ class KeyStore:
         return self._database.write(change)
 
     def find(self, sha256: str) -> FoundKey | None:
-        """The key with the secret of this SHA-256 (hex), whatever its state; None when there is none."""
+        """The key whose secret has this SHA-256 (hex), in any state, or None."""
 
         def query(connection: Connection) -> FoundKey | None:
             row = connection.execute(_SELECT_BY_SECRET, {"sha256": sha256}).mappings().first()
@@ -170,12 +170,12 @@ class KeyStore:
         return self._database.read(query)
 
     def count_changes(self) -> int:
-        """How often any key has been changed: while that stands still, each that was found is as it was."""
+        """The number of changes to any key: while it stays the same, cached keys are up to date."""
         return self._database.read(lambda connection: int(connection.execute(_SELECT_CHANGES).scalar_one()))
 
 
 def hash_secret(secret: str) -> str:
-    """What is stored of a secret: its SHA-256, in hex. Secrets have 256 bits of chance and need no salt."""
+    """The SHA-256 of a secret in hex, as it is stored. Secrets have 256 random bits and need no salt."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
@@ -198,22 +198,22 @@ _SELECT_BY_SECRET = (
 
 
 def _hold(connection: Connection, name: str) -> None:
-    """Keeps others from changing this key until the transaction ends.
+    """Locks this key against other changes until the transaction ends.
 
-    Raises KeyNotFoundError and KeyRevokedError.
+    Raises KeyNotFoundError or KeyRevokedError.
     """
     query = select(keys_table.c.revoked_at).where(keys_table.c.name == name).with_for_update()
     row = connection.execute(query).first()
     if row is None:
         raise _missing(name)
     if row.revoked_at is not None:
-        error = KeyRevokedError(f"The key {name!r} has been revoked and cannot be changed any more.")
-        error.status = 409  # it is not the caller's own key that was refused
+        error = KeyRevokedError(f"The key {name!r} is revoked and can no longer be changed.")
+        error.status = 409  # the caller's own key is fine
         raise error
 
 
 def _note_change(connection: Connection) -> None:
-    """The last step of each change: it stands in the way of all others until the transaction ends."""
+    """The last step of each change, because it blocks all other changes until the transaction ends."""
     connection.execute(
         update(changes_table).where(changes_table.c.id == 1).values(number=changes_table.c.number + 1)
     )
@@ -228,17 +228,17 @@ def _read_key(connection: Connection, name: str) -> StoredKey:
 
 
 def _add_secret(connection: Connection, name: str, secret: str, now: float) -> None:
-    hint = f"{secret[: len(PREFIX) + 4]}…{secret[-4:]}"
+    hint = f"{secret[: len(KEY_PREFIX) + 4]}…{secret[-4:]}"
     row = {"sha256": hash_secret(secret), "key_name": name, "hint": hint, "created_at": now}
     connection.execute(insert(secrets_table).values(row))
 
 
 def _make_secret() -> str:
-    return PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+    return KEY_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
 
 
 def _check_name(name: str) -> None:
-    """Raises KeyNotFoundError for what no key is named: PostgreSQL would stumble over some of it."""
+    """Raises KeyNotFoundError for what cannot be a key's name; PostgreSQL rejects some such texts."""
     try:
         read_name(name)
     except InvalidRequestError:
@@ -246,9 +246,7 @@ def _check_name(name: str) -> None:
 
 
 def _exists(name: str) -> KeyExistsError:
-    return KeyExistsError(
-        f"There is a key named {name!r} already, or there was one; names are not used again."
-    )
+    return KeyExistsError(f"A key named {name!r} exists or existed before; names are not reused.")
 
 
 def _missing(name: str) -> KeyNotFoundError:

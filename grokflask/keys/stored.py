@@ -1,4 +1,4 @@
-"""A key as it is stored in the database, and how it is shown. Of its secrets there are only hints. No IO."""
+"""A stored key and how it is shown. Of its secrets it has only hints. No IO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Status = Literal["active", "expired", "revoked"]
 
 @dataclass(frozen=True, slots=True)
 class StoredSecret:
-    """What is known of a secret. Times are epoch seconds; `expires_at` None is: as long as its key."""
+    """A secret. Times are epoch seconds; without `expires_at` it lasts as long as its key."""
 
     hint: str
     created_at: float
@@ -36,7 +36,7 @@ class StoredKey:
     secrets: tuple[StoredSecret, ...]
 
     def find_status(self, now: float) -> Status:
-        """Whether it opens the door at `now`."""
+        """Its status at `now`."""
         if self.revoked_at is not None:
             return "revoked"
         return "expired" if self.expires_at is not None and self.expires_at <= now else "active"
@@ -67,10 +67,10 @@ class FoundKey:
     """The key that a secret belongs to.
 
     Attributes:
-        key: with this one secret in its `secrets`.
-        sha256: of the secret, in hex, as it is stored.
-        expires_at: the secret's own end, epoch seconds; None when it lasts as long as its key.
-        changes: how often any key had been changed by then.
+        key: has only this secret in its `secrets`.
+        sha256: hash of the secret in hex, as it is stored.
+        expires_at: the secret's own end, epoch seconds; None if it lasts as long as its key.
+        changes: the number of changes to any key by then.
     """
 
     key: StoredKey

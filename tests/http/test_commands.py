@@ -230,7 +230,7 @@ def test_lists(run: Run) -> None:
         ("keys create bob --requests often", 2, "--requests expects"),
         ("keys create bob --budget-day 1e400", 2, "--budget-day expects"),
         ("keys create bob --budget-month nan", 2, "--budget-month expects"),
-        ("keys create bob --expires 2001-01-01", 2, "--expires expects a time to come"),
+        ("keys create bob --expires 2001-01-01", 2, "--expires expects a time in the future"),
         ("keys create bob --models grok-4,none", 2, "--models expects either patterns or the word none"),
         ("keys create bob --models a,,b", 2, "--models expects"),
         ("keys set nobody", 2, "Nothing to change"),
@@ -498,4 +498,4 @@ def test_as_people_run_it(tmp_path: Path) -> None:
     assert json.loads(made.stdout)["models"] == ["grok-4*", "grok-3"]
     again = flask("keys", "create", "bob")
     assert (again.returncode, again.stdout, len(again.stderr.splitlines())) == (1, "", 1)
-    assert again.stderr.startswith("Error: There is a key named 'bob' already")
+    assert again.stderr.startswith("Error: A key named 'bob' exists")
