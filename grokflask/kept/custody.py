@@ -1,4 +1,4 @@
-"""What upstream keeps for this gateway's clients, each of whom gets at their own alone.
+"""Enforces ownership of what upstream keeps: each key reaches only its own objects.
 
 `check_request` runs before a request goes up: everything that it names must belong to its key.
 `filter_reply` runs on the answer: a new object becomes the key's, and lists show only the key's own objects.
@@ -35,13 +35,13 @@ _log = logging.getLogger("grokflask.custody")
 _FIELDS = msgspec.json.Decoder(Fields)
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 
-# Letters of which a field's name may be put together so that it cannot be seen. No honest client does that.
+# Escapes that can hide the name of a file field. No honest client uses them there.
 _HIDDEN = re.compile(rb"\\u00(?:5f|6[4569c])", re.IGNORECASE)
 _FILE_FIELD = re.compile(r"(?:.*_)?file_ids?")
 
 
 class _Item(msgspec.Struct):
-    """Something that upstream keeps, by the name that its id has there."""
+    """An object that upstream keeps; its id has one of these names."""
 
     id: str | None = None
     batch_id: str | None = None
@@ -57,23 +57,24 @@ class Custody:
     def __init__(self, ownership: Ownership) -> None:
         self._ownership = ownership
 
-    def check_request(self, key: ApiKey, request: ClientRequest, asked: UpstreamRequest) -> None:
-        """The key may ask for all that the request names.
+    def check_request(self, key: ApiKey, request: ClientRequest, upstream_request: UpstreamRequest) -> None:
+        """Checks that the key owns everything that the request names.
 
-        Raises RouteNotFoundError for what is not its own, UnmeteredError for what its limits could not hold,
-        and StoreUnavailableError where that, or whose the answer is, could not be noted.
+        Raises RouteNotFoundError for other objects, UnmeteredError for routes that its limits cannot meter,
+        and StoreUnavailableError if ownership cannot be looked up, or could not be recorded for the answer.
         """
         route = request.route
         if route.unmetered and key.limits.are_metered:
             raise UnmeteredError
         if route.kind and request.item_id is not None:
             self._ownership.check(route.kind, request.item_id, key)
-        elif asked.makes not in (None, "response") or route.act == "list":
-            self._ownership.select(asked.makes or "file", (), key)  # is the table there?
-        if asked.uses:
-            self._ownership.check(*asked.uses, key)
-        if isinstance(asked.body, bytes) and _may_name_files(asked.body):
-            for id in list_files(asked.body):
+        elif upstream_request.makes not in (None, "response") or route.act == "list":
+            # The owner must be stored afterwards, so fail now if the table is unreachable.
+            self._ownership.select(upstream_request.makes or "file", (), key)
+        if upstream_request.uses:
+            self._ownership.check(*upstream_request.uses, key)
+        if isinstance(upstream_request.body, bytes) and _may_name_files(upstream_request.body):
+            for id in list_files(upstream_request.body):
                 self._check_file(id, key)
 
     def filter_reply(
@@ -91,10 +92,10 @@ class Custody:
         return body
 
     def keep(self, kind: Kind | None, id: str, key: ApiKey) -> None:
-        """What upstream has just given out is its key's, if it is kept there as something.
+        """Records the owner of an object that upstream has just made.
 
-        Raises StoreUnavailableError where an id is all there is; an answer that was made is worth giving out
-        though it cannot be fetched again.
+        Raises StoreUnavailableError, except for a response: that answer is still useful if it cannot be
+        fetched again.
         """
         if kind is None:
             return
@@ -103,10 +104,10 @@ class Custody:
         except StoreUnavailableError:
             if kind != "response":
                 raise
-            _log.warning("an id is nobody's", extra={"fields": {"key": key.name}})
+            _log.warning("the owner of a response could not be stored", extra={"fields": {"key": key.name}})
 
     def is_first(self, kind: Kind, id: str) -> bool:
-        """Its cost has not been booked yet; from now on it has."""
+        """True if its cost was not booked before. From now on it counts as booked."""
         return self._ownership.note_billed(kind, id)
 
     def _check_file(self, id: str, key: ApiKey) -> None:
@@ -116,17 +117,17 @@ class Custody:
             raise RouteNotFoundError(f"There is no file {id[:64]!r}.", param="file_id") from None
 
     def _filter(self, kind: Kind, body: bytes, key: ApiKey) -> bytes:
-        """A page without what is others'. Where it goes on is upstream's to say: a page may come empty."""
+        """A page with the key's own objects only. Upstream pages, so a page may be empty."""
         try:
             fields = _FIELDS.decode(body)
             name = next(name for name in ("data", "batches") if name in fields)
             items = [(read_id(item), item) for item in _ITEMS.decode(fields[name])]
         except (*MALFORMED, StopIteration):
-            raise UpstreamProtocolError from None  # what cannot be looked through is not shown
+            raise UpstreamProtocolError from None  # a list that cannot be filtered is not shown
         mine = self._ownership.select(kind, {id for id, _ in items if id is not None}, key)
         left = [(id, item) for id, item in items if id in mine]
         fields[name] = msgspec.Raw(msgspec.json.encode([item for _, item in left]))
-        # OpenAI's SDK takes a list without it for endless, and would ask for the same page again and again.
+        # Without it OpenAI's SDK asks for the same page again and again.
         fields.setdefault("has_more", msgspec.Raw(b"false"))
         for edge, place in (("first_id", 0), ("last_id", -1)):
             if edge in fields:
@@ -135,7 +136,7 @@ class Custody:
 
 
 def read_id(body: bytes | msgspec.Raw) -> str | None:
-    """The id that an object of upstream's has, under any of its names."""
+    """The id of an object of upstream's, under any of its names."""
     try:
         item = _ITEM.decode(body)
     except MALFORMED:
@@ -144,15 +145,15 @@ def read_id(body: bytes | msgspec.Raw) -> str | None:
 
 
 def _may_name_files(body: bytes) -> bool:
-    """Found out by looks that cost nothing, for a body may have megabytes."""
+    """A cheap test, because a body may have megabytes."""
     return b"file_id" in body or (b"\\u00" in body and _HIDDEN.search(body) is not None)
 
 
 def list_files(body: bytes) -> list[str]:
-    """The files that a JSON body names anywhere in it.
+    """The files that a JSON body names, at any depth.
 
-    Raises InvalidRequestError where that cannot be told (half a surrogate pair, say), for upstream might read
-    it otherwise, and RouteNotFoundError where these are too many.
+    Raises InvalidRequestError for a body that cannot be decoded (such as half a surrogate pair), because
+    upstream might read it differently, and RouteNotFoundError for too many files.
     """
     try:
         waiting: list[Any] = [msgspec.json.decode(body)]
@@ -169,7 +170,7 @@ def list_files(body: bytes) -> list[str]:
                     found += [
                         id for id in (inner if isinstance(inner, list) else [inner]) if isinstance(id, str)
                     ]
-                waiting.append(inner)  # a function may have a parameter of this name, which is an object
+                waiting.append(inner)  # a function's parameter of this name is an object
     if len(found) > MAX_FILES:
         raise RouteNotFoundError(f"A request may name {MAX_FILES} files.", param="file_id")
     return found

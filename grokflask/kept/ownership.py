@@ -1,7 +1,7 @@
-"""Whose is what upstream keeps: ids of stored responses, deferred answers, files, batches and videos.
+"""Which key owns an object that upstream keeps: a response, deferred answer, file, batch or video.
 
-Upstream knows one key, the gateway's; that its clients see nothing of each other is decided here. An id
-belongs to the key that made it. For all others, and once its time is over, it does not exist.
+Upstream knows only the gateway's key, so the gateway keeps its clients apart. An id belongs to the key that
+made it. For all other keys, and once it has expired, it does not exist.
 """
 
 from __future__ import annotations
@@ -28,23 +28,22 @@ KEPT_S: dict[Kind, float] = {
     "batch": 400 * DAY_S,
     "video": 31 * DAY_S,
 }
-"""For how long an id is known. xAI keeps a response for 30 days, a deferred answer for one; files that are
-not given an end stay there, but are out of reach for its clients after this."""
+"""Lifetime of an id here. xAI keeps a response for 30 days and a deferred answer for one. Files without an
+expiry stay at xAI, but clients cannot reach them after this time."""
 
 PRUNE_S = 3600.0
 PRUNED = 200
-"""How often each process takes out what is over, and how many rows at a time."""
+"""Interval at which each process deletes expired rows, and how many at a time."""
 
 MAX_REMEMBERED = 10_000
-"""Owners that a process knows without asking: of ids that it has seen lately. An owner never changes."""
+"""Owners cached by a process. An owner never changes."""
 
 
 class Ownership:
-    """Which key made which id. Its methods may be called from any thread; they wait for the database.
+    """Which key made which id. Safe from any thread.
 
-    That is for half a second (`check`, `select`) or five (`claim`, `forget`) at the longest; other
-    requests go on meanwhile, on SQLite too, where the server gives the database its `offload`. Each raises
-    StoreUnavailableError while the database is away: an owner that cannot be looked up is nobody.
+    Methods wait for the database, at most half a second (`check`, `select`) or five (`claim`, `forget`), and
+    raise StoreUnavailableError while it is unreachable.
 
     Args:
         clock: epoch seconds.
@@ -53,14 +52,14 @@ class Ownership:
     def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
         self._database = database
         self._clock = clock
-        self._lock = threading.Lock()  # never held while the database is asked
+        self._lock = threading.Lock()  # never held during a query
         self._known: dict[tuple[Kind, str], tuple[str, float]] = {}
         self._prune_at = clock() + PRUNE_S
 
     def claim(self, kind: Kind, id: str, key: ApiKey) -> None:
-        """`id`, which upstream has just given out, belongs to `key`. The first claim counts, and repeats.
+        """Records that `id`, which upstream has just issued, belongs to `key`. The first claim counts.
 
-        An id that could not stand in a path is nobody's: nobody could ask for it.
+        An id that cannot be part of a path is ignored: no request could name it.
         """
         if not is_plain_segment(id):
             return
@@ -82,12 +81,10 @@ class Ownership:
                 connection.execute(insert(table).values(row))
 
         with suppress(IntegrityError):
-            self._database.write(
-                change
-            )  # unless another one was faster: whose it is will be read when asked for
+            self._database.write(change)  # unless another process was faster
 
     def check(self, kind: Kind, id: str, key: ApiKey) -> None:
-        """Raises RouteNotFoundError unless `id` is of this key: an unknown one and another's look alike."""
+        """Raises RouteNotFoundError unless `id` belongs to this key; unknown ids look the same."""
         if not is_plain_segment(id):
             raise RouteNotFoundError
         now = self._clock()
@@ -103,21 +100,21 @@ class Ownership:
             raise RouteNotFoundError
 
     def select(self, kind: Kind, ids: Collection[str], key: ApiKey) -> set[str]:
-        """Those of `ids` (some hundreds at the most) that are of this key."""
+        """Those of `ids` (at most some hundred) that belong to this key."""
         mine = (table.c.kind == kind) & (table.c.owner == key.owner) & (table.c.expires_at > self._clock())
-        asked = [id for id in ids if is_plain_segment(id)]
-        query = select(table.c.id).where(mine, table.c.id.in_(asked))
+        candidates = [id for id in ids if is_plain_segment(id)]
+        query = select(table.c.id).where(mine, table.c.id.in_(candidates))
         return set(self._database.read(lambda connection: connection.execute(query).scalars().all()))
 
     def note_billed(self, kind: Kind, id: str) -> bool:
-        """Its cost is being booked. True the first time, whoever asks; raises StoreUnavailableError."""
+        """Marks its cost as booked. True the first time, over all keys. Raises StoreUnavailableError."""
         now = self._clock()
         open_row = (table.c.kind == kind) & (table.c.id == id) & table.c.billed_at.is_(None)
         note = update(table).where(open_row).values(billed_at=now)
         return self._database.write(lambda connection: connection.execute(note).rowcount) > 0
 
     def forget(self, kind: Kind, id: str) -> None:
-        """The id is gone upstream. One that is not known is no error."""
+        """Removes an id that upstream has deleted. Ignores unknown ids."""
         if not is_plain_segment(id):
             return
         with self._lock:
@@ -145,7 +142,7 @@ def _select_owner(kind: Kind, id: str) -> Select[tuple[str, float]]:
 
 
 def _prune(connection: Connection, now: float) -> None:
-    """Takes out some of what is over; the rest waits for the next time."""
+    """Deletes some of the expired rows; the rest waits for the next time."""
     over = select(table.c.kind, table.c.id).where(table.c.expires_at <= now).limit(PRUNED)
     for row in connection.execute(over).all():
         connection.execute(delete(table).where(table.c.kind == row.kind, table.c.id == row.id))

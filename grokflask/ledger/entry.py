@@ -1,7 +1,7 @@
-"""What was used: each exchange becomes one entry, one row of the ledger and one line in the log.
+"""Each exchange has one entry, which becomes one row of the ledger and one line in the log.
 
-An entry is made when a request comes, its row opened when upstream is asked, and both are settled once, with
-all that is known by then. Prompts, answers and secrets have no field here.
+The entry is made when a request arrives, its row is opened when upstream is asked, and both are settled once.
+Prompts, answers and secrets have no field here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class LedgerEntry:
     """One exchange.
 
     Attributes:
-        row: what the ledger keeps; its `outcome` is None until `settle`.
-        started_at: monotonic seconds, when the request came.
-        detail: what the log says beyond the error's code.
-        usage: of a whole reply, as soon as it is known: an error behind it does not undo what was paid.
+        row: the ledger's row; its `outcome` is None until `settle`.
+        started_at: monotonic seconds at which the request arrived.
+        detail: the error's details, for the log only.
+        usage: of a whole reply, as soon as it is known: it is paid for even if an error follows.
     """
 
     row: LedgerRow
@@ -48,11 +48,11 @@ class LedgerEntry:
 
     @property
     def settled(self) -> bool:
-        """It is over, and has its line."""
+        """The entry is closed."""
         return self.row.outcome is not None
 
     def expect(self, estimate: Estimate) -> LedgerRow:
-        """The row while the exchange is open: it is known to cost its prompt at least."""
+        """The row of an open exchange, which will cost at least its prompt."""
         row = self.row
         row.prompt_tokens = estimate.prompt_tokens
         row.cost_ticks = estimate.prompt_ticks
@@ -60,7 +60,7 @@ class LedgerEntry:
         return self.row
 
     def note_head(self, headers: Mapping[str, str], retried: bool) -> None:
-        """Upstream's answer has begun."""
+        """Records upstream's request id from the headers of its answer."""
         upstream_id = headers.get("x-upstream-request-id")
         self.row.upstream_request_id = upstream_id and clean(upstream_id)
         self.retried = retried
@@ -73,7 +73,7 @@ class LedgerEntry:
         bytes_out: int = 0,
         status: int = 200,
     ) -> Settlement:
-        """How an exchange with a whole reply has ended; an `error` has its own status."""
+        """The settlement of an exchange with a whole reply. An `error` sets the status."""
         return Settlement(
             outcome,
             error,
@@ -85,7 +85,7 @@ class LedgerEntry:
         )
 
     def note_reply(self, usage: Usage | None, model_served: str | None) -> None:
-        """A whole reply has come: what it used is known, whatever becomes of it."""
+        """Records the usage and model of a whole reply."""
         self.usage, self.model_served = usage, model_served
 
     def settle(self, settlement: Settlement, bill: Bill | None = None) -> LedgerRow:
@@ -111,7 +111,7 @@ class LedgerEntry:
         return row
 
     def refuse(self, error: GrokflaskError) -> None:
-        """Settles a request that the gateway turned away: upstream has not seen it."""
+        """Settles a request that the gateway refused. Upstream has not seen it."""
         self.settle(Settlement(outcome=error.outcome, error=error, status=error.status))
 
     def _list_fields(self) -> dict[str, object]:

@@ -1,8 +1,7 @@
-"""What the dashboard asks of the ledger: spend by day, outcomes, the newest timings, the use of keys.
+"""Reads the ledger for the dashboard: spend by day, outcomes, the newest timings, the use of keys.
 
-Sums come from `daily`, single figures from a bounded number of rows along an index, so a ledger of millions
-of rows answers as a small one does. Every reader raises StoreUnavailableError, after its timeout at the
-latest.
+Sums come from `daily`, and single figures from a bounded number of indexed rows, so the cost does not grow
+with the ledger. Every reader raises StoreUnavailableError after its timeout.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from grokflask.storage.tables import daily, exchanges
 
 TIMEOUT_S = 5.0
 TOP = 7
-"""Keys or models that have a series of their own."""
+"""Keys or models that get a series of their own."""
 MAX_MODELS = 500
 TIMED_ROWS = 1_000
 
@@ -40,7 +39,7 @@ class DayTotal:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What one key or model has cost, by day; days without any are left out."""
+    """The cost of one key or model by day; days without exchanges are left out."""
 
     name: str
     exchanges: int
@@ -50,7 +49,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeTotal:
-    """How many exchanges ended so, and what they cost."""
+    """The number and cost of exchanges with one outcome."""
 
     outcome: str
     exchanges: int
@@ -59,7 +58,7 @@ class OutcomeTotal:
 
 @dataclass(frozen=True, slots=True)
 class ModelAborts:
-    """A model's exchanges that were cancelled, beside its complete ones."""
+    """A model's cancelled exchanges beside its complete ones."""
 
     model: str
     complete: int
@@ -73,8 +72,8 @@ class Spend:
     """Sums from a day on.
 
     Attributes:
-        days: those with exchanges, from the earlier of the first day and the first of the month on.
-        series: those that cost most, the dearest first.
+        days: days with exchanges, from the first day or the first of the month, whichever is earlier.
+        series: the keys or models that cost most, in descending order.
     """
 
     days: list[DayTotal]
@@ -85,7 +84,7 @@ class Spend:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How a settled exchange went."""
+    """The outcome and timing of a settled exchange."""
 
     outcome: str
     ttft_ms: int | None
@@ -95,7 +94,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class KeyUse:
-    """When a key was last used (epoch seconds; None: never), and what it spent today and this month."""
+    """When a key was last used (epoch seconds, None if never), and its spend today and this month."""
 
     last_at: float | None
     day_ticks: int
@@ -103,7 +102,7 @@ class KeyUse:
 
 
 def read_spend(database: Database, first_day: str, month_day: str, by: SpendBy) -> Spend:
-    """Sums of the days from `first_day` on, and by day those from the month's first day on."""
+    """Sums from `first_day` on; by day also those from the month's first day on."""
 
     def query(connection: Connection) -> Spend:
         return Spend(
@@ -117,7 +116,7 @@ def read_spend(database: Database, first_day: str, month_day: str, by: SpendBy) 
 
 
 def read_timings(database: Database, since: float, limit: int = TIMED_ROWS) -> list[Timing]:
-    """The newest settled exchanges that began at `since` (epoch seconds) or later."""
+    """The newest settled exchanges that began at or after `since` (epoch seconds)."""
     columns = exchanges.c
     query = select(columns.outcome, columns.ttft_ms, columns.duration_ms, columns.status)
     query = query.where(columns.id >= find_first_id(since), columns.outcome.is_not(None))
@@ -127,7 +126,7 @@ def read_timings(database: Database, since: float, limit: int = TIMED_ROWS) -> l
 
 
 def read_uses(database: Database, names: Sequence[str], day: str) -> dict[str, KeyUse]:
-    """The use of the keys of these names, `day` being today (UTC, `YYYY-MM-DD`)."""
+    """The use of these keys; `day` is today (UTC, `YYYY-MM-DD`)."""
     today = func.sum(case((daily.c.day == day, daily.c.cost_ticks), else_=0))
     in_month = daily.c.day.between(f"{day[:7]}-01", f"{day[:7]}-31")
     sums = select(daily.c.key, today, func.sum(daily.c.cost_ticks))
@@ -135,7 +134,7 @@ def read_uses(database: Database, names: Sequence[str], day: str) -> dict[str, K
 
     def query(connection: Connection) -> dict[str, KeyUse]:
         spent = {row[0]: (int(row[1]), int(row[2])) for row in connection.execute(sums)}
-        # One step along the index for each; a grouping would walk over all their rows.
+        # One index lookup for each; a GROUP BY would scan all their rows.
         newest = {
             name: connection.execute(select(func.max(exchanges.c.id)).where(exchanges.c.key == name)).scalar()
             for name in names

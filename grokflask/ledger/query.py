@@ -1,7 +1,7 @@
-"""What people ask the ledger for: texts of the command line or a query string, read into filters and days.
+"""Parses ledger queries from the command line or a query string into filters and days.
 
-`since` and `until` are times in ISO 8601 (UTC unless they say otherwise), or so long ago (`24h`). `until`
-is not included, but a bare date means that whole day.
+`since` and `until` are times in ISO 8601 (UTC by default), or durations before now (`24h`). `until` is
+exclusive, but a bare date includes the whole day.
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
 def read_filter(texts: Mapping[str, str | None], now: float) -> RowFilter:
-    """The rows that `texts` (RowFilter's fields; None and "" ask for nothing) describe.
-
-    Raises InvalidRequestError, naming the field.
-    """
+    """Parses `texts`, which has RowFilter's fields. Raises InvalidRequestError with the field's name."""
     for name in ("key", "model", "request_id"):
         text = texts.get(name) or ""
         if len(text) > MAX_CHARS or not text.isprintable():
-            message = f"{name!r} expects at most {MAX_CHARS} characters that can be printed."
+            message = f"{name!r} expects at most {MAX_CHARS} printable characters."
             raise InvalidRequestError(message, param=name)
     outcome = texts.get("outcome") or None
     if outcome is not None and outcome not in set(Outcome):
@@ -47,10 +44,7 @@ def read_filter(texts: Mapping[str, str | None], now: float) -> RowFilter:
 
 
 def read_days(texts: Mapping[str, str | None], now: float) -> tuple[str | None, str | None]:
-    """The first and the last UTC day (`YYYY-MM-DD`) that `since` and `until` touch; None is open.
-
-    Raises InvalidRequestError.
-    """
+    """The first and last UTC day (`YYYY-MM-DD`) of the range; None is open. Raises InvalidRequestError."""
     since = _read_time("since", texts.get("since"), now)
     until = _read_time("until", texts.get("until"), now)
     last = None if until is None else to_day(max(until - 0.001, 0.0))
@@ -58,7 +52,7 @@ def read_days(texts: Mapping[str, str | None], now: float) -> tuple[str | None, 
 
 
 def read_grouping(text: str | None) -> By:
-    """What sums have in common; the key when nothing is said. Raises InvalidRequestError."""
+    """What to group sums by; the default is the key. Raises InvalidRequestError."""
     for grouping in GROUPINGS:
         if grouping == (text or "key"):
             return grouping
@@ -66,7 +60,7 @@ def read_grouping(text: str | None) -> By:
 
 
 def name_sums(grouping: By, sums: Summary) -> dict[str, Any]:
-    """The sums' fields, the first one being called after what it is the name of."""
+    """The fields of `sums`, with `name` called after the grouping."""
     fields = asdict(sums)
     return {grouping: fields.pop("name"), **fields}
 

@@ -1,7 +1,7 @@
-"""What has been used, read from the ledger: rows, sums, and whether the two agree.
+"""Reads the ledger: rows, sums, and whether the two agree.
 
-Rows are found along their ids, which are in the order of time, and sums come from `daily` alone, so nothing
-here costs more as the ledger grows, but for `iterate_rows` and the check, which look at every row.
+Rows are found by their ids, which sort by time, and sums come from `daily`. So the cost does not grow with
+the ledger, except for `iterate_rows` and the check, which read every row.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ By = Literal["key", "model", "day", "outcome"]
 
 @dataclass(frozen=True, slots=True)
 class RowFilter:
-    """Which rows. Times are epoch seconds, `since` included and `until` not; None and "" ask for nothing."""
+    """Selects rows. Times are epoch seconds, `until` excluded; None and "" select everything."""
 
     since: float | None = None
     until: float | None = None
@@ -52,11 +52,11 @@ class RowFilter:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Sums of settled rows that have `name` in common: a key, a model, a day or an outcome.
+    """Sums of the settled rows of one key, model, day or outcome, which is its `name`.
 
-    `estimated_ticks` is the part of `cost_ticks` that is an estimate; 1 USD = 10^10 ticks. `saved_ticks` is
-    what more the cached tokens would have cost as fresh ones, by the price table: at the least, for prompts
-    at the long-context rate count as others do.
+    `estimated_ticks` is the estimated part of `cost_ticks`; 1 USD = 10^10 ticks. `saved_ticks` is how much
+    more the cached tokens would have cost uncached, by the price table. It is a lower bound, because the
+    long-context rate is not considered.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A sum that is not what its rows say."""
+    """A sum that differs from its rows."""
 
     key: str
     day: str
@@ -86,19 +86,19 @@ class Drift:
 
 def read_rows(
     database: Database,
-    wanted: RowFilter,
+    row_filter: RowFilter,
     limit: int,
     before_id: str | None = None,
     timeout_s: float | None = None,
 ) -> list[LedgerRow]:
-    """The newest rows that are `wanted`, at most `limit`; the next page begins before the last one's id.
+    """The newest rows that match, at most `limit`; the next page begins before the id of the last one.
 
-    A model's or an outcome's rows have no index, and are looked for among the others, which may take long.
-    Raises StoreUnavailableError, after `timeout_s` at the latest; None lets the question decide.
+    There is no index for models and outcomes, so such a search reads other rows too and may take long.
+    Raises StoreUnavailableError after `timeout_s`; its default depends on the query.
     """
-    is_quick = limit <= PAGE_ROWS and not wanted.model and not wanted.outcome
+    is_quick = limit <= PAGE_ROWS and not row_filter.model and not row_filter.outcome
     timeout_s = timeout_s or (READ_TIMEOUT_S if is_quick else REPORT_TIMEOUT_S)
-    query = _select_rows(wanted).order_by(exchanges.c.id.desc()).limit(limit)
+    query = _select_rows(row_filter).order_by(exchanges.c.id.desc()).limit(limit)
     if before_id is not None:
         query = query.where(exchanges.c.id < before_id)
     found = database.read(lambda connection: connection.execute(query).all(), timeout_s=timeout_s)
@@ -106,22 +106,23 @@ def read_rows(
 
 
 def read_open(database: Database, request_id: str | None = None) -> list[LedgerRow]:
-    """The rows of all workers' open streams (with this `request_id`), the oldest first.
+    """The rows of all workers' open streams (with this `request_id`), oldest first.
 
-    Those of a worker that was killed are among them until they are settled as lost. Raises
-    StoreUnavailableError.
+    Includes those of a killed worker until they are settled as lost. Raises StoreUnavailableError.
     """
-    # Sorted here: a database may take the order as a reason to look through all rows along their ids.
+    # Sorted here: ORDER BY could make the database scan all rows by id.
     query = _select_rows(RowFilter(request_id=request_id)).where(exchanges.c.outcome.is_(None))
     found = database.read(lambda connection: connection.execute(query).all())
     return sorted((LedgerRow(*row) for row in found if row.stream), key=lambda row: row.id)
 
 
-def iterate_rows(database: Database, wanted: RowFilter, page_rows: int = PAGE_ROWS) -> Iterator[LedgerRow]:
-    """All rows that are `wanted`, newest first, a page in memory at once. Raises StoreUnavailableError."""
+def iterate_rows(
+    database: Database, row_filter: RowFilter, page_rows: int = PAGE_ROWS
+) -> Iterator[LedgerRow]:
+    """All rows that match, newest first, with one page in memory. Raises StoreUnavailableError."""
     before_id = None
     while True:
-        rows = read_rows(database, wanted, page_rows, before_id)
+        rows = read_rows(database, row_filter, page_rows, before_id)
         yield from rows
         if len(rows) < page_rows:
             return
@@ -131,7 +132,7 @@ def iterate_rows(database: Database, wanted: RowFilter, page_rows: int = PAGE_RO
 def summarize(
     database: Database, since_day: str | None, until_day: str | None, by: By = "key", key: str | None = None
 ) -> list[Summary]:
-    """Sums of the days from `since_day` to `until_day`, both included (UTC, `YYYY-MM-DD`), in order of name.
+    """Sums of the days from `since_day` to `until_day` inclusive (UTC, `YYYY-MM-DD`), sorted by name.
 
     Raises StoreUnavailableError.
     """
@@ -149,7 +150,7 @@ def summarize(
 
 
 def _add_models(name: str, rows: list[Row[Any]]) -> Summary:
-    """One sum of those by model, each of which has its own prices."""
+    """One sum of those by model, because each model has its own prices."""
     cached = 2 + SUMS.index("cached_tokens")
     figures = [sum(map(int, column)) for column in list(zip(*rows, strict=True))[2:]]
     saved_ticks = sum(price_saved(row.priced_as, int(row[cached])) for row in rows)
@@ -163,7 +164,7 @@ _SPENT = text(
 
 
 def read_spent(database: Database, key: str, day: str) -> tuple[int, int]:
-    """What `key` has spent on `day` (UTC, `YYYY-MM-DD`) and in its month, in ticks; what is settled counts.
+    """Ticks that `key` has spent on `day` (UTC, `YYYY-MM-DD`) and in its month, by settled rows.
 
     Raises StoreUnavailableError.
     """
@@ -173,15 +174,15 @@ def read_spent(database: Database, key: str, day: str) -> tuple[int, int]:
 
 
 def check_daily(database: Database) -> list[Drift]:
-    """Where the sums are not what the rows say, for the days whose rows are all there still.
+    """The sums that differ from their rows, for the days whose rows are complete.
 
-    Retention notes the first such day whenever it deletes. Raises StoreUnavailableError.
+    Retention records the first such day. Raises StoreUnavailableError.
     """
     return database.read(_find_drift, timeout_s=CHECK_TIMEOUT_S)
 
 
 def repair_daily(database: Database) -> list[Drift]:
-    """Makes the sums of those days anew from their rows, in one transaction; what was wrong.
+    """Recomputes the sums of those days in one transaction, and returns what was wrong.
 
     Writers wait meanwhile. Raises StoreUnavailableError.
     """
@@ -202,7 +203,7 @@ def _repair(connection: Connection) -> list[Drift]:
 
 def _find_drift(connection: Connection) -> list[Drift]:
     since = _read_complete_since(connection)
-    # One statement, and so one state of the database, however much is written meanwhile.
+    # One statement sees one state of the database, whatever is written meanwhile.
     stored = select(
         *(daily.c[name] for name in ("key", "day", "model", "outcome")),
         *(daily.c[name] for name in SUMS),
@@ -227,7 +228,7 @@ def _find_drift(connection: Connection) -> list[Drift]:
 
 
 def _sum_rows(since_day: str) -> Select[Any]:
-    """What `daily` should hold, from `since_day` on."""
+    """What `daily` should contain, from `since_day` on."""
     columns = exchanges.c
     model = func.coalesce(columns.model_served, columns.model)
     figures: dict[str, ColumnElement[Any]] = {name: columns[name] for name in SUMS if name in columns}
@@ -248,21 +249,21 @@ def _read_complete_since(connection: Connection) -> str:
     return found or ""
 
 
-def _select_rows(wanted: RowFilter) -> Select[Any]:
+def _select_rows(row_filter: RowFilter) -> Select[Any]:
     query = select(*(exchanges.c[name] for name in COLUMNS))
-    # An id begins with its time; a range of them needs no index but the primary key.
-    if wanted.since is not None:
-        query = query.where(exchanges.c.id >= find_first_id(wanted.since))
-    if wanted.until is not None:
-        query = query.where(exchanges.c.id < find_first_id(wanted.until))
+    # An id begins with its time, so a range needs only the primary key.
+    if row_filter.since is not None:
+        query = query.where(exchanges.c.id >= find_first_id(row_filter.since))
+    if row_filter.until is not None:
+        query = query.where(exchanges.c.id < find_first_id(row_filter.until))
     for name in ("key", "model", "outcome", "request_id"):
-        value = getattr(wanted, name)
+        value = getattr(row_filter, name)
         if value:
             query = query.where(exchanges.c[name] == value)
     return query
 
 
 def find_first_id(seconds: float) -> str:
-    """What the first id of this time begins with; times before 1970 or past the end of hex are the ends."""
+    """The prefix of the first id at this time, clamped to the range of ids."""
     milliseconds = min(max(round(seconds * 1000), 0), 16**12 - 1)
     return f"{milliseconds:012x}"

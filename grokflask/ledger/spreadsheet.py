@@ -11,7 +11,7 @@ _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def guard_cell(value: object) -> object:
-    """A cell that no spreadsheet takes for a formula: request ids and models are what clients sent."""
+    """A cell that no spreadsheet takes for a formula. Clients choose request ids and model names."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
@@ -22,7 +22,7 @@ def guard_cell(value: object) -> object:
 
 
 def write_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """A header line and a line for each row, as the rows come. Lists are joined by spaces."""
+    """Yields a header line and a line for each row. Lists are joined by spaces."""
     line = io.StringIO()
     writer = csv.writer(line, lineterminator="\n")
     writer.writerow(header)

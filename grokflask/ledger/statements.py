@@ -1,7 +1,7 @@
-"""The ledger's statements: how rows get into the tables, and how the daily sums keep up with them.
+"""The ledger's SQL: writes rows and keeps the daily sums in step with them.
 
-Each function works inside the caller's transaction. Sums are told from what is stored and what is new, so
-delivering a row again changes nothing, and a later truth replaces an earlier guess.
+Each function works inside the caller's transaction. Sums change by the difference between stored and new
+rows, so delivering a row again changes nothing, and a later figure replaces an earlier guess.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from grokflask.ledger.row import COLUMNS, LedgerRow
 from grokflask.times import to_day
 
 LOST = "lost"
-SUMS = (
-    *("exchanges", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"),
-    *("cost_ticks", "estimated_ticks", "bytes_out"),
+SUMS = tuple(
+    "exchanges prompt_tokens cached_tokens completion_tokens reasoning_tokens "
+    "cost_ticks estimated_ticks bytes_out".split()
 )
-"""The figures of the table `daily`, behind its key: key, day, model, outcome."""
+"""The figures of the table `daily`, after its key: key, day, model, outcome."""
 
 Fields = tuple[Any, ...]
 """A row's values in the order of COLUMNS."""
@@ -33,22 +33,22 @@ Fields = tuple[Any, ...]
 SumKey = tuple[str, str, str, str]
 
 _AT = {name: place for place, name in enumerate(COLUMNS)}
-_DAY = len(COLUMNS)  # stored behind the others, and told from `started_at`
+_DAY = len(COLUMNS)  # stored after the others, and computed from `started_at`
 _ID, _OUTCOME, _STARTED_AT = _AT["id"], _AT["outcome"], _AT["started_at"]
-# What an exchange never changes stands in indexes, and is left alone by an update.
+# Columns that never change are in indexes; updates leave them alone.
 _FIXED = ("id", "request_id", "key", "route", "started_at", "worker")
 _CHANGING = tuple(name for name in COLUMNS if name not in _FIXED)
 _get_changing = itemgetter(*(_AT[name] for name in _CHANGING), _ID)
 _get_sum_key = itemgetter(_AT["key"], _DAY, _AT["model_served"], _AT["model"], _OUTCOME)
 _get_figures = itemgetter(
     *(_AT[name] for name in SUMS[1:6]), _AT["estimated"], _AT["bytes_out"]
-)  # in the order of SUMS, but `estimated` is still a yes or no
+)  # in the order of SUMS, but `estimated` is a boolean
 
 _STORED = (*COLUMNS, "day")
 _INTO = f"exchanges ({', '.join(_STORED)})"
 _INSERT_ONE = f"INSERT INTO {_INTO} VALUES ({', '.join('?' * len(_STORED))})"  # noqa: S608
 _UPDATE_ONE = f"UPDATE exchanges SET {', '.join(f'{name} = ?' for name in _CHANGING)} WHERE id = ?"  # noqa: S608
-# PostgreSQL takes them all as one JSON text, several times cheaper than a statement each.
+# PostgreSQL takes all rows as one JSON text, several times cheaper than a statement for each.
 _FROM_JSON = "json_populate_recordset(NULL::exchanges, CAST(:rows AS json))"
 _INSERT_ALL = f"INSERT INTO {_INTO} SELECT {', '.join(_STORED)} FROM {_FROM_JSON}"  # noqa: S608
 _UPDATE_ALL = (
@@ -91,7 +91,7 @@ _PRUNE = (
 _DIALECTS = {
     "sqlite": {
         "any": "IN (SELECT value FROM json_each(:ids))",
-        "lock": "",  # a transaction that writes has the whole file
+        "lock": "",  # a writing transaction locks the whole file
         "skip": "",
         "now": "(julianday('now') - 2440587.5) * 86400.0",
     },
@@ -106,7 +106,7 @@ _DIALECTS = {
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A process that writes. `host` says where its `pid` means something."""
+    """A process that writes. Its `pid` is valid on `host` only."""
 
     id: str
     host: str
@@ -114,7 +114,7 @@ class Worker:
 
 
 def find_self(worker: str) -> Worker:
-    """The process that asks. With its host's name goes the kernel's name of the space its pid is from."""
+    """The running process. Its host's name includes the kernel's name of its pid namespace."""
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -123,11 +123,11 @@ def find_self(worker: str) -> Worker:
 
 
 read_fields = attrgetter(*COLUMNS)
-"""A row's Fields: a copy, which later changes to the row do not reach."""
+"""A copy of a row's values, which later changes to the row do not affect."""
 
 
 def store(connection: Connection, rows: Iterable[Fields]) -> None:
-    """Writes rows, no two of one id: new ones, and those that have been settled since they were stored."""
+    """Writes rows with distinct ids: new ones, and those settled since they were stored."""
     opened: list[Fields] = []
     settled: dict[str, Fields] = {}
     for fields in rows:
@@ -137,15 +137,15 @@ def store(connection: Connection, rows: Iterable[Fields]) -> None:
         else:
             settled[fields[_ID]] = fields
     if opened:
-        _insert(connection, opened, _UNLESS_THERE)  # what is there is this row, or knows more than it
+        _insert(connection, opened, _UNLESS_THERE)  # a stored row is the same, or newer
     if settled:
         _apply(connection, settled, _find(connection, list(settled)))
 
 
 def beat(connection: Connection, me: Worker, stale_s: float) -> bool:
-    """Notes that this process lives; whether the last time was within `stale_s`, by the database's clock.
+    """Records that this process is alive. True if it last did so within `stale_s`, by the database's clock.
 
-    If it was not, the database has been away, and the others may have had no chance to be noted either.
+    If not, the database was unreachable, and other processes may have had no chance to report either.
     """
     before = connection.execute(text("SELECT seen_at FROM workers WHERE id = :id"), {"id": me.id}).scalar()
     _run(connection, _BEAT, id=me.id, host=me.host, pid=me.pid)
@@ -153,10 +153,10 @@ def beat(connection: Connection, me: Worker, stale_s: float) -> bool:
 
 
 def sweep(connection: Connection, me: Worker, stale_s: float, on_time: bool, most: int) -> list[LedgerRow]:
-    """Settles open rows of processes that are dead, `most` at once; gives them as they are now.
+    """Settles up to `most` open rows of dead processes, and returns them.
 
-    Of several processes that sweep each row is settled by one. Dead is who has not been seen for `stale_s`,
-    or never, if this one has been `on_time` itself; and on SQLite who ran beside this one and is no more.
+    When several processes sweep, each row is settled by one. A process is dead if it was not seen for
+    `stale_s` or never, provided that this one was `on_time`; on SQLite also if its pid no longer exists.
     """
     dead = _find_dead(connection, me, stale_s, on_time)
     if not dead:
@@ -169,14 +169,14 @@ def sweep(connection: Connection, me: Worker, stale_s: float, on_time: bool, mos
 
 
 def leave(connection: Connection, me: Worker) -> None:
-    """Forgets this process, unless it leaves open rows behind, which others then find."""
+    """Removes this process, unless it leaves open rows, which others then find."""
     _run(connection, _LEAVE, ids=_list_ids(connection, [me.id]))
 
 
 def prune(connection: Connection, first_day: str, most: int) -> int:
-    """Deletes settled rows of days before `first_day`, `most` at once; how many. Their sums stay.
+    """Deletes up to `most` settled rows of days before `first_day`, and returns their number. Sums stay.
 
-    It is noted from which day on the rows are whole, for whoever compares them with the sums.
+    Records the first day whose rows are complete, for comparisons with the sums.
     """
     _run(connection, _NOTE_PRUNED, day=first_day)
     deleted: int = _run(connection, _PRUNE, day=first_day, most=most).rowcount
@@ -184,7 +184,7 @@ def prune(connection: Connection, first_day: str, most: int) -> int:
 
 
 def _apply(connection: Connection, settled: dict[str, Fields], stored: dict[str, Fields]) -> None:
-    """Writes what differs between `settled` and `stored`, and the difference in the sums."""
+    """Writes the difference between `settled` and `stored`, in rows and sums."""
     inserts: list[Fields] = []
     updates: list[Fields] = []
     sums: dict[SumKey, list[int]] = {}
@@ -206,7 +206,7 @@ def _apply(connection: Connection, settled: dict[str, Fields], stored: dict[str,
     if updates:
         _update(connection, updates)
     if sums:
-        # In one order everywhere, so that two processes never wait for each other.
+        # Always in the same order, so that two processes never deadlock.
         connection.execute(_prepare(_ADD, ""), [_name_sum(key, sums[key]) for key in sorted(sums)])
     for key in sorted(emptied):
         _run(connection, _DROP_EMPTY, **_name_sum(key, []))
@@ -257,7 +257,7 @@ def _name_sum(key: SumKey, figures: Sequence[int]) -> dict[str, Any]:
 
 def _find(connection: Connection, ids: list[str]) -> dict[str, Fields]:
     found = _run(connection, _FIND, ids=_list_ids(connection, ids))
-    rows = found.cursor.fetchall()  # the driver's own tuples: cheaper, and there are many
+    rows = found.cursor.fetchall()  # the driver's own tuples are cheaper
     found.close()
     return {row[_ID]: row for row in rows}
 
@@ -276,10 +276,10 @@ def _find_dead(connection: Connection, me: Worker, stale_s: float, on_time: bool
 
 
 def _has_ended(worker: Worker, me: Worker) -> bool:
-    """Surely no more: it had a pid where this process has its own, and nobody has that now.
+    """The worker's pid, in the same pid namespace as this process, no longer exists.
 
-    Who shares a SQLite file in WAL mode shares the kernel, and so the names of its pid spaces. A pid that is
-    in use again looks alive; then the time decides.
+    Processes that share a SQLite file in WAL mode share the kernel. A reused pid looks alive; then only time
+    decides.
     """
     if worker.host != me.host or "pid:[" not in me.host:
         return False
@@ -288,12 +288,12 @@ def _has_ended(worker: Worker, me: Worker) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        pass  # somebody else's
+        pass  # another user's process
     return False
 
 
 def _lose(fields: Fields) -> Fields:
-    """The row as lost: its figures stay the estimate that they were, how long it took is unknown."""
+    """The row as lost: its figures stay the estimate, and its duration is unknown."""
     changed = list(fields)
     changed[_OUTCOME], changed[_AT["estimated"]], changed[_AT["duration_ms"]] = LOST, True, None
     return tuple(changed)

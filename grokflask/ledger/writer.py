@@ -1,8 +1,8 @@
-"""The ledger's way into the database: one writer per process, with a thread of its own.
+"""Writes the ledger to the database: one writer per process, with a thread of its own.
 
-Whoever carries an exchange hands its row over and goes on; a moment later the row is in the database, with
-many others in one transaction. Rows that are handed over within FLUSH_S before a SIGKILL are lost; a row
-that was open then is found by the other processes, or by the next one, and settled as `lost`.
+`open` and `settle` queue a row and return; a moment later it is in the database, together with others in one
+transaction. A SIGKILL loses the rows queued within the last FLUSH_S. Other processes, or the next one, find
+the rows that were open then and settle them as `lost`.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ _log = logging.getLogger("grokflask.ledger")
 
 
 class LedgerWriter:
-    """Writes the rows of this process. `open` and `settle` never block and never raise, from any thread.
+    """Writes the rows of this process. `open` and `settle` never block or raise, from any thread.
 
-    The thread starts with the first row or by `start`, and after a fork anew; rows that the parent had queued
-    stay the parent's.
+    The thread starts with the first row or with `start`, and again after a fork. Rows that the parent has
+    queued are written by the parent.
 
     Args:
-        worker: unique to this process; what `open` notes in a row that names none.
-        retention_days: rows of earlier days are deleted, their daily sums stay; 0 keeps all.
-        clock: UTC, epoch seconds; tells the day for retention. Which worker is stale is told by the
-            database's own clock, for hosts may differ.
+        worker: unique to this process; entered in rows that name none.
+        retention_days: older rows are deleted, but their daily sums stay; 0 keeps all.
+        clock: UTC epoch seconds; gives the day for retention. Stale workers are found by the database's
+            clock, because hosts may differ.
         flush_s: the pause between two batches, and so the most that a SIGKILL can lose.
-        max_queued: rows that wait while the database is away; further ones are dropped and counted.
+        max_queued: rows that wait while the database is unreachable; further ones are dropped and counted.
 
     Attributes:
         on_lost: called in the writer's thread with rows of processes that died, once each, after they were
             stored as `lost`. A crash in between skips the call.
-        dropped: rows that found no room.
-        refused: rows that the database did not take for a reason that lies in the row.
+        dropped: rows for which there was no room.
+        refused: rows that the database rejected because of their content.
         lost: rows of dead processes that this one has settled.
     """
 
@@ -77,15 +77,15 @@ class LedgerWriter:
         self._database = database
         self._worker = worker
         self._made_in = get_pid()
-        self._me = Worker(worker, "", 0)  # told when the thread starts
+        self._me = Worker(worker, "", 0)  # set when the thread starts
         self._retention_days = retention_days
         self._clock = clock
         self._flush_s = flush_s
         self._beat_s = beat_s
         self._stale_s = stale_s
         self._max_queued = max_queued
-        # Single operations of a dict are atomic, so a row is handed over without a lock: `settle` may be
-        # called by a finalizer, in the midst of anything.
+        # Single dict operations are atomic, so queueing a row needs no lock: a finalizer may call `settle` at
+        # any point.
         self._pending: dict[str, Fields] = {}
         self._batch: dict[str, Fields] = {}
         self._lock = threading.RLock()
@@ -98,11 +98,11 @@ class LedgerWriter:
         self._away = False
         self._on_time = self._sweep_due = False
         self._beat_at = self._prune_at = self._warn_at = 0.0  # monotonic
-        self._told_dropped = 0
+        self._dropped_logged = 0
 
     @property
     def worker(self) -> str:
-        """The process's name in the ledger; a fork of the process that made the writer has another."""
+        """The process's name in the ledger; forks have names of their own."""
         return self._worker if get_pid() == self._made_in else f"{self._worker}-{get_pid()}"
 
     @property
@@ -112,7 +112,7 @@ class LedgerWriter:
 
     @property
     def is_full(self) -> bool:
-        """There is no room for further rows: the database has been away for long."""
+        """There is no room for further rows: the database has been unreachable for long."""
         return self.queued >= self._max_queued
 
     @property
@@ -123,7 +123,7 @@ class LedgerWriter:
         return "up" if self._pid == get_pid() else "idle"
 
     def open(self, row: LedgerRow) -> None:
-        """An exchange has begun: its row is written with outcome None. The row is copied."""
+        """Queues a copy of the row of an exchange that has begun, with outcome None."""
         self._start_once()
         if self.queued < self._max_queued:
             self._pending.setdefault(row.id, self._copy(row))
@@ -132,7 +132,7 @@ class LedgerWriter:
         self._start_once()
 
     def settle(self, row: LedgerRow) -> None:
-        """An exchange has ended: its row has its outcome. The row is copied."""
+        """Queues a copy of the row of an exchange that has ended."""
         self._start_once()
         if self.queued < self._max_queued or row.id in self._pending or row.id in self._batch:
             self._pending[row.id] = self._copy(row)
@@ -141,11 +141,11 @@ class LedgerWriter:
         self._start_once()  # again: the thread may have ended in between, at a close
 
     def start(self) -> None:
-        """Starts the thread, which tells the others that this process lives, and looks for dead ones."""
+        """Starts the thread, which reports that this process is alive and looks for dead ones."""
         self._start_once()
 
     def flush(self, timeout_s: float) -> bool:
-        """Waits until all rows that were handed over before this call are in the database, or refused."""
+        """Waits until all rows queued before this call are in the database, or rejected by it."""
         done = threading.Event()
         self._flushes.append(done)
         self._start_once()
@@ -153,9 +153,9 @@ class LedgerWriter:
         return done.wait(timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Writes what is queued and ends the thread; False if rows are left after `timeout_s`.
+        """Writes the queue and ends the thread; False if rows are left after `timeout_s`.
 
-        Idempotent. A row that comes later starts the thread again.
+        Idempotent. A later row starts the thread again.
         """
         with self._lock:
             thread = self._thread if self._pid == get_pid() else None
@@ -177,7 +177,7 @@ class LedgerWriter:
         with self._lock:
             if self._pid == get_pid():
                 return
-            if self._pid:  # a fork: what the parent has queued is the parent's to write
+            if self._pid:  # a fork: the parent writes what it has queued
                 self._pending, self._batch, self._flushes = {}, {}, []
                 self._away = False
             self._closing = False
@@ -196,7 +196,7 @@ class LedgerWriter:
         try:
             self._loop()
         finally:
-            self._pid = 0  # whatever ended it, the next row starts another
+            self._pid = 0  # the next row starts another thread
         if self._pending and not self._away:
             self._start_once()
 
@@ -216,12 +216,12 @@ class LedgerWriter:
 
     def _end(self) -> None:
         if self._away:
-            _log.error("rows of the ledger are left unwritten", extra={"fields": {"rows": self.queued}})
+            _log.error("ledger rows were not written", extra={"fields": {"rows": self.queued}})
         else:
             self._attempt(lambda: self._database.write(lambda c: statements.leave(c, self._me)))
 
     def _turn(self) -> bool:
-        """Delivers what was handed over before it began, and does what is due; False while that fails."""
+        """Delivers the rows queued so far and does what is due; False if that fails."""
         flushes = len(self._flushes)
         ids = list(self._pending)
         try:
@@ -236,7 +236,7 @@ class LedgerWriter:
             self._note_away()
             return False
         except Exception:
-            _log.exception("the ledger's writer stumbled")
+            _log.exception("the ledger's writer failed")
             return False
         finally:
             self._warn_of_dropped()
@@ -259,7 +259,7 @@ class LedgerWriter:
             self._beat()
 
     def _store(self, rows: list[Fields]) -> None:
-        """Stores all of them, or all but those that the database will not take."""
+        """Stores the rows, except those that the database rejects."""
         try:
             self._database.write(lambda connection: statements.store(connection, rows))
         except StoreUnavailableError:
@@ -273,7 +273,7 @@ class LedgerWriter:
             self.refused += 1
             self._batch.pop(rows[0][0], None)
             fields = {"request_id": rows[0][1], "detail": f"{type(error).__name__}: {error}"[:300]}
-            _log.error("the database refuses a row of the ledger", extra={"fields": fields})
+            _log.error("the database rejected a ledger row", extra={"fields": fields})
 
     def _beat(self) -> None:
         if time.monotonic() < self._beat_at:
@@ -292,13 +292,13 @@ class LedgerWriter:
                 return
             self.lost += len(rows)
             _log.warning(
-                "exchanges of processes that died are settled", extra={"fields": {"rows": len(rows)}}
+                "exchanges of processes that died were settled as lost", extra={"fields": {"rows": len(rows)}}
             )
             if self.on_lost is not None:
                 self._attempt(partial(self.on_lost, rows))
 
     def _prune(self) -> None:
-        """One piece of what is too old, so that the queue never waits for long."""
+        """Deletes one batch of expired rows, so that the queue never waits for long."""
         if not self._retention_days or time.monotonic() < self._prune_at:
             return
         first_day = to_day(self._clock() - self._retention_days * 86400)
@@ -312,7 +312,7 @@ class LedgerWriter:
         except StoreUnavailableError:
             pass
         except Exception:
-            _log.exception("the ledger's writer stumbled")
+            _log.exception("the ledger's writer failed")
 
     def _note_away(self) -> None:
         if not self._away:
@@ -322,13 +322,13 @@ class LedgerWriter:
     def _note_up(self, delivered: int) -> None:
         if self._away:
             self._away = False
-            _log.warning("the ledger is written again", extra={"fields": {"rows": delivered}})
+            _log.warning("the ledger can be written again", extra={"fields": {"rows": delivered}})
 
     def _warn_of_dropped(self) -> None:
-        new = self.dropped - self._told_dropped
+        new = self.dropped - self._dropped_logged
         if not new or time.monotonic() < self._warn_at:
             return
-        self._told_dropped += new
+        self._dropped_logged += new
         self._warn_at = time.monotonic() + WARN_EVERY_S
         fields = {"rows": new, "dropped": self.dropped, "queued": self.queued}
-        _log.error("rows of the ledger are dropped: there is no more room", extra={"fields": fields})
+        _log.error("ledger rows are dropped: the queue is full", extra={"fields": fields})

@@ -182,7 +182,7 @@ def test_one_bad_row_does_not_hold_up_the_rest(
     assert len(list_rows(database)) == 18
     assert sum_up(database) == {"complete": (18, 18 * 700)}
     assert (writer.refused, writer.queued, database.outages) == (2, 0, 0)
-    assert logged.getvalue().count("refuses a row") == 2
+    assert logged.getvalue().count("rejected a ledger row") == 2
 
 
 def test_no_more_room(database: Database, make_writer: MakeWriter, logged: io.StringIO) -> None:
@@ -199,14 +199,14 @@ def test_no_more_room(database: Database, make_writer: MakeWriter, logged: io.St
             writer.settle(settle(row))
         assert (writer.queued, writer.dropped) == (10, 10)
         wait_for(lambda: writer.state == "away", "the writer to notice")
-        wait_for(lambda: "no more room" in logged.getvalue(), "a line about it")
+        wait_for(lambda: "the queue is full" in logged.getvalue(), "a line about it")
         assert not writer.flush(0.01)
         blockade.end()
         assert writer.flush(LONG_S)
     assert sum_up(database) == {"complete": (10, 7000)}
-    assert logged.getvalue().count("no more room") == 1
+    assert logged.getvalue().count("the queue is full") == 1
     assert logged.getvalue().count("the ledger cannot be written") == 1
-    assert logged.getvalue().count("the ledger is written again") == 1
+    assert logged.getvalue().count("the ledger can be written again") == 1
 
 
 class Blockade:
@@ -261,7 +261,7 @@ def test_close_while_the_database_is_away(tmp_path: Path, logged: io.StringIO) -
     writer = LedgerWriter(database, worker="me", retention_days=0)
     writer.settle(settle(make_row()))
     assert not writer.close(0.5)
-    wait_for(lambda: "left unwritten" in logged.getvalue(), "a line about it")
+    wait_for(lambda: "ledger rows were not written" in logged.getvalue(), "a line about it")
     assert writer.queued == 1
     (tmp_path / "ledger").unlink()
     writer.start()
