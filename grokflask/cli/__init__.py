@@ -13,4 +13,4 @@ from grokflask.cli.usage import usage
 __all__ = ["GROUPS"]
 
 GROUPS: tuple[click.Command, ...] = (keys, usage, db, chat, doctor)
-"""Every command, and every group of them, for the app to take in."""
+"""All commands and command groups."""

@@ -1,4 +1,4 @@
-"""The app in place of one whose settings cannot work. It serves nothing; its one command is the doctor."""
+"""The app for broken settings. It serves nothing; its only command is the doctor."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from grokflask.errors import ConfigError
 
 
 def asks_for_doctor() -> bool:
-    """The command that is run may be `doctor`; it is none that would serve the app."""
+    """The command line may be `doctor`, and is not one that serves the app."""
     return doctor.name in sys.argv[1:] and "run" not in sys.argv[1:]
 
 
 def make_broken_app(error: ConfigError) -> Flask:
-    """An app that has `error` to tell, by its doctor; any other command of ours is refused with it."""
+    """An app whose doctor reports `error`; its other commands fail with it."""
     app = Flask(__name__, static_folder=None)
     app.extensions["config_error"] = error
     app.cli = _DoctorOnly(error)

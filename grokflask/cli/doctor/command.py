@@ -1,6 +1,6 @@
-"""`flask --app wsgi doctor`: looks at everything that the gateway needs, and says what to do about it.
+"""`flask --app wsgi doctor`: checks everything that the gateway needs, and says what to do.
 
-It works while the settings are broken as well: then these are what it tells of.
+It also works with broken settings, and reports them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from grokflask.log import MIN_SECRET_CHARS
 
 @click.command("doctor")
 @click.option(
-    "--url", metavar="URL", help="Also look at the running gateway through the address of its clients."
+    "--url", metavar="URL", help="Also check the running gateway at the address that its clients use."
 )
 @click.option(
     "--key",
@@ -51,12 +51,12 @@ from grokflask.log import MIN_SECRET_CHARS
     is_flag=False,
     flag_value=SILENCE_S,
     metavar="[SECONDS]",
-    help=f"With --url: also whether a stream is cut that is silent for so long [{SILENCE_S:g} unless given].",
+    help=f"With --url: also check that a stream survives this much silence [default: {SILENCE_S:g}].",
 )
 @as_json
 @with_appcontext
 def doctor(url: str | None, key: str | None, silence_s: float | None, as_json: bool) -> None:
-    """Check settings, upstream, Redis and database, and say what to do. Exits with 1 when something fails."""
+    """Check settings, upstream, Redis and database, and say what to do. Exits with 1 if a check fails."""
     settings: Settings | None = current_app.extensions.get("settings")
     address = read_url(url, 8000) if url else None
     if silence_s and not address:
@@ -66,7 +66,7 @@ def doctor(url: str | None, key: str | None, silence_s: float | None, as_json: b
         found_key = settings.admin_token
     logger = logging.getLogger("grokflask")
     level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # the findings tell it
+    logger.setLevel(logging.CRITICAL + 1)  # the findings say the same
     try:
         findings = [*_check_here(settings), *_check_there(address, found_key, silence_s)]
     finally:
@@ -78,7 +78,7 @@ def doctor(url: str | None, key: str | None, silence_s: float | None, as_json: b
 
 
 def _check_here(settings: Settings | None) -> Iterator[Finding]:
-    """What can be seen from this machine, with these settings; None for settings that are broken."""
+    """Checks from this machine with these settings, which are None if broken."""
     if settings is None:
         error: ConfigError = current_app.extensions["config_error"]
         yield from check_settings(os.environ, error.problems)
@@ -96,13 +96,13 @@ def _check_here(settings: Settings | None) -> Iterator[Finding]:
 
 
 def _check_there(address: str | None, key: str | None, silence_s: float | None) -> Iterator[Finding]:
-    """What can be seen through the address of a running gateway."""
+    """Checks through the address of a running gateway."""
     if address is None:
         yield Finding(
             "url",
             "skipped",
-            "the way of the clients",
-            "--url https://your.gateway looks at proxies in front.",
+            "not given",
+            "--url https://your.gateway checks proxies in front.",
         )
         return
     with Caller(address, key) as caller:

@@ -1,4 +1,4 @@
-"""What the doctor has found: how each finding is told, with no secret in it."""
+"""The doctor's findings, and how they are printed without secrets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STATE_CHARS = 7
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what it is about, how it went, what was seen, and what to do about it."""
+    """The result of one check: its name, state, what was found, and what to do."""
 
     check: str
     state: State
@@ -34,7 +34,7 @@ class Finding:
 
 
 def redact(findings: Iterable[Finding], secrets: Sequence[str]) -> list[Finding]:
-    """The same, on one line each, with `secrets` cut out."""
+    """The findings with `secrets` cut out, each text on one line."""
 
     def cut(text: str) -> str:
         for secret in sorted(secrets, key=len, reverse=True):  # one may begin with another
@@ -45,7 +45,7 @@ def redact(findings: Iterable[Finding], secrets: Sequence[str]) -> list[Finding]
 
 
 def print_findings(findings: Sequence[Finding]) -> None:
-    """A line for each check, its remedy indented below."""
+    """Prints a line for each check, with its remedy below."""
     for each in findings:
         sign, colour = _SIGNS[each.state]
         head = click.style(f"{sign} {each.state.ljust(_STATE_CHARS)}", fg=colour)
@@ -57,10 +57,10 @@ def print_findings(findings: Sequence[Finding]) -> None:
 
 
 def print_document(findings: Sequence[Finding]) -> None:
-    """The same as JSON."""
+    """Prints the findings as JSON."""
     print_json({"healthy": not has_failed(findings), "findings": [asdict(each) for each in findings]})
 
 
 def has_failed(findings: Sequence[Finding]) -> bool:
-    """There is a FAIL among them."""
+    """At least one check failed."""
     return any(each.state == "FAIL" for each in findings)

@@ -1,4 +1,4 @@
-"""The doctor's look at where a SQLite file lies: whether its locks hold there, and whether it lasts."""
+"""Checks the file system of a SQLite file: whether locks work there, and whether it is permanent."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ MOUNTS = Path("/proc/mounts")
 
 
 def check_place(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """The file system under a SQLite file, and its room. Nothing for PostgreSQL."""
+    """Checks the file system of a SQLite file and its free space. No finding for PostgreSQL."""
     if not settings.database_url.startswith("sqlite") or "DYNO" in environ:
-        return  # on Heroku no place is one, which is told with the database
+        return  # check_database reports SQLite on Heroku
     path = Path(make_url(settings.database_url).database or "").absolute()
     found = judge_place(path, MOUNTS.read_text() if MOUNTS.exists() else "")
     free = shutil.disk_usage(_find_folder(path)).free
     if found.state == "ok" and free < MIN_FREE_BYTES:
-        told = f"only {free // 10**6} MB are free where the SQLite file is"
-        found = Finding("place", "warn", told, "Make room: on a full disk keys and rows can not be written.")
+        text = f"only {free // 10**6} MB are free where the SQLite file is"
+        found = Finding("place", "warn", text, "Make room: on a full disk keys and rows cannot be written.")
     yield found
 
 
 def judge_place(path: Path, mounts: str) -> Finding:
-    """Whether a SQLite file can be there. `mounts` is as in /proc/mounts."""
+    """Whether a SQLite file can be at `path`. `mounts` has the format of /proc/mounts."""
     kind = find_filesystem(path, mounts)
     if kind in NETWORK:
-        told = f"a SQLite file on a network file system ({kind}), where its locks do not hold"
-        return Finding("place", "FAIL", told, "Put it on a disk of this machine, or use PostgreSQL.")
+        text = f"a SQLite file on a network file system ({kind}), where locks do not work"
+        return Finding("place", "FAIL", text, "Put it on a disk of this machine, or use PostgreSQL.")
     if kind in EPHEMERAL:
-        told = f"a SQLite file on {kind}: a restart, or a new container, may come without it"
-        return Finding("place", "warn", told, f"Put {path.parent} on a volume, or use PostgreSQL.")
+        text = f"a SQLite file on {kind}: it may be gone after a restart or in a new container"
+        return Finding("place", "warn", text, f"Put {path.parent} on a volume, or use PostgreSQL.")
     return Finding("place", "ok", "the SQLite file is on a disk of this machine")
 
 
 def find_filesystem(path: Path, mounts: str) -> str:
-    """The type of the file system that `path` is on: that of the longest mount point above it, or ""."""
+    """The file system type of the longest mount point above `path`, or ""."""
     longest, kind = -1, ""
     for line in mounts.splitlines():
         fields = line.split(" ")
@@ -56,5 +56,5 @@ def find_filesystem(path: Path, mounts: str) -> str:
 
 
 def _find_folder(path: Path) -> Path:
-    """The nearest folder above `path` that there is."""
+    """The nearest existing folder above `path`."""
     return next(folder for folder in path.parents if folder.is_dir())

@@ -1,4 +1,4 @@
-"""The doctor's look at what the gateway leans on: settings, Redis, the database, keys, open files."""
+"""Checks what the gateway depends on: settings, Redis, the database, keys, open files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from grokflask.cli.doctor.findings import Finding
+from grokflask.cli.doctor.findings import Finding, State
 from grokflask.config import Settings, find_unknown
 from grokflask.errors import StoreUnavailableError
 from grokflask.keys.store import KeyStore
@@ -20,11 +20,11 @@ from grokflask.storage.migrations import is_current
 SLOW_MS = 50
 SPARE_DESCRIPTORS = 100
 CLIENT_SETTINGS = ("GROKFLASK_KEY",)
-"""Read by the commands that call a gateway, not by the gateway."""
+"""Settings of the commands that call a gateway."""
 
 
 def check_settings(environ: Mapping[str, str], problems: list[str]) -> Iterator[Finding]:
-    """Every problem of the settings, and names that are none."""
+    """Reports every problem of the settings, and unknown names."""
     for problem in problems:
         yield Finding("settings", "FAIL", problem, "docs/settings.md describes each setting.")
     for warning in find_unknown(environ):
@@ -33,13 +33,13 @@ def check_settings(environ: Mapping[str, str], problems: list[str]) -> Iterator[
                 "settings", "warn", warning, "Correct or remove it; docs/settings.md lists them all."
             )
     if not problems:
-        yield Finding("settings", "ok", "they can work together")
+        yield Finding("settings", "ok", "no problems")
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
-    """It answers, and does not forget counters when it is full."""
+    """Checks that Redis answers, accepts writes, and does not evict counters."""
     if settings.redis_url is None:
-        yield Finding("redis", "skipped", "none is set: the one worker counts in its memory")
+        yield Finding("redis", "skipped", "not configured: the only worker counts in memory")
         return
     from redis import Redis, RedisError
 
@@ -61,28 +61,28 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "redis",
             "FAIL",
-            f"it cannot be used: {error}",
+            f"not usable: {error}",
             "Start it, or correct REDIS_URL (rediss:// is TLS). Until then the settings "
             "GROKFLASK_…_OUTAGE say what each limit does.",
         )
         return
     finally:
         pool.disconnect()
-    told = f"version {version}, {took_ms:.1f} ms (connecting {connected_ms:.0f} ms)"
+    summary = f"version {version}, {took_ms:.1f} ms (connecting {connected_ms:.0f} ms)"
     yield Finding(
         "redis",
         "ok" if took_ms < SLOW_MS else "warn",
-        told,
-        "" if took_ms < SLOW_MS else "Put it nearer: each request waits for it.",
+        summary,
+        "" if took_ms < SLOW_MS else "Move it closer: each request waits for it.",
     )
     if refusal:
-        remedy = "REDIS_URL must lead to a primary with room, and a user who may write and run scripts."
-        yield Finding("redis", "FAIL", f"it takes no writes: {refusal}", remedy)
+        remedy = "REDIS_URL must name a primary with free memory and a user that may write and run scripts."
+        yield Finding("redis", "FAIL", f"it refuses writes: {refusal}", remedy)
     yield judge_eviction(str(info.get("maxmemory_policy", "")), int(info.get("maxmemory", 0)))
 
 
 def _try_writing(client: Any) -> str:
-    """Why a script may write no key, which is gone again at once; "" when it may."""
+    """The error of a script that writes and deletes a key, or ""."""
     from redis import RedisError
     from redis.exceptions import ConnectionError as AwayError
 
@@ -97,18 +97,19 @@ def _try_writing(client: Any) -> str:
 
 
 def judge_eviction(policy: str, max_bytes: int) -> Finding:
-    """Whether a full Redis would forget counters."""
+    """Whether a full Redis would evict counters."""
     remedy = "Set maxmemory-policy noeviction."
     if not policy:
-        return Finding("eviction", "skipped", "Redis does not tell its maxmemory-policy", remedy)
+        return Finding("eviction", "skipped", "Redis does not report its maxmemory-policy", remedy)
     if policy == "noeviction":
         return Finding("eviction", "ok", "maxmemory-policy is noeviction")
-    told = f"maxmemory-policy is {policy}: a full Redis would forget counters, and limits would begin anew"
-    return Finding("eviction", "FAIL" if policy.startswith("allkeys") and max_bytes else "warn", told, remedy)
+    found = f"maxmemory-policy is {policy}: a full Redis would evict counters and reset limits"
+    state: State = "FAIL" if policy.startswith("allkeys") and max_bytes else "warn"
+    return Finding("eviction", state, found, remedy)
 
 
 def check_database(settings: Settings, database: Database) -> Iterator[Finding]:
-    """It answers, its tables are up to date (the first use makes them so), and it can be written to."""
+    """Checks that the database answers, has current tables (the first use updates them) and is writable."""
     began = time.monotonic()
     try:
         database.upgrade()
@@ -122,8 +123,8 @@ def check_database(settings: Settings, database: Database) -> Iterator[Finding]:
         yield Finding(
             "database",
             "FAIL",
-            f"it cannot be used: {detail[:300]}",
-            "Check DATABASE_URL, that the server runs or the folder can be written to, and its disk.",
+            f"not usable: {detail[:300]}",
+            "Check DATABASE_URL, that the server runs or the folder is writable, and the disk.",
         )
         return
     kind = "SQLite" if database.is_sqlite else "PostgreSQL"
@@ -131,62 +132,62 @@ def check_database(settings: Settings, database: Database) -> Iterator[Finding]:
     yield Finding(
         "database",
         "ok" if current and took_ms < SLOW_MS else "warn",
-        f"{kind}, tables {state}, can be written to, {took_ms:.1f} ms",
+        f"{kind}, tables {state}, writable, {took_ms:.1f} ms",
         "" if current else "Run flask --app wsgi db upgrade.",
     )
     if database.is_sqlite and "DYNO" in os.environ:
         yield Finding(
             "database",
             "FAIL",
-            "a SQLite file on Heroku vanishes with each restart, with all keys",
+            "a SQLite file on Heroku is lost with each restart, with all keys",
             "heroku addons:create heroku-postgresql sets DATABASE_URL.",
         )
 
 
 def _touch(connection: Connection) -> None:
-    """A write that changes nothing, and that a database which takes no writes refuses."""
+    """A write that changes nothing, but fails on a read-only database."""
     connection.execute(text("UPDATE schema_version SET version = version WHERE version < 0"))
 
 
 def check_keys(settings: Settings, store: KeyStore) -> Finding:
-    """Somebody may call, and not everybody."""
+    """Checks that there are keys, and that strangers cannot call."""
     if settings.auth_mode == "passthrough":
         return Finding("keys", "ok", "clients bring their own xAI keys")
     if settings.auth_mode == "open":
         if settings.uses_sandbox:
-            return Finding("keys", "ok", "open to anybody, on the sandbox")
+            return Finding("keys", "ok", "open to everyone, on the sandbox")
         return Finding(
             "keys",
             "warn",
-            "GROKFLASK_AUTH=open: anybody who reaches the gateway spends your money",
-            "Set GROKFLASK_AUTH=keys, and make keys.",
+            "GROKFLASK_AUTH=open: everyone who can reach the gateway spends your money",
+            "Set GROKFLASK_AUTH=keys and create keys.",
         )
     try:
         now = time.time()
         stored = [key for key in store.list() if key.to_fields(now)["status"] == "active"]
     except StoreUnavailableError:
         return Finding(
-            "keys", "skipped", f"{len(settings.keys)} in GROKFLASK_KEYS, the database's are unknown"
+            "keys", "skipped", f"{len(settings.keys)} in GROKFLASK_KEYS; those of the database are unknown"
         )
     count = len(settings.keys) + len(stored)
     if not count:
         return Finding(
             "keys",
             "warn",
-            "there are none: every call gets a 401",
-            "flask --app wsgi keys create NAME makes one.",
+            "there are no keys: every call gets a 401",
+            "Create one: flask --app wsgi keys create NAME",
         )
-    return Finding("keys", "ok", f"{count} may be used")
+    return Finding("keys", "ok", f"{count} active")
 
 
 def check_workers(settings: Settings) -> Finding:
-    """Several workers share their counters (the settings refuse anything else)."""
+    """Reports the workers. Several share their counters, or the settings are refused."""
     where = "Redis" if settings.redis_url else "memory"
     return Finding("workers", "ok", f"{settings.workers}, counting in {where}")
 
 
 def check_files(settings: Settings) -> Finding:
-    """There are descriptors for the connections of a worker: a stream takes two."""
+    """Checks the limit of open files: a stream takes two."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""The doctor's look at upstream: the xAI key's shape, each step of the way there, and both clocks."""
+"""Checks upstream: the xAI key's format, each step of the connection, and the clocks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from grokflask.upstream.connections import make_context
 TIMEOUT_S = 10.0
 SLOW_MS = 2000
 MAX_SKEW_S = 30.0
-"""Keys expire, and days of budgets begin, by this machine's clock."""
+"""This machine's clock decides when keys expire and budget days begin."""
 
 
 def check_key(settings: Settings) -> Finding:
-    """The xAI key looks like one."""
+    """Checks the format of the xAI key."""
     key = settings.xai_api_key
     if settings.auth_mode == "passthrough":
         return Finding("xAI key", "skipped", "each client brings its own (GROKFLASK_AUTH is passthrough)")
@@ -33,15 +33,15 @@ def check_key(settings: Settings) -> Finding:
         return Finding(
             "xAI key",
             "skipped",
-            "none is set: answers come from the sandbox",
-            "Set XAI_API_KEY for real ones.",
+            "not set: answers come from the sandbox",
+            "Set XAI_API_KEY for real answers.",
         )
     if key is None:
         return Finding(
             "xAI key",
             "warn",
-            "XAI_API_BASE is set without XAI_API_KEY: none is sent",
-            "Set XAI_API_KEY, unless that upstream asks for none.",
+            "XAI_API_BASE is set without XAI_API_KEY: no key is sent",
+            "Set XAI_API_KEY, unless that upstream needs none.",
         )
     if key[0] in "'\"" or key[-1] in "'\"" or key.lower() == "bearer":
         return Finding(
@@ -58,32 +58,32 @@ def check_key(settings: Settings) -> Finding:
 
 
 def check_upstream(settings: Settings) -> Iterator[Finding]:
-    """DNS, TCP, TLS, then GET /models with the key. Ends with the first step that fails."""
+    """Checks DNS, TCP, TLS, then GET /models with the key. Stops at the first failure."""
     if settings.uses_sandbox:
-        yield Finding("upstream", "skipped", "the built-in sandbox, which is part of the gateway")
+        yield Finding("upstream", "skipped", "the built-in sandbox")
         return
     host = urlsplit(settings.upstream_base).hostname or ""
     began = time.monotonic()
     try:
         _reach(settings)
     except socket.gaierror as error:
-        text = f"the name {host} is not known ({error})"
+        text = f"the host name {host} is unknown ({error})"
         yield Finding("upstream", "FAIL", text, "Check XAI_API_BASE, and this machine's DNS.")
     except ssl.SSLError as error:
-        remedy = "Check XAI_API_BASE; a firewall that opens TLS needs its certificate known here."
+        remedy = "Check XAI_API_BASE. A firewall that inspects TLS needs a certificate trusted here."
         yield Finding("upstream", "FAIL", f"no TLS with {host}: {error}", remedy)
     except OSError as error:
-        remedy = "Check XAI_API_BASE, and that a firewall lets this machine out to it."
+        remedy = "Check XAI_API_BASE, and that the firewall allows outgoing connections."
         yield Finding("upstream", "FAIL", f"no connection to {host}: {error}", remedy)
     else:
         took_ms = (time.monotonic() - began) * 1000
-        text = f"{host} is reached in {took_ms:.0f} ms"
+        text = f"connected to {host} in {took_ms:.0f} ms"
         yield Finding("upstream", "ok" if took_ms < SLOW_MS else "warn", text)
         yield from _ask_for_models(settings)
 
 
 def _reach(settings: Settings) -> None:
-    """Connects to upstream, with TLS where its URL says so. Raises OSError."""
+    """Connects to upstream, with TLS if its URL says so. Raises OSError."""
     parts = urlsplit(settings.upstream_base)
     secure = parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
@@ -96,7 +96,7 @@ def _reach(settings: Settings) -> None:
 
 def _ask_for_models(settings: Settings) -> Iterator[Finding]:
     session = requests.Session()
-    session.trust_env = False  # as the gateway
+    session.trust_env = False  # like the gateway
     session.mount("https://", _Adapter())
     headers = {"Authorization": f"Bearer {settings.xai_api_key}"} if settings.xai_api_key else {}
     began = time.monotonic()
@@ -109,8 +109,8 @@ def _ask_for_models(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "models",
             "FAIL",
-            f"GET /models is not answered: {type(error).__name__}",
-            "See https://status.x.ai, and whether something stands between.",
+            f"GET /models gets no answer: {type(error).__name__}",
+            "See https://status.x.ai, and check proxies and firewalls.",
         )
         return
     yield judge_models(settings, reply, (time.monotonic() - began) * 1000)
@@ -118,7 +118,7 @@ def _ask_for_models(settings: Settings) -> Iterator[Finding]:
 
 
 def judge_models(settings: Settings, reply: requests.Response, took_ms: float) -> Finding:
-    """What upstream's answer to GET /models says of the key and the base URL."""
+    """Judges the key and the base URL by upstream's answer to GET /models."""
     status = reply.status_code
     # xAI answers a wrong key with 400.
     if status in (401, 403) or (status == 400 and "key" in reply.text[:2000].lower()):
@@ -128,7 +128,7 @@ def judge_models(settings: Settings, reply: requests.Response, took_ms: float) -
             "models",
             "FAIL",
             f"upstream refuses the key ({status})",
-            "Set XAI_API_KEY to a key of https://console.x.ai that is enabled there.",
+            "Set XAI_API_KEY to an enabled key of https://console.x.ai.",
         )
     if status == 429:
         return Finding(
@@ -145,28 +145,28 @@ def judge_models(settings: Settings, reply: requests.Response, took_ms: float) -
         return Finding(
             "models",
             "FAIL" if status < 500 else "warn",
-            f"{settings.upstream_base}/models is no list of models ({status})",
+            f"{settings.upstream_base}/models does not return a list of models ({status})",
             f"XAI_API_BASE ends with the version, as in {XAI_API_BASE}."
             if status < 500
             else "See https://status.x.ai.",
         )
     state = "ok" if took_ms < SLOW_MS else "warn"
-    return Finding("models", state, f"the key is good for {count} models, {took_ms:.0f} ms")  # type: ignore[arg-type]
+    return Finding("models", state, f"the key can use {count} models, {took_ms:.0f} ms")  # type: ignore[arg-type]
 
 
 def judge_clock(date: str | None, now_s: float) -> Finding:
-    """The machine's clock (epoch seconds) against upstream's Date."""
+    """Compares this machine's clock (epoch seconds) with upstream's Date header."""
     try:
         skew_s = now_s - parsedate_to_datetime(date or "").timestamp()
     except (ValueError, TypeError):
-        return Finding("clock", "skipped", "upstream sends no Date to compare with")
+        return Finding("clock", "skipped", "upstream sends no Date header")
     if abs(skew_s) <= MAX_SKEW_S:
-        return Finding("clock", "ok", "agrees with upstream's")
+        return Finding("clock", "ok", "agrees with upstream")
     return Finding(
         "clock",
         "warn",
-        f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} upstream's",
-        "Let NTP set it: keys expire and budgets' days begin by it.",
+        f"{abs(skew_s):.0f} s {'ahead of' if skew_s > 0 else 'behind'} upstream",
+        "Synchronize it with NTP: it decides when keys expire and budget days begin.",
     )
 
 
@@ -182,7 +182,7 @@ def _connect(addresses: list[tuple[object, ...]], timeout_s: float) -> socket.so
 
 
 class _Adapter(HTTPAdapter):
-    """Trusts what the gateway's own connections to upstream trust, SSL_CERT_FILE among it."""
+    """Trusts the same certificates as the gateway, including SSL_CERT_FILE."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options, ssl_context=make_context())

@@ -1,7 +1,6 @@
-"""The doctor's look at a gateway through the address of its clients, and so through the proxies in front.
+"""Checks a gateway through its clients' address, and so through the proxies in front of it.
 
-The gateway sends a few events at known moments (GET /diagnose/stream). When they arrive tells whether
-something holds streams back.
+GET /diagnose/stream sends a few events at known times. Their arrival shows whether a proxy buffers streams.
 """
 
 from __future__ import annotations
@@ -23,33 +22,33 @@ from grokflask.errors import MALFORMED
 SILENCE_S = 60.0
 MAX_EVENTS = 100
 TRIES = 2
-"""A machine that is busy for a moment looks like a proxy: only what is seen again counts."""
+"""A machine that is busy for a moment looks like a buffering proxy, so the best of two tries counts."""
 
 LUMP_SHARE = 0.5
-"""Events that arrive within less than this share of the time they were sent in have been held back."""
+"""Events that arrive within less than this share of their sending time were buffered."""
 
 _BUFFERS = {
     "nginx": "nginx: proxy_buffering off; proxy_http_version 1.1; and leave X-Accel-Buffering alone",
     "apache": "Apache: flushpackets=on behind ProxyPass, and SetEnv no-gzip 1 for this path",
     "cloudflare": "Cloudflare: turn compression and Rocket Loader off for this host, by a Configuration Rule",
-    "heroku": "Heroku's router holds nothing back: look at what else is in front (an nginx buildpack, a CDN)",
+    "heroku": "Heroku's router does not buffer: check what else is in front (an nginx buildpack, a CDN)",
 }
 
 
 @dataclass
 class Passage:
-    """One diagnostic stream as it came through."""
+    """One diagnostic stream as it arrived. `event` is its first event."""
 
     headers: Mapping[str, str]
     request_id: str
-    told: dict[str, Any] = field(default_factory=dict)
+    event: dict[str, Any] = field(default_factory=dict)
     sent_ms: list[float] = field(default_factory=list)
     arrived_ms: list[float] = field(default_factory=list)
     complete: bool = False
 
     @property
     def share(self) -> float:
-        """The time that the events arrived in, by the time that they were sent in; 1 is as it should be."""
+        """Arrival time of the events, divided by their sending time; 1 without buffering."""
         if len(self.sent_ms) < 2:
             return 0.0
         sent_in_ms = self.sent_ms[-1] - self.sent_ms[0]
@@ -57,13 +56,13 @@ class Passage:
 
 
 def check_url(caller: Caller) -> Iterator[Finding]:
-    """Health, readiness, then the diagnostic stream. Ends with the first that fails outright."""
+    """Checks health, readiness, then the diagnostic stream. Stops at the first failed call."""
     if not is_safe(caller.url):
         yield Finding(
             "url",
             "warn",
-            "http carries keys and answers in the clear",
-            "Let the proxy speak TLS (docs/deployment.md).",
+            "http sends keys and answers unencrypted",
+            "Use TLS at the proxy (docs/deployment.md).",
         )
     try:
         for path in ("/health", "/ready"):
@@ -79,15 +78,15 @@ def check_url(caller: Caller) -> Iterator[Finding]:
 
 
 def _check_path(caller: Caller, path: str) -> Finding:
-    """A path outside the API is answered by the gateway. Raises CallError."""
+    """Checks that the gateway answers a path outside the API. Raises CallError."""
     with caller.call("GET", path, silence_s=SILENCE_S) as reply:
         body = read_start(reply)
         try:
             status = msgspec.json.decode(body)["status"]
         except (*MALFORMED, LookupError, TypeError):
-            text = f"{path} is not answered by a gateway ({reply.status_code})"
-            return Finding(path, "FAIL", text, f"Have the proxy pass {path} on; load balancers ask for it.")
-        remedy = "" if reply.status_code == 200 else "It is about to end: another one should take its place."
+            text = f"the answer to {path} is not a gateway's ({reply.status_code})"
+            return Finding(path, "FAIL", text, f"Let the proxy pass {path}: load balancers need it.")
+        remedy = "" if reply.status_code == 200 else "It is shutting down: another instance should take over."
         return Finding(path, "ok" if reply.status_code == 200 else "warn", str(status), remedy)
 
 
@@ -102,16 +101,14 @@ def _measure(caller: Caller) -> Passage:
 
 
 def receive(caller: Caller, path: str = "/diagnose/stream") -> Passage:
-    """One diagnostic stream, timed. Raises CallError when none begins."""
+    """Reads and times one diagnostic stream. Raises CallError if it does not begin."""
     request_id = f"doctor-{secrets.token_hex(8)}"
     headers = {"X-Request-ID": request_id, "Accept": "text/event-stream", "Accept-Encoding": "gzip"}
     with caller.call("GET", path, silence_s=SILENCE_S, **headers) as reply:
         if reply.status_code != 200:
             raise CallError(explain_status(reply))
         if not reply.headers.get("Content-Type", "").startswith("text/event-stream"):
-            raise CallError(
-                "/diagnose/stream is no stream: something else answers there, or an older version."
-            )
+            raise CallError("/diagnose/stream is not a stream: something else answers, or an older version.")
         passage = Passage(reply.headers, request_id)
         try:
             for data in read_events(read_pieces(reply)):
@@ -120,7 +117,7 @@ def receive(caller: Caller, path: str = "/diagnose/stream") -> Passage:
                     break
                 _note(passage, data)
         except CallError:
-            pass  # `complete` tells
+            pass  # `complete` stays False
         return passage
 
 
@@ -132,37 +129,37 @@ def _note(passage: Passage, data: bytes) -> None:
         event = msgspec.json.decode(data)
         passage.sent_ms.append(float(event["sent_ms"]))
     except (*MALFORMED, LookupError, TypeError, ValueError):
-        raise CallError("/diagnose/stream sends something else than a gateway's events.") from None
+        raise CallError("/diagnose/stream does not send a gateway's events.") from None
     passage.arrived_ms.append(arrived_ms)
-    passage.told = passage.told or event
+    passage.event = passage.event or event
 
 
 def judge_stream(passage: Passage) -> Finding:
-    """Whether events arrive as they are sent."""
+    """Whether events arrive when they are sent."""
     if not passage.complete:
         return Finding(
             "stream",
             "FAIL",
-            f"it was cut after {len(passage.sent_ms)} events",
+            f"cut off after {len(passage.sent_ms)} events",
             "Raise the proxy's read timeout (nginx: proxy_read_timeout 120s).",
         )
     sent_in_ms = passage.sent_ms[-1] - passage.sent_ms[0]
     arrived_in_ms = passage.arrived_ms[-1] - passage.arrived_ms[0]
-    told = f"{len(passage.sent_ms)} events sent over {sent_in_ms:.0f} ms arrived over {arrived_in_ms:.0f} ms"
+    text = f"{len(passage.sent_ms)} events sent over {sent_in_ms:.0f} ms arrived over {arrived_in_ms:.0f} ms"
     if passage.share >= LUMP_SHARE:
-        return Finding("stream", "ok", told)
+        return Finding("stream", "ok", text)
     known = name_proxy(passage.headers)
     remedies = [_BUFFERS[known]] if known else list(_BUFFERS.values())
     return Finding(
         "stream",
         "FAIL",
-        f"a proxy holds streams back: {told}",
+        f"a proxy buffers streams: {text}",
         f"{'; or '.join(remedies)}. See docs/streaming.md.",
     )
 
 
 def name_proxy(headers: Mapping[str, str]) -> str | None:
-    """Which of the known proxies has left its name in an answer."""
+    """The known proxy that is named in the headers of an answer."""
     if "CF-RAY" in headers:
         return "cloudflare"
     text = f"{headers.get('Server', '')} {headers.get('Via', '')}".lower()
@@ -171,55 +168,55 @@ def name_proxy(headers: Mapping[str, str]) -> str | None:
 
 
 def judge_compression(passage: Passage) -> Finding:
-    """Whether the stream was compressed on its way: the gateway never does."""
+    """Whether a proxy compressed the stream; the gateway never does."""
     coding = passage.headers.get("Content-Encoding", "identity")
     if coding in ("", "identity"):
         return Finding("compression", "ok", "none")
     return Finding(
         "compression",
         "warn",
-        f"a proxy compresses streams ({coding}), for which it may hold events back",
+        f"a proxy compresses streams ({coding}), and may buffer events for that",
         "Turn it off for text/event-stream (nginx: gzip_types, Apache: SetEnv no-gzip 1).",
     )
 
 
 def judge_request_id(passage: Passage) -> Finding:
-    """Whether X-Request-ID goes both ways."""
-    if passage.told.get("request_id") != passage.request_id:
+    """Whether X-Request-ID passes in both directions."""
+    if passage.event.get("request_id") != passage.request_id:
         return Finding(
             "request id",
             "warn",
             "a proxy replaces or drops X-Request-ID on the way in",
-            "Let it pass: clients find their requests in the log by it.",
+            "Let it pass: clients use it to find their requests in the log.",
         )
     if passage.headers.get("X-Request-ID") != passage.request_id:
         return Finding("request id", "warn", "a proxy drops X-Request-ID on the way out", "Let it pass.")
-    return Finding("request id", "ok", "X-Request-ID goes both ways")
+    return Finding("request id", "ok", "X-Request-ID passes in both directions")
 
 
 def judge_forwarding(passage: Passage, scheme: str) -> Iterator[Finding]:
-    """Whether the gateway knows its callers' addresses and scheme through the proxies."""
-    told = passage.told
-    count, trusted = int(told.get("forwarded_for") or 0), int(told.get("trusted_proxies") or 0)
+    """Whether the gateway sees its callers' addresses and scheme behind the proxies."""
+    event = passage.event
+    count, trusted = int(event.get("forwarded_for") or 0), int(event.get("trusted_proxies") or 0)
     hint = f"Set GROKFLASK_TRUSTED_PROXIES={count}"
     if count == trusted:
-        yield Finding("addresses", "ok", f"{count} proxies name their callers, and {trusted} are trusted")
+        yield Finding("addresses", "ok", f"{count} proxies send X-Forwarded-For, and {trusted} are trusted")
     elif count > trusted:
         yield Finding(
             "addresses",
             "warn",
             f"X-Forwarded-For has {count} addresses, but {trusted} are trusted: all callers may count as one",
-            f"{hint}, if that is how many proxies are yours.",
+            f"{hint}, if that many proxies are yours.",
         )
     else:
         yield Finding(
             "addresses",
             "FAIL",
             f"{trusted} proxies are trusted, but X-Forwarded-For has {count} "
-            "addresses: callers can choose their own",
+            "addresses: callers can forge theirs",
             f"{hint}, or have the proxy send X-Forwarded-For.",
         )
-    if scheme == "https" and told.get("scheme") != "https":
-        sent = told.get("forwarded_proto")
+    if scheme == "https" and event.get("scheme") != "https":
+        sent = event.get("forwarded_proto")
         remedy = hint if sent else "Have the proxy send X-Forwarded-Proto, and trust it."
-        yield Finding("scheme", "warn", f"the gateway takes https for {told.get('scheme')}", remedy)
+        yield Finding("scheme", "warn", f"the gateway takes https for {event.get('scheme')}", remedy)
