@@ -382,6 +382,7 @@ def test_a_reload_reads_the_server_again() -> None:
     """The master runs its configuration anew, and takes new files of ours with it."""
     out = run_patched(
         "again = runpy.run_path('gunicorn.conf.py'); "
-        "print(again['Worker'] is config['Worker'], again['pre_fork'] is config['pre_fork'])"
+        "print(again['Worker'] is config['Worker'], again['pre_fork'] is config['pre_fork'], "
+        "again['Worker'].make_poll is config['Worker'].make_poll is not None)"
     )
-    assert out.split() == ["False", "False"]
+    assert out.split() == ["False", "False", "True"]
