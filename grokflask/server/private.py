@@ -1,9 +1,16 @@
-"""What this folder changes inside gunicorn, beyond its documented interface."""
+"""What this folder uses of its libraries beyond their documented interfaces: gunicorn 26.2, gevent 26.9.
+
+Each part has a test in `tests/unit/server/test_private.py`. Gains are CPU of the worker (docs/levers.md):
+
+- `gunicorn.http.wsgi.Response` is replaced, for head and body in one send: 14 µs of `/health`, 37 of a chat.
+- `gunicorn.util.write_error` is replaced, for errors as JSON. gunicorn has no setting for it.
+- `gunicorn.config.Config` gets its settings as attributes: 23 µs of a request.
+- `AsyncWorker.handle` and `handle_request` are extended, to find idle connections and close them.
+- gevent's `hub.loop` makes the watchers of `waits.ReadWait`: an event that is waited for costs 0.92 as much.
+"""
 
 from __future__ import annotations
 
-import functools
-import time
 from typing import Any
 
 from gunicorn import util
@@ -13,16 +20,11 @@ from grokflask.server.response import Response, write_error
 
 
 def install() -> None:
-    """Makes gunicorn use our response and our error replies; it finds both by their modules' names."""
+    """Makes gunicorn use our response and our error replies. It looks up both in their modules."""
     wsgi.Response = Response
     util.write_error = write_error
-    # Asked for with every response.
-    format_second = functools.lru_cache(maxsize=2)(util.http_date)
-    util.http_date = lambda timestamp=None: format_second(
-        int(time.time() if timestamp is None else timestamp)
-    )
 
 
 def fix_settings(cfg: Any) -> None:
-    """Stores gunicorn's settings as attributes: they are fixed in a worker, and each is read many times."""
+    """Stores a worker's settings as attributes. gunicorn computes each one anew whenever it is read."""
     vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
