@@ -16,6 +16,7 @@ import gevent
 import gevent.socket
 import pytest
 from support.processes import ROOT
+from support.wire import read_all, read_until
 
 from grokflask.exchanges import OpenExchanges
 from grokflask.server.worker import Connections, Worker, keep_alive
@@ -172,17 +173,19 @@ def make_site(make_worker: Callable[..., Worker]) -> Iterator[Callable[..., Site
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-def ask(client: Any) -> bytes:
-    """One request, and its answer as far as one read brings it."""
+def ask(client: Any, until: bytes) -> None:
+    """One request, and its answer up to the piece that brings `until`."""
     client.sendall(REQUEST)
-    got: bytes = client.recv(65536)
-    assert got.startswith(b"HTTP/1.1 200"), got
-    return got
+    assert read_until(client, until).startswith(b"HTTP/1.1 200")
 
 
 def greet(_: Any, start_response: Any) -> list[bytes]:
     start_response("200 OK", [("Content-Length", "5")])
     return [b"hello"]
+
+
+END = b"0\r\n\r\n"
+"""The last chunk."""
 
 
 class Stream:
@@ -203,25 +206,24 @@ def test_a_connection_is_idle_between_requests(make_site: Callable[..., Site]) -
     stream = Stream()
     site = make_site(stream)
     fresh, busy = site.connect(), site.connect()
-    ask(busy)
+    ask(busy, b"first")
     site.worker._connections.close_idle()
     stream.release.set()
-    busy.recv(100)
+    read_until(busy, END)
     site.worker._connections.close_idle()
     assert busy.recv(100) == b""
-    ask(fresh)
+    ask(fresh, END)
 
 
 def test_connections_are_forgotten(make_site: Callable[..., Site]) -> None:
     """After they have ended, whichever side closed."""
     site = make_site(greet)
     client = site.connect()
-    ask(client)
+    ask(client, b"hello")
     client.close()
     closed = site.connect()
     closed.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    while closed.recv(100):
-        pass
+    read_all(closed)
     gevent.joinall(site.served, WAIT_S, raise_error=True)
     connections = site.worker._connections
     assert (connections._open, connections._idle) == (set(), {})
@@ -231,10 +233,10 @@ def test_a_full_worker_takes_another(make_site: Callable[..., Site]) -> None:
     """The connection that has been idle longest is closed for it."""
     site = make_site(greet, worker_connections=3)  # so one may be open, and room is made for the next
     first = site.connect()
-    ask(first)
+    ask(first, b"hello")
     second = site.connect()
     assert first.recv(100) == b""
-    ask(second)
+    ask(second, b"hello")
 
 
 @pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH])
@@ -248,9 +250,8 @@ def test_a_lost_client_is_not_logged(make_site: Callable[..., Site], number: int
 
     site = make_site(lose)
     client = site.connect()
-    ask(client)
-    while client.recv(100):
-        pass
+    ask(client, b"first")
+    read_all(client)
     gevent.joinall(site.served, WAIT_S, raise_error=True)
     assert site.worker.log.lines.getvalue() == ""
 
@@ -265,9 +266,8 @@ def test_other_errors_are_logged(make_site: Callable[..., Site]) -> None:
 
     site = make_site(fail)
     client = site.connect()
-    ask(client)
-    while client.recv(100):
-        pass
+    ask(client, b"first")
+    read_all(client)
     gevent.joinall(site.served, WAIT_S, raise_error=True)
     assert "a broken disk" in site.worker.log.lines.getvalue()
 
@@ -280,21 +280,17 @@ def test_the_end(make_site: Callable[..., Site]) -> None:
     worker.LAST_S = 0.3
     worker._connections.FRESH_S = 0.2
     idle, fresh, busy = site.connect(), site.connect(), site.connect()
-    ask(busy)
     stream.release.set()
-    ask(idle)
-    idle.recv(100)
+    ask(idle, END)
     stream.release.clear()
+    ask(busy, b"first")
     worker.alive = False
     started_at = time.monotonic()
     draining = gevent.spawn(worker._drain)
     assert idle.recv(100) == b""
     assert fresh.recv(100) == b""
-    busy.recv(100)
-    ask(again := site.connect())
-    while again.recv(100):
-        pass
-    assert time.monotonic() - started_at >= 0.6  # a stream is cut LAST_S before the end, and not sooner
+    assert read_all(busy) == b""
+    assert time.monotonic() - started_at >= 0.7  # LAST_S before the end, and not sooner
     draining.get(timeout=WAIT_S)
     stream.release.set()
 
