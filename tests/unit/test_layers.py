@@ -19,6 +19,7 @@ FOLDERS: dict[str, str] = {
     "sockets": "",
     "runtime": "",
     "log": "",
+    "server": "gevent gunicorn",
     "protocol": "msgspec",
     "setting_types": "",
     "config": "dotenv",

@@ -226,9 +226,10 @@ def _write_config(tmp_path: Path) -> Path:
     path = tmp_path / "full.conf.py"
     lines = [
         f"exec(compile(open({str(ROOT / 'gunicorn.conf.py')!r}).read(), 'gunicorn.conf.py', 'exec'))",
+        "from grokflask.server import metric_slots",
         "def _find_no_room(**_):",
         "    raise OSError(28, 'No space left on device')",
-        "tempfile = type('tempfile', (), {'mkdtemp': staticmethod(_find_no_room)})",
+        "metric_slots.tempfile = type('tempfile', (), {'mkdtemp': staticmethod(_find_no_room)})",
     ]
     path.write_text("\n".join(lines))
     return path
