@@ -68,7 +68,7 @@ def parse_error(
     message, code, kind, param = _read(document) if isinstance(document, dict) else (None, None, None, None)
     return UpstreamStatusError(
         clean_message(message or _describe(body, document, in_stream, status), secrets),
-        told=message is not None,
+        has_message=message is not None,
         status=status,
         code=_clean(code, secrets),
         kind=_clean(kind, secrets),
