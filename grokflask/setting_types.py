@@ -53,7 +53,7 @@ def read_flag(text: str) -> bool:
     return text.lower() in ("1", "true", "yes", "on")
 
 
-def read_name(text: str) -> str:
+def read_model(text: str) -> str:
     """A model's name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", text):
         raise ValueError("expects a model's name")
