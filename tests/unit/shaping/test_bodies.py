@@ -10,8 +10,10 @@ import pytest
 
 from grokflask.config import Settings
 from grokflask.errors import InvalidRequestError, RouteNotFoundError
-from grokflask.protocol.routes import ROUTES
-from grokflask.shaping.bodies import asks_for_stream, read_fields, shape_request
+from grokflask.protocol.routes import ROUTES, Shape
+from grokflask.shaping import bodies
+from grokflask.shaping.bodies import asks_for_stream, shape_request
+from grokflask.shaping.fields import read_fields
 from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
 BY_PATH = {route.path: route for route in ROUTES}
@@ -44,6 +46,11 @@ def refuse(body: bytes | Mapping[str, Any], path: str = CHAT) -> InvalidRequestE
     with pytest.raises(InvalidRequestError) as caught:
         shape(body, path)
     return caught.value
+
+
+def test_every_shape_has_a_rule() -> None:
+    """A route may have any shape of body."""
+    assert bodies._RULES.keys() == set(Shape)
 
 
 # Defaults
