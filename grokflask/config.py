@@ -6,19 +6,21 @@ problems together, each with its remedy. `make docs` writes docs/settings.md fro
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar
+from itertools import pairwise
+from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from dotenv import dotenv_values
 
 from grokflask.errors import ConfigError
 from grokflask.setting_types import (
-    MIN_SECRET_CHARS,
     choice,
     integer,
     read_admin_token,
@@ -36,291 +38,170 @@ from grokflask.setting_types import (
 
 XAI_API_BASE = "https://api.x.ai/v1"
 
-T = TypeVar("T")
 
-
-def _setting(
-    default: Any, parse: Callable[[str], T], doc: str, *, env: str = "", secret: bool = False
-) -> Any:
-    """A field of `Settings`: its default, the parser of its text, and its line in the docs.
+def _setting(default: Any, parse: Callable[[str], Any], *, env: str = "", secret: bool = False) -> Any:
+    """A field of `Settings`, and how its text is parsed.
 
     `env` is the environment variable, by default the field's name in capitals after `GROKFLASK_`. A secret
     is left out of the repr, and of messages.
     """
-    return field(default=default, repr=not secret, metadata={"env": env, "parse": parse, "doc": doc})
+    return field(default=default, repr=not secret, metadata={"env": env, "parse": parse})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Every setting, by the environment variable `GROKFLASK_<NAME>` unless `env` says otherwise."""
+    """Every setting, from the environment variable `GROKFLASK_<NAME>` unless `env` says otherwise.
 
-    xai_api_key: str | None = _setting(
-        None, read_token, "The paid xAI key. It never leaves the server.", env="XAI_API_KEY", secret=True
-    )
-    xai_api_base: str | None = _setting(
-        None,
-        read_base_url,
-        f"Upstream's base URL; `{XAI_API_BASE}` when a key is set. Without a key and a base URL, the gateway "
-        "uses its built-in sandbox.",
-        env="XAI_API_BASE",
-    )
-    port: int = _setting(8000, integer(1, 65535), "The port gunicorn listens on.", env="PORT")
-    workers: int = _setting(
-        1,
-        integer(1, 256),
-        "Number of worker processes. More than one requires `REDIS_URL`, which holds their shared counters.",
-        env="WEB_CONCURRENCY",
-    )
-    redis_url: str | None = _setting(
-        None,
-        url("redis", "rediss", "unix"),
-        "Redis for rate limits. Without it they are counted in the worker's memory.",
-        env="REDIS_URL",
-        secret=True,
-    )
+    The text below a setting is its description in docs/settings.md.
+    """
+
+    xai_api_key: str | None = _setting(None, read_token, env="XAI_API_KEY", secret=True)
+    """The paid xAI key. It never leaves the server."""
+    xai_api_base: str | None = _setting(None, read_base_url, env="XAI_API_BASE")
+    """Upstream's base URL; `https://api.x.ai/v1` when a key is set. Without a key and a base URL, the gateway
+    uses its built-in sandbox."""
+    port: int = _setting(8000, integer(1, 65535), env="PORT")
+    """The port gunicorn listens on."""
+    workers: int = _setting(1, integer(1, 256), env="WEB_CONCURRENCY")
+    """Number of worker processes. More than one requires `REDIS_URL`, which holds their shared counters."""
+    redis_url: str | None = _setting(None, url("redis", "rediss", "unix"), env="REDIS_URL", secret=True)
+    """Redis for rate limits. Without it they are counted in the worker's memory."""
     database_url: str = _setting(
         "sqlite:///var/grokflask.db",
         url("sqlite", "postgres", "postgresql", "postgresql+psycopg"),
-        "Database for keys and the ledger: a SQLite file (three slashes, then its path) or `postgresql://…`. "
-        "Heroku deletes files at each restart: use its PostgreSQL there.",
         env="DATABASE_URL",
         secret=True,
     )
+    """Database for keys and the ledger: a SQLite file (three slashes, then its path) or `postgresql://…`.
+    Heroku deletes files at each restart: use its PostgreSQL there."""
     auth: Literal["keys", "passthrough", "open"] | None = _setting(
-        None,
-        choice("keys", "passthrough", "open"),
-        "Who may call: `keys` (clients with a key of this gateway), `passthrough` (each client sends its own "
-        "xAI key) or `open` (everyone). Default: `keys`; on the sandbox without keys, `open`.",
+        None, choice("keys", "passthrough", "open")
     )
-    keys: tuple[tuple[str, str], ...] = _setting(
-        (),
-        read_keys,
-        "Keys in addition to those in the database, as `name:secret,name:secret`. A secret has at least "
-        f"{MIN_SECRET_CHARS} characters.",
-        secret=True,
-    )
-    admin_token: str | None = _setting(
-        None,
-        read_admin_token,
-        "Token for the dashboard (`/admin`) and, as bearer token, for the admin API: at least 16 characters. "
-        "Without it neither exists.",
-        secret=True,
-    )
-    metrics_token: str | None = _setting(
-        None,
-        read_admin_token,
-        "Bearer token for `/metrics`, at least 16 characters. The admin token works as well. Without either, "
-        "`/metrics` does not exist; on the sandbox it is public.",
-        secret=True,
-    )
-    metrics_keys: bool = _setting(
-        False, read_flag, "Add usage by key name to `/metrics`, for the first 100 keys of each worker."
-    )
-    key_cache_s: float = _setting(
-        5.0,
-        seconds(0, 300),
-        "How long a worker caches a key from the database. Changes and revocations take effect within it.",
-    )
-    rate_limit: str = _setting(
-        "100/hour",
-        read_rate,
-        "Requests per key (per address, when there are no keys), such as `100/hour` or `5/second;1000/day`, "
-        "unless the key has its own limit. A stream counts as one request.",
-    )
-    max_streams: int | None = _setting(
-        None, integer(1, 10**6), "Open streams per key, unless the key has its own limit."
-    )
-    output_estimate_tokens: int = _setting(
-        4096,
-        integer(0, 10**6),
-        "Output tokens to reserve against token limits and budgets when a request sets no `max_tokens`. What "
-        "the answer does not use is returned at its end.",
-    )
-    fair_share: float = _setting(
-        0.8,
-        read_share,
-        "Once this share of the gateway's slots is taken, a key gets no more than its fair part of them. 1 "
-        "turns this off until the gateway is full.",
-    )
-    retention_days: int = _setting(
-        90, integer(0, 36500), "Days to keep the ledger's rows. Daily sums are kept for ever. 0 keeps all."
-    )
-    keys_outage: Literal["local", "closed"] = _setting(
-        "local",
-        choice("local", "closed"),
-        "While the database is unavailable: `local` accepts keys that this worker has seen before, `closed` "
-        "only those of `GROKFLASK_KEYS` (503 for others).",
-    )
-    requests_outage: Literal["open", "local", "closed"] = _setting(
-        "local",
-        choice("open", "local", "closed"),
-        "Request limits while Redis is unavailable: `open` does not limit, `local` counts in each worker "
-        "separately, `closed` refuses requests (503).",
-    )
-    streams_outage: Literal["open", "local", "closed"] = _setting(
-        "local", choice("open", "local", "closed"), "The same for limits on open streams."
-    )
-    tokens_outage: Literal["open", "local", "closed"] = _setting(
-        "local", choice("open", "local", "closed"), "The same for limits on tokens per minute."
-    )
-    budgets_outage: Literal["open", "local", "closed"] = _setting(
-        "local",
-        choice("open", "local", "closed"),
-        "The same for budgets; also while the database is unavailable and a key's spending is unknown.",
-    )
-    ledger_outage: Literal["open", "closed"] = _setting(
-        "open",
-        choice("open", "closed"),
-        "When the database has been unavailable until the queue of ledger rows is full: `open` serves "
-        "requests and writes their rows to the log only, `closed` refuses requests (503).",
-    )
-    connect_timeout_s: float = _setting(
-        5.0, seconds(0.1, 120), "Time limit for connecting, per upstream address."
-    )
-    heartbeat_s: float = _setting(
-        15.0, seconds(0.05, 300), "Silence after which a comment line is sent to keep a stream alive."
-    )
-    commit_s: float = _setting(
-        20.0,
-        seconds(0.05, 300),
-        "How long a streaming request waits for upstream's answer before its response starts anyway, with "
-        "status 200 and a comment line. Later errors are reported inside the stream.",
-    )
-    first_event_timeout_s: float = _setting(
-        600.0,
-        seconds(0.1, 7200),
-        "Time limit until upstream's answer begins. Reasoning models think for minutes before their first "
-        "token.",
-    )
-    idle_timeout_s: float = _setting(
-        600.0,
-        seconds(0.1, 7200),
-        "Time limit between two events of a stream. Upstream's comments do not count as events.",
-    )
-    total_timeout_s: float = _setting(3600.0, seconds(0.1, 86400), "Time limit for a whole exchange.")
-    send_timeout_s: float = _setting(
-        60.0,
-        seconds(0.1, 3600),
-        "How long a client may accept no data before its connection is closed (Linux only).",
-    )
-    body_timeout_s: float = _setting(120.0, seconds(0.1, 3600), "Time limit for receiving a request's body.")
-    on_abort: Literal["cancel", "drain"] = _setting(
-        "cancel",
-        choice("cancel", "drain"),
-        "When a client disconnects: `cancel` ends the upstream call at once; `drain` reads it to its end, to "
-        "learn the usage.",
-    )
-    drain_s: float = _setting(60.0, seconds(0.1, 3600), "With `drain`: time limit per call.")
-    drains: int = _setting(
-        16, integer(0, 10000), "With `drain`: how many calls at once. Others are cancelled."
-    )
-    replay_bytes: int = _setting(
-        16 * 2**20,
-        integer(0, 2**30),
-        "The largest answer to keep for a retry with the same `Idempotency-Key`. A larger one goes only to "
-        "the client that asked. 0 ignores the header.",
-    )
-    replay_total_bytes: int = _setting(
-        64 * 2**20,
-        integer(0, 2**36),
-        "The size of all answers that a worker keeps, in memory or in Redis. The oldest are dropped first.",
-    )
-    replay_keep_s: float = _setting(
-        300.0,
-        seconds(0, 86400),
-        "How long an answer is kept after its end. 0 keeps it only while it is running.",
-    )
-    resume_grace_s: float = _setting(
-        30.0,
-        seconds(0, 3600),
-        "How long an exchange continues after its client, which sent `X-Stream-Resume: true`, disconnects.",
-    )
-    capacity: int | None = _setting(
-        None,
-        integer(1, 65000),
-        "Concurrent exchanges per worker; more get a 503. Default: nine tenths of "
-        "`GROKFLASK_WORKER_CONNECTIONS`.",
-    )
-    max_body_bytes: int = _setting(
-        64 * 2**20,
-        integer(1024, 2**31),
-        "The largest request body. An image of 20 MiB takes 27 MiB as base64.",
-    )
-    max_upload_bytes: int = _setting(
-        52 * 2**20,
-        integer(1024, 2**34),
-        "The largest file upload, including its form. xAI accepts files of up to 50 MB. An upload is "
-        "buffered in a temporary file.",
-    )
-    max_reply_bytes: int = _setting(
-        256 * 2**20,
-        integer(1024, 2**34),
-        "The largest answer that is not a stream: JSON with pictures in it, or a file. What exceeds a "
-        "megabyte is buffered in a temporary file (in `TMPDIR`).",
-    )
-    trusted_proxies: int = _setting(
-        0,
-        integer(0, 10),
-        "Number of proxies in front (1 on Heroku), which is how many `X-Forwarded-For` entries to trust.",
-    )
-    cors_origins: tuple[str, ...] = _setting(
-        (),
-        read_origins,
-        "Origins whose pages may call the gateway from a browser, such as `https://app.example.com`, "
-        "separated by commas; `*` for all.",
-    )
-    default_chat_model: str = _setting("grok-4.3", read_model, "For chat requests that name no model.")
-    default_image_model: str = _setting(
-        "grok-imagine-image", read_model, "For image requests that name no model."
-    )
-    default_vision_model: str = _setting(
-        "grok-4.3", read_model, "For `/vision/analyze` and chats with images that name no model."
-    )
-    default_video_model: str = _setting(
-        "grok-imagine-video", read_model, "For video requests that name no model."
-    )
-    vision_stream: Literal["fallback", "stream"] = _setting(
-        "fallback",
-        choice("fallback", "stream"),
-        "How to answer a vision request with `stream: true`: `fallback` sends the whole answer as JSON with "
-        "the header `X-Stream-Fallback`; `stream` streams chats with images.",
-    )
-    cache_affinity: bool = _setting(
-        True,
-        read_flag,
-        "Give a conversation an `x-grok-conv-id` (in Responses a `prompt_cache_key`) when the client sends "
-        "none, so that xAI finds the beginning of each turn in its prompt cache.",
-    )
-    models_cache_s: float = _setting(
-        60.0,
-        seconds(0, 3600),
-        "How long to cache the lists of models. The header `Age` has a list's age. 0 disables the cache.",
-    )
-    drop_params: bool = _setting(
-        True, read_flag, "Drop parameters that xAI is known to refuse, and list them in `X-Params-Dropped`."
-    )
-    playground: bool = _setting(
-        True, read_flag, "Serve a playground at `/`. It can do nothing that the API cannot."
-    )
-    worker_connections: int = _setting(4000, integer(1, 65000), "Client connections per worker.")
-    keepalive_s: int = _setting(
-        95,
-        integer(1, 3600),
-        "How long to keep an idle client connection, and to wait for a request's headers. Heroku's router "
-        "keeps its side for 90 s.",
-    )
-    grace_s: int = _setting(
-        25,
-        integer(1, 3600),
-        "Time limit for shutting down after SIGTERM. Streams that are open 5 s before it end with an error "
-        "event. Heroku kills a process after 30 s.",
-    )
-    log_level: str = _setting(
-        "info", choice("debug", "info", "warning", "error"), "The lowest level that is logged."
-    )
-    sandbox_events_per_s: float = _setting(
-        40.0, seconds(0, 10000), "How fast the sandbox streams. 0 is without pauses."
-    )
+    """Who may call: `keys` (clients with a key of this gateway), `passthrough` (each client sends its own xAI
+    key) or `open` (everyone). Default: `keys`; on the sandbox without keys, `open`."""
+    keys: tuple[tuple[str, str], ...] = _setting((), read_keys, secret=True)
+    """Keys in addition to those in the database, as `name:secret,name:secret`. A secret has at least 8
+    characters."""
+    admin_token: str | None = _setting(None, read_admin_token, secret=True)
+    """Token for the dashboard (`/admin`) and, as bearer token, for the admin API: at least 16 characters.
+    Without it neither exists."""
+    metrics_token: str | None = _setting(None, read_admin_token, secret=True)
+    """Bearer token for `/metrics`, at least 16 characters. The admin token works as well. Without either,
+    `/metrics` does not exist; on the sandbox it is public."""
+    metrics_keys: bool = _setting(False, read_flag)
+    """Add usage by key name to `/metrics`, for the first 100 keys of each worker."""
+    key_cache_s: float = _setting(5.0, seconds(0, 300))
+    """How long a worker caches a key from the database. Changes and revocations take effect within it."""
+    rate_limit: str = _setting("100/hour", read_rate)
+    """Requests per key (per address, when there are no keys), such as `100/hour` or `5/second;1000/day`,
+    unless the key has its own limit. A stream counts as one request."""
+    max_streams: int | None = _setting(None, integer(1, 10**6))
+    """Open streams per key, unless the key has its own limit."""
+    output_estimate_tokens: int = _setting(4096, integer(0, 10**6))
+    """Output tokens to reserve against token limits and budgets when a request sets no `max_tokens`. What the
+    answer does not use is returned at its end."""
+    fair_share: float = _setting(0.8, read_share)
+    """Once this share of the gateway's slots is taken, a key gets no more than its fair part of them. 1 turns
+    this off until the gateway is full."""
+    retention_days: int = _setting(90, integer(0, 36500))
+    """Days to keep the ledger's rows. Daily sums are kept for ever. 0 keeps all."""
+    keys_outage: Literal["local", "closed"] = _setting("local", choice("local", "closed"))
+    """While the database is unavailable: `local` accepts keys that this worker has seen before, `closed` only
+    those of `GROKFLASK_KEYS` (503 for others)."""
+    requests_outage: Literal["open", "local", "closed"] = _setting("local", choice("open", "local", "closed"))
+    """Request limits while Redis is unavailable: `open` does not limit, `local` counts in each worker
+    separately, `closed` refuses requests (503)."""
+    streams_outage: Literal["open", "local", "closed"] = _setting("local", choice("open", "local", "closed"))
+    """The same for limits on open streams."""
+    tokens_outage: Literal["open", "local", "closed"] = _setting("local", choice("open", "local", "closed"))
+    """The same for limits on tokens per minute."""
+    budgets_outage: Literal["open", "local", "closed"] = _setting("local", choice("open", "local", "closed"))
+    """The same for budgets; also while the database is unavailable and a key's spending is unknown."""
+    ledger_outage: Literal["open", "closed"] = _setting("open", choice("open", "closed"))
+    """When the database has been unavailable until the queue of ledger rows is full: `open` serves requests
+    and writes their rows to the log only, `closed` refuses requests (503)."""
+    connect_timeout_s: float = _setting(5.0, seconds(0.1, 120))
+    """Time limit for connecting, per upstream address."""
+    heartbeat_s: float = _setting(15.0, seconds(0.05, 300))
+    """Silence after which a comment line is sent to keep a stream alive."""
+    commit_s: float = _setting(20.0, seconds(0.05, 300))
+    """How long a streaming request waits for upstream's answer before its response starts anyway, with status
+    200 and a comment line. Later errors are reported inside the stream."""
+    first_event_timeout_s: float = _setting(600.0, seconds(0.1, 7200))
+    """Time limit until upstream's answer begins. Reasoning models think for minutes before their first
+    token."""
+    idle_timeout_s: float = _setting(600.0, seconds(0.1, 7200))
+    """Time limit between two events of a stream. Upstream's comments do not count as events."""
+    total_timeout_s: float = _setting(3600.0, seconds(0.1, 86400))
+    """Time limit for a whole exchange."""
+    send_timeout_s: float = _setting(60.0, seconds(0.1, 3600))
+    """How long a client may accept no data before its connection is closed (Linux only)."""
+    body_timeout_s: float = _setting(120.0, seconds(0.1, 3600))
+    """Time limit for receiving a request's body."""
+    on_abort: Literal["cancel", "drain"] = _setting("cancel", choice("cancel", "drain"))
+    """When a client disconnects: `cancel` ends the upstream call at once; `drain` reads it to its end, to
+    learn the usage."""
+    drain_s: float = _setting(60.0, seconds(0.1, 3600))
+    """With `drain`: time limit per call."""
+    drains: int = _setting(16, integer(0, 10000))
+    """With `drain`: how many calls at once. Others are cancelled."""
+    replay_bytes: int = _setting(16 * 2**20, integer(0, 2**30))
+    """The largest answer to keep for a retry with the same `Idempotency-Key`. A larger one goes only to the
+    client that asked. 0 ignores the header."""
+    replay_total_bytes: int = _setting(64 * 2**20, integer(0, 2**36))
+    """The size of all answers that a worker keeps, in memory or in Redis. The oldest are dropped first."""
+    replay_keep_s: float = _setting(300.0, seconds(0, 86400))
+    """How long an answer is kept after its end. 0 keeps it only while it is running."""
+    resume_grace_s: float = _setting(30.0, seconds(0, 3600))
+    """How long an exchange continues after its client, which sent `X-Stream-Resume: true`, disconnects."""
+    capacity: int | None = _setting(None, integer(1, 65000))
+    """Concurrent exchanges per worker; more get a 503. Default: nine tenths of
+    `GROKFLASK_WORKER_CONNECTIONS`."""
+    max_body_bytes: int = _setting(64 * 2**20, integer(1024, 2**31))
+    """The largest request body. An image of 20 MiB takes 27 MiB as base64."""
+    max_upload_bytes: int = _setting(52 * 2**20, integer(1024, 2**34))
+    """The largest file upload, including its form. xAI accepts files of up to 50 MB. An upload is buffered in
+    a temporary file."""
+    max_reply_bytes: int = _setting(256 * 2**20, integer(1024, 2**34))
+    """The largest answer that is not a stream: JSON with pictures in it, or a file. What exceeds a megabyte
+    is buffered in a temporary file (in `TMPDIR`)."""
+    trusted_proxies: int = _setting(0, integer(0, 10))
+    """Number of proxies in front (1 on Heroku), which is how many `X-Forwarded-For` entries to trust."""
+    cors_origins: tuple[str, ...] = _setting((), read_origins)
+    """Origins whose pages may call the gateway from a browser, such as `https://app.example.com`, separated
+    by commas; `*` for all."""
+    default_chat_model: str = _setting("grok-4.3", read_model)
+    """For chat requests that name no model."""
+    default_image_model: str = _setting("grok-imagine-image", read_model)
+    """For image requests that name no model."""
+    default_vision_model: str = _setting("grok-4.3", read_model)
+    """For `/vision/analyze` and chats with images that name no model."""
+    default_video_model: str = _setting("grok-imagine-video", read_model)
+    """For video requests that name no model."""
+    vision_stream: Literal["fallback", "stream"] = _setting("fallback", choice("fallback", "stream"))
+    """How to answer a vision request with `stream: true`: `fallback` sends the whole answer as JSON with the
+    header `X-Stream-Fallback`; `stream` streams chats with images."""
+    cache_affinity: bool = _setting(True, read_flag)
+    """Give a conversation an `x-grok-conv-id` (in Responses a `prompt_cache_key`) when the client sends none,
+    so that xAI finds the beginning of each turn in its prompt cache."""
+    models_cache_s: float = _setting(60.0, seconds(0, 3600))
+    """How long to cache the lists of models. The header `Age` has a list's age. 0 disables the cache."""
+    drop_params: bool = _setting(True, read_flag)
+    """Drop parameters that xAI is known to refuse, and list them in `X-Params-Dropped`."""
+    playground: bool = _setting(True, read_flag)
+    """Serve a playground at `/`. It can do nothing that the API cannot."""
+    worker_connections: int = _setting(4000, integer(1, 65000))
+    """Client connections per worker."""
+    keepalive_s: int = _setting(95, integer(1, 3600))
+    """How long to keep an idle client connection, and to wait for a request's headers. Heroku's router keeps
+    its side for 90 s."""
+    grace_s: int = _setting(25, integer(1, 3600))
+    """Time limit for shutting down after SIGTERM. Streams that are open 5 s before it end with an error
+    event. Heroku kills a process after 30 s."""
+    log_level: str = _setting("info", choice("debug", "info", "warning", "error"))
+    """The lowest level that is logged."""
+    sandbox_events_per_s: float = _setting(40.0, seconds(0, 10000))
+    """How fast the sandbox streams. 0 is without pauses."""
 
     @property
     def uses_sandbox(self) -> bool:
@@ -468,10 +349,23 @@ def render_docs() -> str:
         "| variable | default | meaning |",
         "| --- | --- | --- |",
     ]
+    descriptions = _read_descriptions()
     for env, item in SETTINGS.items():
         default = "" if item.default in (None, ()) else f"`{_show(item.default)}`"
-        lines.append(f"| `{env}` | {default} | {item.metadata['doc']} |")
+        lines.append(f"| `{env}` | {default} | {descriptions[item.name]} |")
     return "\n".join(lines) + "\n"
+
+
+def _read_descriptions() -> dict[str, str]:
+    """The text below each setting, which only the source has."""
+    (definition,) = ast.parse(inspect.getsource(Settings)).body
+    assert isinstance(definition, ast.ClassDef)
+    descriptions = {}
+    for statement, after in pairwise(definition.body):
+        match statement, after:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                descriptions[name] = " ".join(text.split())
+    return descriptions
 
 
 def _show(value: object) -> str:
