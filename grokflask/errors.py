@@ -6,8 +6,8 @@
     │   └── RateLimitError  one of the key's limits is reached
     └── UpstreamError       xAI, or the connection to it, failed
 
-Each class has a status, a code, a message and an outcome. `protocol.dialects` renders errors for the other
-APIs. No IO. This module imports nothing of grokflask.
+Each class has a status, a code, a message and an outcome; a docstring says what the message does not.
+`protocol.dialects` renders errors for the other APIs. No IO. This module imports nothing of grokflask.
 """
 
 from __future__ import annotations
@@ -110,22 +110,16 @@ class AuthenticationError(ClientError):
 
 
 class KeyRevokedError(ClientError):
-    """The key has been revoked."""
-
     status, code = 403, "key_revoked"
     default_message = "This API key has been revoked."
 
 
 class KeyExpiredError(ClientError):
-    """The key, or this secret of it, has expired."""
-
     status, code = 403, "key_expired"
     default_message = "This API key has expired."
 
 
 class ModelNotAllowedError(ClientError):
-    """The key may not use this model."""
-
     status, code = 403, "model_not_allowed"
     default_message = "This API key may not use that model."
 
@@ -148,15 +142,11 @@ class UnmeteredError(ClientError):
 
 
 class RouteNotFoundError(ClientError):
-    """The path does not exist."""
-
     status, code = 404, "not_found"
     default_message = "There is nothing at this path."
 
 
 class KeyNotFoundError(ClientError):
-    """No key has this name."""
-
     status, code = 404, "key_not_found"
     default_message = "There is no key with this name."
 
@@ -228,8 +218,6 @@ class BodyTimeoutError(ClientError):
 
 
 class MediaTypeError(ClientError):
-    """The body's Content-Type is not JSON."""
-
     status, code = 415, "unsupported_media_type"
     default_message = "Send the body as JSON, with the header 'Content-Type: application/json'."
 
@@ -249,15 +237,11 @@ class TokenLimitError(RateLimitError):
 
 
 class TooManyStreamsError(RateLimitError):
-    """The key has as many streams open as it may."""
-
     code = "too_many_streams"
     default_message = "Too many open streams."
 
 
 class FairShareError(RateLimitError):
-    """The gateway is nearly full, and this key has its fair share of it."""
-
     code = "fair_share_exceeded"
     default_message = "The gateway is nearly full, and this key already has its fair share of it."
 
@@ -288,8 +272,6 @@ class GatewayFullError(GrokflaskError):
 
 
 class ShuttingDownError(GrokflaskError):
-    """The process is about to end; another one can take the request."""
-
     status, code = 503, "shutting_down"
     outcome = Outcome.SHUTDOWN
     default_message = "The gateway is shutting down. Send the request again."
@@ -297,8 +279,6 @@ class ShuttingDownError(GrokflaskError):
 
 
 class StreamStoppedError(GrokflaskError):
-    """An admin stopped this stream."""
-
     status, code = 503, "stream_stopped"
     outcome = Outcome.SHUTDOWN
     default_message = "The gateway's operator stopped this answer; it is incomplete."
@@ -377,8 +357,6 @@ class NoAnswerError(UpstreamError):
 
 
 class UpstreamProtocolError(UpstreamError):
-    """The answer does not follow the API."""
-
     code = "upstream_protocol_error"
     default_message = "The upstream API sent an answer that the gateway cannot read."
 
@@ -406,8 +384,6 @@ class UpstreamStatusError(UpstreamError):
 
 
 class StreamBrokenError(UpstreamError):
-    """The connection to upstream broke inside the answer."""
-
     code = "stream_broken"
     outcome = Outcome.TRUNCATED
     default_message = "The connection to the upstream API broke; the answer is incomplete."
