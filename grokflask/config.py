@@ -104,7 +104,7 @@ class Settings:
     """Once this share of the gateway's slots is taken, a key gets no more than its fair part of them. 1 turns
     this off until the gateway is full."""
     retention_days: int = _setting(90, integer(0, 36500))
-    """Days to keep the ledger's rows. Daily sums are kept for ever. 0 keeps all."""
+    """Days to keep the ledger's rows. Daily sums are kept forever. 0 keeps all."""
     keys_outage: Literal["local", "closed"] = _setting("local", choice("local", "closed"))
     """While the database is unavailable: `local` accepts keys that this worker has seen before, `closed` only
     those of `GROKFLASK_KEYS` (503 for others)."""

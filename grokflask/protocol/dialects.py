@@ -20,7 +20,7 @@ from grokflask.protocol.typed_usage import read_reply
 from grokflask.protocol.usage import Usage, read_chunk
 
 
-class Reading(Protocol):
+class ParsedReply(Protocol):
     """A whole reply, as far as it is read."""
 
     @property
@@ -49,13 +49,13 @@ class Dialect:
 
     make_filter: type[EventFilter]
     """The filter for the events of one stream."""
-    read_reply: Callable[[bytes | mmap], Reading | None]
+    read_reply: Callable[[bytes | mmap], ParsedReply | None]
     """Reads a whole reply; None when it is not a JSON object."""
     render_json: Callable[[GrokflaskError], bytes]
     """An error as the body of a response."""
     render_event: _RenderEvent
     """An error inside a stream."""
-    tells_errors_as_events: bool = True
+    errors_as_events: bool = True
     """Clients whose Accept does not name JSON get an event even for an error before the stream."""
 
 
@@ -105,5 +105,5 @@ def _render_messages_event(error: GrokflaskError, *, as_json: bool, number: int)
 CHAT = Dialect(EventFilter, read_chunk, render_json, _render_chat_event)
 RESPONSES = Dialect(ResponsesFilter, read_reply, render_json, _render_response_event)
 MESSAGES = Dialect(
-    MessagesFilter, read_reply, _render_messages_json, _render_messages_event, tells_errors_as_events=False
+    MessagesFilter, read_reply, _render_messages_json, _render_messages_event, errors_as_events=False
 )

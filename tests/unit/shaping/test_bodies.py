@@ -526,7 +526,7 @@ def test_vision_analyze_drops_what_its_model_refuses() -> None:
 def test_images_never_stream(
     path: str, extra: dict[str, Any], fallback: str | None, dropped: tuple[str, ...]
 ) -> None:
-    """Image models do not stream; a request that wants it is answered whole and told so."""
+    """Image models do not stream; a request for a stream gets a whole answer, and the fallback says so."""
     body = {"prompt": "a cat", "n": 2, "response_format": "b64_json", "unknown": [1]}
     request = shape({**body, **extra}, path)
     assert sent(request) == {**body, "model": "grok-imagine-image"}
@@ -566,7 +566,7 @@ def test_image_request_that_cannot_be_served(body: dict[str, Any], param: str) -
     ],
 )
 def test_what_images_may_cost(n: Any, images: int) -> None:
-    """The price of one times `n`. No number that anybody writes makes a sum that the ledger cannot hold."""
+    """The price of one times `n`, which cannot exceed what the ledger can hold."""
     estimate = shape({"prompt": "x", "n": n}, IMAGES).estimate
     assert estimate.ticks == estimate.prompt_ticks == images * 200_000_000
 
