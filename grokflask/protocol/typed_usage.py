@@ -96,22 +96,21 @@ def merge_usage(before: Usage | None, after: Usage | None) -> Usage | None:
 
 def _to_usage(wire: _WireUsage) -> Usage:
     prompt, output = check_figure(wire.input_tokens), check_figure(wire.output_tokens)
-    inside, reasoning = wire.input_tokens_details, wire.output_tokens_details
-    cached = check_figure(inside.cached_tokens if inside else wire.cache_read_input_tokens)
-    if inside is None and prompt is not None:
-        written = check_figure(wire.cache_creation_input_tokens)
-        prompt += (cached or 0) + (written or 0)
+    details, output_details = wire.input_tokens_details, wire.output_tokens_details
+    cached = check_figure(details.cached_tokens if details else wire.cache_read_input_tokens)
+    if details is None and prompt is not None:  # Messages
+        prompt += (cached or 0) + (check_figure(wire.cache_creation_input_tokens) or 0)
     total = check_figure(wire.total_tokens)
     if total is None:
         total = _add(prompt, output)
-    thought = check_figure(reasoning.reasoning_tokens if reasoning else None)
-    if output is not None and thought is not None and thought <= output and total == _add(prompt, output):
-        output -= thought
+    reasoning = check_figure(output_details.reasoning_tokens if output_details else None)
+    if output is not None and reasoning is not None and reasoning <= output and total == _add(prompt, output):
+        output -= reasoning
     return Usage(
         prompt_tokens=prompt,
         cached_tokens=cached,
         completion_tokens=output,
-        reasoning_tokens=thought,
+        reasoning_tokens=reasoning,
         total_tokens=total,
         cost_ticks=check_figure(wire.cost_in_usd_ticks),
         server_tools=check_figure(wire.num_server_side_tools_used),

@@ -83,8 +83,8 @@ def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
         whole: Any = msgspec.json.decode(document)
     except MALFORMED:
         return document
-    holder = whole.get("response", whole) if isinstance(whole, dict) else None
-    error = holder.get("error") if isinstance(holder, dict) else None
+    answer = whole.get("response", whole) if isinstance(whole, dict) else None
+    error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, str):
         cleaned: Any = clean_message(error, secrets)
     elif isinstance(error, dict):
@@ -94,9 +94,9 @@ def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
         }
     else:
         return document
-    if holder is None or cleaned == error:
+    if answer is None or cleaned == error:
         return document
-    holder["error"] = cleaned
+    answer["error"] = cleaned
     return msgspec.json.encode(whole)
 
 

@@ -54,8 +54,8 @@ def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"
     Raises InvalidRequestError, which names the parameter, and RouteNotFoundError for an impossible id in the
     path.
     """
-    given = request.headers or {}
-    headers = {name: given[name] for name in FORWARDED_HEADERS if name in given}
+    sent = request.headers or {}
+    headers = {name: sent[name] for name in FORWARDED_HEADERS if name in sent}
     route, path = request.route, _fill_path(request)
     if not isinstance(request.body, bytes):
         headers["Content-Type"] = request.media_type
