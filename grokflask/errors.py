@@ -64,7 +64,7 @@ class GrokflaskError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.message = message or self.default_message
-        self.param = param or self.param
+        self.param = self.param if param is None else param
         self.headers = {**self.default_headers, **(headers or {})}
         super().__init__(self.message)
 
