@@ -37,7 +37,6 @@ from grokflask.ledger.row import LedgerRow, clean, make_id
 from grokflask.limits.admission import Hold, Limits
 from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.protocol.usage import Usage
-from grokflask.shaping import vision
 from grokflask.shaping.affinity import make_salt
 from grokflask.shaping.bodies import shape_request
 from grokflask.shaping.request import ClientRequest, UpstreamRequest
@@ -214,8 +213,8 @@ class Gateway:
             return Reply(reply.status, reply.body, headers, reply.media_type)
         body = _read_all(reply.body)
         body = self._custody.filter_reply(key, route, exchange.makes, request.item_id, body)
-        if route.name == "vision":
-            body = vision.read_analysis(body)
+        if route.rewrite is not None:
+            body = route.rewrite(body)
         if route.catalogue:
             self._catalogue.keep(exchange.path, key, body)
             try:

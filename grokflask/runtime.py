@@ -1,7 +1,7 @@
-"""The running process: its id, grokflask's version, and the services that run beside its requests.
+"""The running process: its id, grokflask's version, and its background services.
 
-Services start once in each process, and not when the app is made, because a server may fork after that: the
-server's own hook starts them, or the first request.
+Services start once per process, in the server's hook or with the first request. They do not start with the
+app, because a server may fork after making it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import threading
 from typing import Protocol
 
 VERSION = "0.1.0"
-"""grokflask's own."""
 
 CLOSE_S = 3.0
-"""Time that each service has to finish when the process ends."""
+"""Seconds that each service has to finish when the process ends."""
 
 _pid = os.getpid()
 
@@ -34,17 +33,17 @@ os.register_at_fork(after_in_child=_update_pid)
 
 
 class Service(Protocol):
-    """Something with a thread of its own."""
+    """A background service, with its own thread."""
 
     def start(self) -> None:
-        """Starts it; a second call changes nothing."""
+        """Starts it. Idempotent."""
 
     def close(self, timeout_s: float) -> object:
-        """Brings what waits to its place, within `timeout_s`. Idempotent."""
+        """Finishes pending work within `timeout_s`, then stops. Idempotent."""
 
 
 class Background:
-    """The services of this process, in the order in which they are closed."""
+    """The services of the process, in the order in which they are closed."""
 
     def __init__(self, *services: Service) -> None:
         self._services = services
@@ -52,7 +51,7 @@ class Background:
         self._pid: int | None = None
 
     def start(self) -> None:
-        """Starts all that has not been started in this process."""
+        """Starts the services, unless this process has done so."""
         if self._pid == get_pid():
             return
         with self._lock:
@@ -64,7 +63,7 @@ class Background:
             service.start()
 
     def close(self) -> None:
-        """Ends them, in a process that has started them."""
+        """Closes the services, if this process has started them."""
         if self._pid != get_pid():
             return
         self._pid = None

@@ -1,4 +1,4 @@
-"""What the kernel knows of a connection, and how to end one under whoever waits on it."""
+"""Asking the kernel about a connection, and ending one that another greenlet or thread waits on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import contextlib
 import os
 import socket
 
-# linux/tcp_states.h: the peer has sent FIN or RST, or all is over.
+# linux/tcp_states.h: the peer has sent FIN or RST, or the connection is closed.
 _GONE_STATES = frozenset((7, 8, 9))  # CLOSE, CLOSE_WAIT, LAST_ACK
 
 
 def is_gone(sock: socket.socket) -> bool:
-    """The peer of `sock` has closed, half-closed or reset its side."""
+    """The peer of `sock` has closed, half-closed or reset the connection."""
     try:
         if sock.family == socket.AF_UNIX:
             return _has_ended(sock)
@@ -23,7 +23,7 @@ def is_gone(sock: socket.socket) -> bool:
 
 
 def _has_ended(sock: socket.socket) -> bool:
-    """A Unix socket's end, which data that wait unread would hide."""
+    """The peer of a Unix socket has closed it. Unread data hide this."""
     with socket.socket(fileno=os.dup(sock.fileno())) as twin:
         if not os.get_blocking(twin.fileno()):
             twin.setblocking(False)
@@ -34,10 +34,10 @@ def _has_ended(sock: socket.socket) -> bool:
 
 
 def limit_sending(sock: socket.socket | None, seconds: float) -> None:
-    """Lets the kernel end the connection once the peer has taken nothing for `seconds`.
+    """Lets the kernel close the connection when the peer accepts no data for `seconds`.
 
-    TCP_USER_TIMEOUT covers a reader that stands still (its window is closed) as well as one whose machine
-    has gone. A no-op without such a socket.
+    TCP_USER_TIMEOUT covers a peer that stopped reading (its window is closed) and one that is unreachable. It
+    does nothing without a TCP socket.
     """
     if sock is None or sock.family == socket.AF_UNIX:
         return
@@ -46,14 +46,12 @@ def limit_sending(sock: socket.socket | None, seconds: float) -> None:
 
 
 def shut_down(sock: socket.socket | None, how: int) -> None:
-    """Shuts the connection down under whoever waits on it, who sees an end rather than an error.
+    """Shuts the connection down; a reader that waits on it sees an end, not an error.
 
-    It goes through a duplicate: gevent's own socket would raise in the greenlet that waits on it, and an
-    SSLSocket would drop its TLS state under the reader.
+    It uses a duplicate: gevent's socket would raise in the waiting greenlet, and an SSLSocket would drop the
+    TLS state that its reader needs.
     """
     if sock is None:
         return
-    with contextlib.suppress(OSError):
-        twin = socket.socket(fileno=os.dup(sock.fileno()))
-        with twin:
-            twin.shutdown(how)
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as twin:
+        twin.shutdown(how)

@@ -13,7 +13,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def read_duration(value: object) -> float:
-    """Seconds of a text such as `90s`, `15m`, `12h`, `30d`, `4w`. Raises ValueError."""
+    """Seconds for a text such as `90s`, `15m`, `12h`, `30d` or `4w`. Raises ValueError."""
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         raise ValueError("expects a duration such as 90s, 15m, 12h, 30d or 4w")
@@ -21,7 +21,7 @@ def read_duration(value: object) -> float:
 
 
 def read_moment(value: object, now: float) -> float:
-    """Epoch seconds of a time in ISO 8601, or of so long ago (`24h`). Raises ValueError."""
+    """Epoch seconds of a time in ISO 8601, or of a duration before `now` (`24h`). Raises ValueError."""
     try:
         at = now - read_duration(value)
     except ValueError:
@@ -30,7 +30,7 @@ def read_moment(value: object, now: float) -> float:
 
 
 def read_iso(value: object) -> float:
-    """Epoch seconds of a time in ISO 8601, which is UTC unless it says otherwise. Raises ValueError."""
+    """Epoch seconds of a time in ISO 8601; UTC unless it has an offset. Raises ValueError."""
     try:
         time = datetime.fromisoformat(value.strip() if isinstance(value, str) else "")
     except ValueError:
@@ -40,12 +40,12 @@ def read_iso(value: object) -> float:
 
 def to_day(seconds: float) -> str:
     """The UTC day of an epoch second, `YYYY-MM-DD`."""
-    return _name_day(int(seconds // 86400))
+    return _format_day(int(seconds // 86400))
 
 
 @lru_cache(maxsize=8)
-def _name_day(number: int) -> str:
-    return (date(1970, 1, 1) + timedelta(number)).isoformat()
+def _format_day(day: int) -> str:
+    return (date(1970, 1, 1) + timedelta(day)).isoformat()
 
 
 def to_iso(seconds: float | None) -> str | None:

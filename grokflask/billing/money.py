@@ -8,13 +8,13 @@ from math import isfinite
 
 TICKS_PER_USD = 10**10
 MAX_USD = 10**8
-"""More than anybody will budget, and far below what 64 bits of ticks hold."""
+"""Higher than any budget, and far below the limit of 64 bits of ticks."""
 
 _NUMBER = re.compile(r"\d{1,20}(\.\d{1,20})?|\.\d{1,20}", re.ASCII)
 
 
 def parse_usd(value: object) -> int:
-    """Ticks for a number of USD, given as a number or as text ("2.50"), to the nearest. Raises ValueError."""
+    """Ticks for USD, given as a number or as text ("2.50"), rounded to the nearest. Raises ValueError."""
     usd = _read_decimal(value)
     if usd is None:
         raise ValueError("expects a number of USD, such as 2.50")
@@ -22,18 +22,18 @@ def parse_usd(value: object) -> int:
         raise ValueError(f"expects USD from 0 to {MAX_USD}")
     ticks = int((usd * TICKS_PER_USD).to_integral_value())
     if usd and not ticks:
-        # Stored as 0 it would shut the key.
+        # as 0 it would block the key
         raise ValueError(f"expects 0, or at least {Decimal(1) / TICKS_PER_USD:f} USD")
     return ticks
 
 
 def to_usd(ticks: int) -> float:
-    """USD as a JSON number: 15 digits, which is every cent up to MAX_USD and every tick below 100,000 USD."""
+    """USD as a JSON number: exact to the cent up to MAX_USD, and to the tick below 100,000 USD."""
     return float(Decimal(ticks) / TICKS_PER_USD)
 
 
 def format_usd(ticks: int | None) -> str:
-    """USD for people: cents, or as many digits as a smaller sum needs to show. "" for None."""
+    """USD for display: with cents, or with the digits that a smaller sum needs. "" for None."""
     if ticks is None:
         return ""
     if ticks < 0:
@@ -45,7 +45,7 @@ def format_usd(ticks: int | None) -> str:
 
 
 def _read_decimal(value: object) -> Decimal | None:
-    """The number, None for what is none."""
+    """The number in `value`; None when it is not a number."""
     if isinstance(value, str):
         return Decimal(value.strip()) if _NUMBER.fullmatch(value.strip()) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -22,18 +22,15 @@ from grokflask.errors import (
 )
 from grokflask.kept.ownership import Ownership
 from grokflask.keys.ring import ApiKey
+from grokflask.protocol.raw_json import decode_fields, decode_list
 from grokflask.protocol.routes import Kind, Route
 from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
 MAX_FILES = 200
 """Files that one request may name."""
 
-Fields = dict[str, msgspec.Raw]
-
 _log = logging.getLogger("grokflask.custody")
 
-_FIELDS = msgspec.json.Decoder(Fields)
-_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 
 # Escapes that can hide the name of a file field. No honest client uses them there.
 _HIDDEN = re.compile(rb"\\u00(?:5f|6[4569c])", re.IGNORECASE)
@@ -119,9 +116,9 @@ class Custody:
     def _filter(self, kind: Kind, body: bytes, key: ApiKey) -> bytes:
         """A page with the key's own objects only. Upstream pages, so a page may be empty."""
         try:
-            fields = _FIELDS.decode(body)
+            fields = decode_fields(body)
             name = next(name for name in ("data", "batches") if name in fields)
-            items = [(read_id(item), item) for item in _ITEMS.decode(fields[name])]
+            items = [(read_id(item), item) for item in decode_list(fields[name])]
         except (*MALFORMED, StopIteration):
             raise UpstreamProtocolError from None  # a list that cannot be filtered is not shown
         mine = self._ownership.select(kind, {id for id, _ in items if id is not None}, key)

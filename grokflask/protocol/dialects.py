@@ -1,8 +1,7 @@
-"""The dialects of xAI's routes: how an answer is read, and how errors are told to the clients of each. No IO.
+"""The APIs that xAI's routes speak: how to read an answer, and how to render an error. No IO.
 
-A route's row names its dialect; relay, limits and ledger are the same for all. A dialect says what ends a
-stream and where in it usage, model and errors stand (its filter), the same of a whole reply, and which shape
-errors take.
+A route's row names its dialect; relay, limits and ledger are the same for all. A dialect finds the end of a
+stream and the usage, model and errors in it, reads the same in whole replies, and renders errors for clients.
 """
 
 from __future__ import annotations
@@ -21,46 +20,43 @@ from grokflask.protocol.typed_usage import read_reply
 from grokflask.protocol.usage import Usage, read_chunk
 
 
-class Reading(Protocol):
-    """What is read of a whole reply."""
+class ParsedReply(Protocol):
+    """A whole reply, as far as it is read."""
 
     @property
     def has_error(self) -> bool:
-        """It tells of an error."""
+        """It reports an error."""
 
     @property
     def is_answer(self) -> bool:
-        """It is an answer of the API's, whatever it tells."""
+        """It is one of the API's objects, even if that reports an error."""
 
     def read_model(self) -> str | None:
         """The model that answered."""
 
     def read_usage(self) -> Usage | None:
-        """What it used."""
+        """The usage; None when it has none."""
 
 
 class _RenderEvent(Protocol):
     def __call__(self, error: GrokflaskError, *, as_json: bool, number: int) -> bytes:
-        """An error as one event, the one with this number in its stream."""
+        """An error as one event; `number` is its place in the stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One API's way of speaking.
-
-    Attributes:
-        make_filter: for the events of one stream.
-        read_reply: what a whole reply tells of itself; None when it is no JSON object.
-        render_json: an error as the body of a response.
-        render_event: an error inside a stream.
-        tells_errors_as_events: also before a stream has begun, to clients whose Accept does not name JSON.
-    """
+    """One API."""
 
     make_filter: type[EventFilter]
-    read_reply: Callable[[bytes | mmap], Reading | None]
+    """The filter for the events of one stream."""
+    read_reply: Callable[[bytes | mmap], ParsedReply | None]
+    """Reads a whole reply; None when it is not a JSON object."""
     render_json: Callable[[GrokflaskError], bytes]
+    """An error as the body of a response."""
     render_event: _RenderEvent
-    tells_errors_as_events: bool = True
+    """An error inside a stream."""
+    errors_as_events: bool = True
+    """Clients whose Accept does not name JSON get an event even for an error before the stream."""
 
 
 def _render_chat_event(error: GrokflaskError, *, as_json: bool, number: int) -> bytes:
@@ -68,9 +64,9 @@ def _render_chat_event(error: GrokflaskError, *, as_json: bool, number: int) -> 
 
 
 def _render_response_event(error: GrokflaskError, *, as_json: bool, number: int) -> bytes:
-    """Both of the two shapes, each within an event of type `error` as this API has it.
+    """Either of the two shapes, inside this API's event of type `error`.
 
-    OpenAI's SDK raises what stands in `error`; Vercel's, and clients that go by types, read the rest.
+    OpenAI's SDK raises the value of `error`; Vercel's, and clients that go by types, read the rest.
     """
     shape = error.to_fields() if as_json else f"API error: {error.message}"
     event = {"type": "error", "sequence_number": number, "error": shape}
@@ -90,13 +86,13 @@ _MESSAGES_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-"""Anthropic's names for errors, by status (platform.claude.com, API errors)."""
+"""Anthropic's error types, by status (platform.claude.com, API errors)."""
 
 
 def _render_messages_json(error: GrokflaskError) -> bytes:
     """Anthropic's object: `{"type": "error", "error": {"type", "message"}}`."""
     kind = _MESSAGES_TYPES.get(error.status)
-    if kind is None and error.type in _MESSAGES_TYPES.values():  # upstream's own name for it
+    if kind is None and error.type in _MESSAGES_TYPES.values():  # upstream's own type
         kind = error.type
     kind = kind or ("api_error" if error.status >= 500 else "invalid_request_error")
     return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": error.message}})
@@ -109,5 +105,5 @@ def _render_messages_event(error: GrokflaskError, *, as_json: bool, number: int)
 CHAT = Dialect(EventFilter, read_chunk, render_json, _render_chat_event)
 RESPONSES = Dialect(ResponsesFilter, read_reply, render_json, _render_response_event)
 MESSAGES = Dialect(
-    MessagesFilter, read_reply, _render_messages_json, _render_messages_event, tells_errors_as_events=False
+    MessagesFilter, read_reply, _render_messages_json, _render_messages_event, errors_as_events=False
 )

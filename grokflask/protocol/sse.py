@@ -1,16 +1,15 @@
 """Server-sent events: bytes in, the data of complete events out.
 
-Follows the event stream format of the HTML standard, section 9.2.6: lines end in LF, CRLF or CR, a blank
-line ends an event, a line that starts with a colon is a comment, one space after a field's colon is not
-part of its value, a byte order mark may stand in front. It works on bytes, so a character cut in two is
-whole again once its event is. It knows nothing of JSON or of what the data mean, and does no IO.
+Follows the HTML standard, section 9.2.6: lines end in LF, CRLF or CR, a blank line ends an event, a line that
+starts with a colon is a comment, one space after a field's colon is not part of its value, and a byte order
+mark may come first. It works on bytes, which may be cut anywhere. It does not look into the data. No IO.
 
-One deliberate difference: data over several lines are joined by a space, not by a newline, since a client
-gets each event on one line. In JSON both are white space.
+One deliberate difference: several data lines are joined by a space, not by a newline, because a client gets
+each event on one line. In JSON both are white space.
 
-What nearly every upstream sends, `data: {...}` on one line after another, is not taken apart at all: that it
-is nothing else is told by counting, and it comes out as a `Run`. tests/unit/oracle_sse.py is the slow and
-obvious way, and property tests hold the two against each other.
+Nearly every upstream sends nothing but lines of `data: {...}`. Counting newlines recognises such input, which
+is returned whole, as a `Run`. tests/support/oracle_sse.py is a slow and obvious decoder; property tests
+compare the two.
 """
 
 from __future__ import annotations
@@ -25,52 +24,54 @@ _DONE_BLOCK = b"data: [DONE]\n\n"
 
 
 class NamedEvent(bytes):
-    """The data of an event that carried an `event:` line; `name` is that line's value."""
+    """The data of an event with an `event:` line, whose value is `name`."""
 
     name: bytes
 
     def __new__(cls, data: bytes, name: bytes) -> Self:
-        """`data`, remembering `name`."""
+        """`data` with its `name`."""
         event = super().__new__(cls, data)
         event.name = name
         return event
 
 
 class Run(bytes):
-    """Events framed as a client gets them: one line of `data: {...}` and a blank line each, nothing else."""
+    """Events as a client gets them: each is one line of `data: {...}` and a blank line."""
 
     __slots__ = ()
 
     @property
     def number(self) -> int:
-        """How many events it is."""
+        """The number of events."""
         return self.count(b"\n\n")
 
     def cut(self, at: int) -> tuple[Self, list[bytes]]:
-        """The events before the one that the byte `at` is in, and the data of that one and all others."""
+        """The events before the one that contains byte `at`, and the data of each event from there on."""
         before = self.rfind(b"\n\n", 0, at)
         start = before + 2 if before >= 0 else 0
         return type(self)(self[:start]), self[start + 6 : -2].split(b"\n\ndata: ")
 
 
 class EventDecoder:
-    """Takes a stream in pieces cut anywhere; gives each event's data as soon as its last byte is in."""
+    """Decodes a stream that arrives in pieces; returns an event's data as soon as it is complete."""
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max_event_bytes = max_event_bytes
-        self._pieces: list[bytes] = []  # an unfinished event, joined only once: a long one costs no more
+        self._pieces: list[
+            bytes
+        ] = []  # of an incomplete event; joined only once, so that a long one stays cheap
         self._pending_bytes = 0
-        self._after_cr = False  # the last byte was CR: an LF that follows belongs to it
+        self._after_cr = False  # the last byte was CR: an LF after it is part of the same line end
         self._at_start = True
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The data of all events that `data` completes, in order; several of them may come as one `Run`.
+        """The data of all events that `data` completes, in order; several of them may be one `Run`.
 
-        Raises UpstreamProtocolError once the event that is still open has passed `max_event_bytes`; the
-        events before it have been given out by then.
+        Raises UpstreamProtocolError when the incomplete event exceeds `max_event_bytes`. The events before
+        it have been returned by then.
         """
         if not (self._pieces or self._at_start or self._after_cr) and _is_run(data):
-            return [Run(data)]  # what nearly every read brings
+            return [Run(data)]  # nearly every read
         if self._pending_bytes > self._max_event_bytes:
             raise UpstreamProtocolError(
                 f"The upstream API sent an event of more than {self._max_event_bytes} bytes."
@@ -96,10 +97,10 @@ class EventDecoder:
         return _parse(data)
 
     def finish(self) -> list[bytes]:
-        """The stream has ended: the data of an event that only lacks its blank line.
+        """At the end of the stream, the data of an event that lacks only its blank line.
 
-        The standard drops such an event. It is given out here only when its last line is complete, so
-        that a final `data: [DONE]` with one newline counts; a line cut in the middle never does.
+        The standard drops such an event. It is returned here if its last line is complete, so that a final
+        `data: [DONE]` with one newline counts. A line that is cut in the middle never does.
         """
         block = b"".join(self._pieces)
         self._pieces.clear()
@@ -109,7 +110,7 @@ class EventDecoder:
         return [event] if event else []
 
     def _strip_bom(self, data: bytes) -> bytes:
-        """`data` without a byte order mark, which may itself arrive in pieces."""
+        """`data` without the byte order mark, which may arrive in pieces as well."""
         data = b"".join(self._pieces) + data
         self._pieces.clear()
         if len(data) < len(_BOM) and _BOM.startswith(data):
@@ -119,7 +120,7 @@ class EventDecoder:
         return data.removeprefix(_BOM)
 
     def _normalise(self, data: bytes) -> bytes:
-        """Line ends as LF. A CR ends its line at once; an LF after it, even a piece later, is part of it."""
+        """`data` with LF as line ends. A CR ends its line at once, and absorbs an LF in the next piece."""
         if self._after_cr and data:
             data = data.removeprefix(b"\n")
             self._after_cr = False
@@ -128,7 +129,7 @@ class EventDecoder:
         return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _closes_with(self, data: bytes) -> bool:
-        """A blank line stands across the cut."""
+        """The blank line is split between the last piece and `data`."""
         return data[:1] == b"\n" and bool(self._pieces) and self._pieces[-1].endswith(b"\n")
 
     def _keep(self, piece: bytes) -> None:
@@ -137,7 +138,7 @@ class EventDecoder:
 
 
 def _is_run(data: bytes) -> bool:
-    """`data` is a `Run`: as many newlines as its events need, so none inside of one and no other block."""
+    """`data` is a `Run`: it has just the newlines that its events need, so no other lines."""
     return (
         data.startswith(b"data: {")
         and data.endswith(b"\n\n")
@@ -147,7 +148,7 @@ def _is_run(data: bytes) -> bool:
 
 
 def _parse(blocks: bytes) -> list[bytes]:
-    """The events of whole blocks, each with its blank line."""
+    """The events of complete blocks."""
     if _is_run(blocks):
         return [Run(blocks)]
     if blocks.endswith(_DONE_BLOCK) and _is_run(run := blocks[: -len(_DONE_BLOCK)]):
@@ -157,7 +158,7 @@ def _parse(blocks: bytes) -> list[bytes]:
 
 
 def _parse_block(block: bytes) -> bytes | None:
-    """The data of an event given as its lines, or None where there are none to dispatch."""
+    """The data of the event in a block of lines; None when it has none."""
     lines: list[bytes] = []
     name = b""
     for line in block.split(b"\n"):

@@ -1,7 +1,7 @@
-"""Streams whose events name their type inside: those of Responses and of Messages. No IO.
+"""Streams of the Responses and Messages APIs, whose events have a type. No IO.
 
-They are relayed as chat's are, each event byte for byte. What differs is where things stand: what ends the
-stream, where the usage is, and how an error is reported.
+Events are passed on byte for byte, as in chat. What differs is how a stream ends, where its usage is, and how
+it reports an error.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ from msgspec.structs import replace
 
 from grokflask.errors import MALFORMED
 from grokflask.protocol.chat_events import DONE, EventFilter
+from grokflask.protocol.raw_json import NULL
 from grokflask.protocol.sse import NamedEvent, Run
 from grokflask.protocol.typed_usage import TypedReply, merge_usage
 from grokflask.protocol.upstream_errors import clean_failure, parse_error
+from grokflask.protocol.usage import Envelope
 
-_NULL = msgspec.Raw(b"null")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-class _Event(msgspec.Struct):
-    """The top level of an event, of either API: what is read of it."""
+class _Event(Envelope):
+    """An event of either API."""
 
     type: str = ""
-    response: msgspec.Raw = _NULL
-    message: msgspec.Raw = _NULL
-    usage: msgspec.Raw = _NULL
-    error: msgspec.Raw = _NULL
+    response: msgspec.Raw = NULL
+    message: msgspec.Raw = NULL
 
 
 _EVENT = msgspec.json.Decoder(_Event)
@@ -36,10 +35,10 @@ _REPLY: msgspec.json.Decoder[TypedReply | None] = msgspec.json.Decoder(TypedRepl
 
 
 class TypedEventFilter(EventFilter):
-    """What both kinds of stream share."""
+    """What both kinds of stream have in common."""
 
     def take(self, events: list[bytes]) -> bytes:
-        """As of `EventFilter`."""
+        """The events for the client, as `EventFilter.take`; every event is parsed."""
         return self._take_each(events)
 
     def _take_run(self, run: Run, parts: list[bytes]) -> None:
@@ -49,20 +48,20 @@ class TypedEventFilter(EventFilter):
                 break
 
     def _read(self, event: bytes) -> _Event | None:
-        """The event, or None when there is nothing in it to be read; then it is only passed on."""
+        """The event with its type; None when it has none. Sets `error` when it reports one."""
         try:
-            read = _EVENT.decode(event)
+            parsed = _EVENT.decode(event)
         except MALFORMED:
-            read = _Event()
+            parsed = _Event()
         name = event.name.decode(errors="replace") if isinstance(event, NamedEvent) else ""
-        read.type = read.type or name
-        if "error" in (read.type, name) or bytes(read.error) not in (b"null", b"false", b'""', b"{}"):
+        parsed.type = parsed.type or name
+        if "error" in (parsed.type, name) or parsed.has_error:
             self.error = parse_error(event, secrets=self._secrets, in_stream=True)
             return None
-        return read if read.type else None
+        return parsed if parsed.type else None
 
     def _note(self, raw: msgspec.Raw) -> TypedReply | None:
-        """Notes what an answer, embedded in an event, tells of itself."""
+        """Takes model and usage from the answer in an event."""
         try:
             reply = _REPLY.decode(raw)
         except MALFORMED:
@@ -74,15 +73,14 @@ class TypedEventFilter(EventFilter):
 
 
 class ResponsesFilter(TypedEventFilter):
-    """The stream of `/responses`: data only, ended by an event that embeds the whole answer.
+    """The stream of `/responses`: events without names, ended by one that has the whole answer.
 
-    `[DONE]` ends it as well, and is sent behind an answer whether or not upstream does. It is not sent behind
+    `[DONE]` ends it as well. It is sent after every answer, even if upstream does not send it, except after
     one that failed.
     """
 
     def _take_run(self, run: Run, parts: list[bytes]) -> None:
-        # Only events that embed the answer, and errors, have these words; see event_filter on why no
-        # text can.
+        # Only events with the answer, and errors, have these fields: see `chat_events._has_marks`.
         if run.find(b'"response"') < 0 and run.find(b'"error"') < 0:
             self.events += run.number
             parts.append(run)
@@ -94,11 +92,11 @@ class ResponsesFilter(TypedEventFilter):
             self.done = self.usage_final = True
             parts.append(b"data: [DONE]\n\n")
             return
-        read = self._read(event)
+        parsed = self._read(event)
         if self.error:
             return
-        if read is not None and bytes(read.response) != b"null":
-            reply = self._take_answer(read)
+        if parsed is not None and bytes(parsed.response) != b"null":
+            reply = self._take_answer(parsed)
             if reply is not None and reply.has_error:
                 event = clean_failure(event, self._secrets)
         self.events += 1
@@ -106,39 +104,39 @@ class ResponsesFilter(TypedEventFilter):
         if self.done and not self.failure:
             parts.append(b"data: [DONE]\n\n")
 
-    def _take_answer(self, read: _Event) -> TypedReply | None:
-        reply = self._note(read.response)
+    def _take_answer(self, event: _Event) -> TypedReply | None:
+        reply = self._note(event.response)
         if reply is None:
             return None
-        if read.type == "response.created" and self.on_id and (response_id := reply.read_id()):
+        if event.type == "response.created" and self.on_id and (response_id := reply.read_id()):
             self.on_id(response_id)
-        if read.type in ("response.completed", "response.incomplete", "response.failed"):
+        if event.type in ("response.completed", "response.incomplete", "response.failed"):
             self.done = self.usage_final = True
-        if read.type == "response.failed":
-            self.failure = parse_error(bytes(read.response), secrets=self._secrets, in_stream=True)
+        if event.type == "response.failed":
+            self.failure = parse_error(bytes(event.response), secrets=self._secrets, in_stream=True)
         return reply
 
 
 class MessagesFilter(TypedEventFilter):
     """The stream of `/messages`: each event has its type as its name, and `message_stop` is the end.
 
-    Anthropic's SDKs see only events that have a name, so one is given to those that upstream sent without.
-    `[DONE]` means nothing here and is not passed on.
+    Anthropic's SDKs ignore events without a name, so events get one that upstream sent without. `[DONE]` is
+    not part of this API and is dropped.
     """
 
     def _take_one(self, event: bytes, parts: list[bytes]) -> None:
         if event.strip() == DONE:
             return
-        read = self._read(event)
+        parsed = self._read(event)
         if self.error:
             return
-        name = read.type if read else ""
-        if read is not None and name == "message_start":
-            self._note(read.message)
-            if self.usage is not None:  # of output it tells at most what the first piece has
+        name = parsed.type if parsed else ""
+        if parsed is not None and name == "message_start":
+            self._note(parsed.message)
+            if self.usage is not None:  # its output tokens are at most those of the first piece
                 self.usage = replace(self.usage, completion_tokens=None, total_tokens=None)
-        elif read is not None and name == "message_delta":
-            self._note(msgspec.Raw(b'{"usage":' + bytes(read.usage) + b"}"))
+        elif parsed is not None and name == "message_delta":
+            self._note(msgspec.Raw(b'{"usage":' + bytes(parsed.usage) + b"}"))
         elif name == "message_stop":
             self.done = self.usage_final = True
         self.events += 1

@@ -1,8 +1,8 @@
 """Upstream's error bodies: bytes in, `UpstreamStatusError` out. No IO.
 
-xAI answers a flat `{"code": "...", "error": "..."}`; OpenAI's nested `{"error": {"message", ...}}` is
-understood as well, and so is anything else. Messages quote the operator's team, key ids and at times the
-key itself: `clean_message` cuts them out before a client sees them.
+xAI sends a flat `{"code": "...", "error": "..."}`. OpenAI's nested `{"error": {"message", ...}}` and any
+other shape are read as well. Messages quote the operator's team, key ids and sometimes the key itself:
+`clean_message` removes them before a client sees them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_MESSAGE_CHARS = 2000
 MIN_SECRET_CHARS = 6
 
 _SECRETS = re.compile(
-    # A team or key id, wherever it stands.
+    # The id of a team or key.
     r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|\b[0-9a-fA-F]{32}\b"
     # A key, whole or masked as xAI quotes it back: two characters, stars, two characters.
     r"|(?<![A-Za-z])xai-[A-Za-z0-9_-]{4,}"
@@ -31,13 +31,10 @@ _BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"']+")  # quoted back from a header
 
 
 def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:
-    """`message` without the operator's ids and without any key; control characters become spaces.
-
-    `secrets` are cut out verbatim, whatever they look like.
-    """
+    """`message` without the operator's ids, keys and `secrets`; control characters become spaces."""
     message = message[: 8 * MAX_MESSAGE_CHARS]
     for secret in secrets:
-        if len(secret) >= MIN_SECRET_CHARS:  # a shorter one is a word of everyday text
+        if len(secret) >= MIN_SECRET_CHARS:  # a shorter one may be a common word
             message = message.replace(secret, "[redacted]")
     message = _SECRETS.sub("[redacted]", message)
     message = _BEARER.sub(r"\1[redacted]", message)
@@ -57,9 +54,9 @@ def parse_error(
     secrets: tuple[str, ...] = (),
     in_stream: bool = False,
 ) -> UpstreamStatusError:
-    """The error that `body` tells of; a body that is no error object gives one that names the status.
+    """The error in `body`. If it is not an error object, the message names the status.
 
-    With `in_stream`, `body` is an event's data, whose plain text is the message.
+    With `in_stream`, `body` is an event's data; if it is plain text, that is the message.
     """
     try:
         document = msgspec.json.decode(body)
@@ -68,26 +65,26 @@ def parse_error(
     message, code, kind, param = _read(document) if isinstance(document, dict) else (None, None, None, None)
     return UpstreamStatusError(
         clean_message(message or _describe(body, document, in_stream, status), secrets),
-        told=message is not None,
+        has_message=message is not None,
         status=status,
-        code=_clean(code, secrets),
-        kind=_clean(kind, secrets),
-        param=_clean(param, secrets),
+        code=code and clean_message(code, secrets),
+        kind=kind and clean_message(kind, secrets),
+        param=param and clean_message(param, secrets),
         headers=headers,
     )
 
 
 def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
-    """A response that failed, or an event with one, without what its error's texts must not say.
+    """A failed response, or an event with one, with its error's texts cleaned as by `clean_message`.
 
-    Byte for byte as it came when they say nothing of the kind.
+    Returned byte for byte when there is nothing to clean.
     """
     try:
         whole: Any = msgspec.json.decode(document)
     except MALFORMED:
         return document
-    holder = whole.get("response", whole) if isinstance(whole, dict) else None
-    error = holder.get("error") if isinstance(holder, dict) else None
+    answer = whole.get("response", whole) if isinstance(whole, dict) else None
+    error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, str):
         cleaned: Any = clean_message(error, secrets)
     elif isinstance(error, dict):
@@ -97,14 +94,14 @@ def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
         }
     else:
         return document
-    if holder is None or cleaned == error:
+    if answer is None or cleaned == error:
         return document
-    holder["error"] = cleaned
+    answer["error"] = cleaned
     return msgspec.json.encode(whole)
 
 
 def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None, str | None]:
-    """Message, code, type and param of either shape, each None where it is not told."""
+    """Message, code, type and param of either shape; None for those that are missing."""
     inner = document.get("error")
     if isinstance(inner, dict):
         fields = inner
@@ -124,7 +121,7 @@ def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None,
 
 
 def _describe(body: bytes, document: object, in_stream: bool, status: int) -> str:
-    """What to say when there is no message."""
+    """The message of an error that has none."""
     if not in_stream:
         return f"The upstream API answered with status {status}."
     if document is None and body.strip():
@@ -134,7 +131,3 @@ def _describe(body: bytes, document: object, in_stream: bool, status: int) -> st
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
-
-
-def _clean(value: str | None, secrets: tuple[str, ...]) -> str | None:
-    return None if value is None else clean_message(value, secrets)

@@ -1,7 +1,7 @@
 """What an exchange used, and how it ended: tokens, and cost in ticks (1 USD = 10^10 ticks). No IO.
 
-xAI's chat routes count reasoning tokens outside `completion_tokens`, so that
-total = prompt + completion + reasoning. Zero is a figure, None is a missing one.
+xAI's chat routes count reasoning tokens outside `completion_tokens`: total = prompt + completion + reasoning.
+Zero is a figure, None a missing one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from mmap import mmap
 import msgspec
 
 from grokflask.errors import MALFORMED, GrokflaskError, Outcome
+from grokflask.protocol.raw_json import NULL, read_text
 
-MOST = 10**15
-"""No exchange has so many tokens, or costs so many ticks (100,000 USD)."""
-
-_NULL = msgspec.Raw(b"null")
+MAX_FIGURE = 10**15
+"""Larger figures are not believed. As ticks it is 100,000 USD."""
 
 
 class _PromptDetails(msgspec.Struct):
@@ -36,11 +35,7 @@ class _WireUsage(msgspec.Struct):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens and cost as upstream told them; None where it did not.
-
-    Attributes:
-        server_tools: calls of tools that run at xAI's, which are paid apart from tokens.
-    """
+    """Tokens and cost as upstream reports them; None where it does not."""
 
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
@@ -49,66 +44,66 @@ class Usage(msgspec.Struct, frozen=True):
     total_tokens: int | None = None
     cost_ticks: int | None = None
     server_tools: int | None = None
+    """Calls of tools that run at xAI, which are charged separately."""
 
 
 class Settlement(msgspec.Struct, frozen=True):
-    """How an exchange ended and what it used.
-
-    Attributes:
-        status: of the response that the client got.
-        events: relayed to the client, `[DONE]` and error events not counted.
-        bytes_out: of the response's body.
-        ttft_s: from the client's request to the first event, None when there was none.
-        usage_final: `usage` is of the whole answer, not of what had come of it by then.
-        events_seen: as `events`, with those that came after the client had left.
-    """
+    """How an exchange ended and what it used. Each exchange has one."""
 
     outcome: Outcome
     error: GrokflaskError | None = None
     usage: Usage | None = None
     model_served: str | None = None
     events: int = 0
+    """Events relayed to the client, without `[DONE]` and error events."""
     bytes_out: int = 0
+    """Bytes of the response's body."""
     ttft_s: float | None = None
+    """Seconds from the client's request to the first event; None when there was none."""
     usage_final: bool = False
+    """`usage` covers the whole answer, not only its beginning."""
     events_seen: int = 0
+    """`events`, and those that came after the client had left."""
     status: int = 200
+    """Of the response that the client got."""
 
 
-class Chunk(msgspec.Struct):
-    """The top level of a chunk, or of a whole reply: what is read of it. All else is only passed on."""
+class Envelope(msgspec.Struct):
+    """The top level of a reply or an event, in any API. Only these fields are read; the rest is passed on."""
 
-    model: msgspec.Raw = _NULL
-    choices: msgspec.Raw = _NULL
-    usage: msgspec.Raw = _NULL
-    error: msgspec.Raw = _NULL
-
-    @property
-    def has_choices(self) -> bool:
-        """There is at least one choice in it."""
-        return bytes(self.choices).translate(None, b" \t\r\n") not in (b"null", b"[]")
+    model: msgspec.Raw = NULL
+    usage: msgspec.Raw = NULL
+    error: msgspec.Raw = NULL
 
     @property
     def has_error(self) -> bool:
-        """Its `error` is there and tells of something."""
+        """It reports an error."""
         return bytes(self.error) not in (b"null", b"false", b'""', b"{}")
+
+    def read_model(self) -> str | None:
+        """The model that answered."""
+        return read_text(self.model)
+
+
+class Chunk(Envelope):
+    """A chunk of chat, or a whole reply."""
+
+    choices: msgspec.Raw = NULL
+
+    @property
+    def has_choices(self) -> bool:
+        """It has at least one choice."""
+        return bytes(self.choices).translate(None, b" \t\r\n") not in (b"null", b"[]")
 
     is_answer = has_choices
 
     @property
     def has_usage(self) -> bool:
-        """Its `usage` is there and not null."""
+        """Its `usage` is present and not null."""
         return bytes(self.usage) != b"null"
 
-    def read_model(self) -> str | None:
-        """The model that answered."""
-        try:
-            return _MODEL_DECODER.decode(self.model)
-        except MALFORMED:
-            return None
-
     def read_usage(self) -> Usage | None:
-        """The usage it states, or None; a usage of another shape counts as none."""
+        """The usage; None when there is none, or when it has another shape."""
         try:
             wire = _USAGE_DECODER.decode(self.usage)
         except MALFORMED:
@@ -127,19 +122,18 @@ class Chunk(msgspec.Struct):
 
 
 def check_figure(figure: int | None) -> int | None:
-    """A figure that can be one; others count as missing."""
-    return figure if figure is not None and 0 <= figure <= MOST else None
+    """`figure` if it is plausible, else None."""
+    return figure if figure is not None and 0 <= figure <= MAX_FIGURE else None
 
 
 _DECODER = msgspec.json.Decoder(Chunk)
-_MODEL_DECODER: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 _USAGE_DECODER: msgspec.json.Decoder[_WireUsage | None] = msgspec.json.Decoder(
     _WireUsage | None, strict=False
 )
 
 
 def read_chunk(data: bytes | mmap) -> Chunk | None:
-    """The chunk in `data`, or None when it is no JSON object (it is passed on all the same)."""
+    """The chunk in `data`; None when it is not a JSON object."""
     try:
         return _DECODER.decode(data)
     except MALFORMED:

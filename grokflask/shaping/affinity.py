@@ -1,9 +1,8 @@
-"""Which conversation a request belongs to, for xAI to send its turns to the server that has its beginning.
+"""Conversation ids, by which xAI finds the server that has a conversation's prompt cached. No IO.
 
-xAI keeps what it has read of a prompt on the server that read it, and charges less for what it finds there;
-requests of one conversation id go to one server. A client that sends none gets one that is derived from
-the caller and from the conversation's head: its system prompts and the first message of the user's, which
-are the same in every turn. No IO.
+xAI caches prompts per server, charges less for cached tokens, and sends requests with the same conversation
+id to the same server. A request without an id gets one, derived from the caller and from the conversation's
+head: its system prompts and the user's first message, which are the same in every turn.
 """
 
 from __future__ import annotations
@@ -16,29 +15,30 @@ import msgspec
 
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED
-from grokflask.shaping.dropped_params import Fields, is_empty
+from grokflask.protocol.raw_json import RawFields, is_empty
 
-HEADER = "x-grok-conv-id"
-FIELD = "prompt_cache_key"
-"""How chat and Messages say it, and how Responses do."""
+CONVERSATION_HEADER = "x-grok-conv-id"
+CONVERSATION_FIELD = "prompt_cache_key"
+"""The id's place in chat and Messages, and in Responses."""
 
 MAX_TURNS = 8
-"""So many messages at the beginning are looked at for the first of the user's."""
+"""The user's first message is looked for in this many."""
 
 MAX_PIECE_BYTES = 64 * 1024
-"""So much of each text or picture is hashed: what differs only later is sent to one server, without harm."""
+"""Bytes of each text or picture that are hashed. Conversations that differ only later share a server, which
+does no harm."""
 
-_NONE = msgspec.Raw(b"")
+_ABSENT = msgspec.Raw(b"")
 
 
 class _Turn(msgspec.Struct):
     """A message, or an item of a Responses input."""
 
-    role: msgspec.Raw = _NONE
-    content: msgspec.Raw = _NONE
+    role: msgspec.Raw = _ABSENT
+    content: msgspec.Raw = _ABSENT
 
 
-# As an array of so many, what comes after them is skipped and nothing of it is made.
+# An array with MAX_TURNS fields: later messages are skipped without being decoded.
 _FIRST = msgspec.json.Decoder(
     msgspec.defstruct(
         "_First", [(f"turn_{number}", _Turn | None, None) for number in range(MAX_TURNS)], array_like=True
@@ -50,48 +50,48 @@ _PARTS: msgspec.json.Decoder[list[dict[str, msgspec.Raw]]] = msgspec.json.Decode
 
 
 def make_salt(settings: Settings) -> bytes:
-    """What makes ids of this gateway's own, so that nobody finds out by trying what they were made of.
+    """A secret for deriving ids, without which they could be used to guess prompts.
 
-    The same in all processes with these settings. b"" when ids are not to be derived.
+    It is the same in all processes with these settings; b"" when they turn ids off.
     """
     if not settings.cache_affinity:
         return b""
     return hashlib.blake2b("\n".join((settings.database_url, *settings.secrets)).encode()).digest()
 
 
-def pin(headers: MutableMapping[str, str], fields: Fields, caller: bytes, *, by_field: bool) -> None:
-    """Adds the id of the conversation in `fields`, unless the client has named it: its own one is left alone.
+def pin(headers: MutableMapping[str, str], fields: RawFields, caller: bytes, *, by_field: bool) -> None:
+    """Adds the id of the conversation in `fields`, unless the client sent one.
 
-    The id goes into the headers, or `by_field` into the body; `caller` is what no other key has.
+    It goes into the headers or, with `by_field`, into the body. `caller` is unique to the key.
     """
-    if headers.get(HEADER) or (by_field and not is_empty(fields.get(FIELD))):
+    if headers.get(CONVERSATION_HEADER) or (by_field and not is_empty(fields.get(CONVERSATION_FIELD))):
         return
     if not is_empty(fields.get("previous_response_id")):
-        return  # its head is upstream's, which knows where it has put it
+        return  # upstream has the head, and knows its server
     id = derive_id(fields, caller)
     if id is None:
         return
     if by_field:
-        fields[FIELD] = msgspec.Raw(b'"%s"' % id.encode())
+        fields[CONVERSATION_FIELD] = msgspec.Raw(b'"%s"' % id.encode())
     else:
-        headers[HEADER] = id
+        headers[CONVERSATION_HEADER] = id
 
 
-def derive_id(fields: Fields, caller: bytes) -> str | None:
-    """32 hex digits; None where there is no conversation to be seen, which is for upstream to refuse."""
+def derive_id(fields: RawFields, caller: bytes) -> str | None:
+    """An id of 32 hex digits; None when no conversation can be read, which upstream then refuses."""
     pieces = [caller]
     try:
         for name in ("system", "instructions"):
             if name in fields:
                 pieces += _read_content(fields[name])
-        pieces += _read_head(fields.get("messages") or fields.get("input") or _NONE)
+        pieces += _read_head(fields.get("messages") or fields.get("input") or _ABSENT)
     except MALFORMED:
         return None
     return hashlib.blake2b(b"\0".join(pieces), digest_size=16).hexdigest()
 
 
 def _read_head(turns: msgspec.Raw) -> Iterator[bytes]:
-    """Roles and contents up to the user's first message. Raises MALFORMED."""
+    """Roles and contents, up to and with the user's first message. Raises MALFORMED."""
     if bytes(memoryview(turns)[:1]) == b'"':
         yield from (b'"user"', *_read_content(turns))
         return
@@ -107,7 +107,7 @@ def _read_head(turns: msgspec.Raw) -> Iterator[bytes]:
 
 
 def _read_content(content: msgspec.Raw) -> list[bytes]:
-    """A text, or what its parts say, but for the mark of where to cache, which moves from turn to turn."""
+    """The text or parts of a message, without `cache_control`, which changes from turn to turn."""
     view = memoryview(content)
     if bytes(view[:1]) != b"[" or len(view) > MAX_PIECE_BYTES:
         return [bytes(view[:MAX_PIECE_BYTES])]

@@ -1,50 +1,37 @@
 """From the client's body to the request that goes upstream. No IO.
 
-A body is parsed at its top level only; everything below stays the bytes that the client sent. Fields that
-nobody here knows pass through. What is decided: default models, whether the answer streams, what is asked
-of upstream besides (usage), and which parameters are dropped because xAI would refuse them.
+A body is parsed at its top level only: everything below stays the bytes that the client sent, and unknown
+fields pass through. The rules set default models, decide whether the answer streams, ask upstream for usage,
+and drop parameters that xAI would refuse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import msgspec
 
-from grokflask.billing.bill import FETCHED, FREE, Estimate, estimate_chat, estimate_images, estimate_video
+from grokflask.billing.bill import FETCHED, FREE
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
-from grokflask.protocol.dialects import RESPONSES
-from grokflask.protocol.routes import Kind, Route, is_plain_segment
-from grokflask.shaping import vision
+from grokflask.protocol.raw_json import RawFields, decode_fields, is_empty
+from grokflask.protocol.routes import Kind, Shape, is_plain_segment
+from grokflask.shaping import estimates, vision
 from grokflask.shaping.affinity import pin
-from grokflask.shaping.dropped_params import Fields, drop_refused, drop_tool_options, is_empty, is_reasoning
+from grokflask.shaping.dropped_params import drop_image_options, drop_refused, drop_tool_options
+from grokflask.shaping.fields import FLAG, OBJECT, TEXT, drop, read_field, read_fields
 from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest, UpstreamRequest
-from grokflask.shaping.tools import FIELDS as TOOL_FIELDS
-from grokflask.shaping.tools import find_use
+from grokflask.shaping.tools import TOOL_FIELDS, find_use
 
-MAX_OUTPUT_TOKENS = 2_000_000
-MAX_ANSWERS = 128
-"""No estimate is for more: what asks for it is refused upstream anyway."""
-
-_IGNORED = (
-    *("size", "style", "seed", "mask", "background", "moderation", "output_format", "output_compression"),
-    "input_fidelity",
-)
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
-# Made once: to find out what a type means takes longer than to read it.
-_DECODER = msgspec.json.Decoder(Fields)
-_OPTIONS: msgspec.json.Decoder[Fields | None] = msgspec.json.Decoder(Fields | None)
-_TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
-_COUNT: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(int | None)
-_PICTURES: msgspec.json.Decoder[list[msgspec.Raw] | None] = msgspec.json.Decoder(list[msgspec.Raw] | None)
-_FLAG: msgspec.json.Decoder[bool | None] = msgspec.json.Decoder(bool | None)
 
 
-class _Shaped(NamedTuple):
-    """What a body's rule decides beyond the fields themselves."""
+@dataclass(slots=True)
+class _Shaped:
+    """What a rule decides, apart from the fields themselves."""
 
     stream: bool = False
     wants_usage: bool = False
@@ -54,34 +41,40 @@ class _Shaped(NamedTuple):
     uses: tuple[Kind, str] | None = None
 
 
-def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"") -> UpstreamRequest:
-    """The request to send upstream. Its conversation gets an id that is this `caller`'s, b"" for none.
+class _Rule(NamedTuple):
+    """How to shape a body, which changes its fields, and how to estimate its cost."""
 
-    Raises InvalidRequestError, naming the parameter, and RouteNotFoundError for an id in the path that
-    could not be one.
+    shape: Callable[[RawFields, Settings], _Shaped]
+    estimate: estimates.Estimator = estimates.estimate_nothing
+
+
+def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"") -> UpstreamRequest:
+    """The request to send upstream. Its conversation gets an id derived from `caller`, unless that is b"".
+
+    Raises InvalidRequestError, which names the parameter, and RouteNotFoundError for an impossible id in the
+    path.
     """
-    given = request.headers or {}
-    headers = {name: given[name] for name in FORWARDED_HEADERS if name in given}
+    sent = request.headers or {}
+    headers = {name: sent[name] for name in FORWARDED_HEADERS if name in sent}
     route, path = request.route, _fill_path(request)
     if not isinstance(request.body, bytes):
         headers["Content-Type"] = request.media_type
         return UpstreamRequest(route.method, path, request.body, headers, makes=route.kind)
     if route.content:
         headers["Accept"] = "*/*"
-    rule = _RULES.get(route.name) if route.method == "POST" else None
-    if rule is None:
+    if route.shape is None:
         estimate = FETCHED if route.billing == "fetched" else FREE
         model = request.model_id or ""
-        body = b"{}" if route.method == "POST" else None  # xAI refuses a POST without one
+        body = b"{}" if route.method == "POST" else None  # xAI refuses a POST without a body
         return UpstreamRequest(route.method, path, body, headers, model=model, estimate=estimate)
-    fields = read_fields(request.body)
-    shaped = rule(fields, settings)
+    rule, fields = _RULES[route.shape], read_fields(request.body)
+    shaped = rule.shape(fields, settings)
     if caller and route.billing == "tokens":
-        pin(headers, fields, caller, by_field=route.name == "responses")
+        pin(headers, fields, caller, by_field=route.shape is Shape.RESPONSE)
     body = msgspec.json.encode(fields)
-    model = _read_text(fields, "model") or ""
+    model = read_field(fields, "model", TEXT) or ""
     return UpstreamRequest(
-        method=request.route.method,
+        method=route.method,
         path=path,
         body=body,
         headers=headers,
@@ -91,14 +84,14 @@ def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"
         fallback=shaped.fallback,
         dropped=shaped.dropped,
         uses=shaped.uses,
-        estimate=_estimate(request.route, model, body, fields, settings),
+        estimate=rule.estimate(model, body, fields, settings),
         makes=shaped.makes or (route.kind if route.act == "make" else None),
         tools="" if TOOL_FIELDS.isdisjoint(fields) else find_use(fields),
     )
 
 
 def _fill_path(request: ClientRequest) -> str:
-    """Where upstream has it. Raises RouteNotFoundError for what could not stand in its path."""
+    """The path upstream, with its ids and query. Raises RouteNotFoundError for an unsafe id."""
     path = request.route.upstream_path
     for id in (request.item_id, request.model_id):
         if id is None:
@@ -110,155 +103,45 @@ def _fill_path(request: ClientRequest) -> str:
 
 
 def asks_for_stream(body: bytes) -> bool | None:
-    """What `body` says of `stream`, however little else of it makes sense; None where that cannot be told.
+    """The `stream` of a body that may be wrong otherwise; None when it cannot be read.
 
-    For the shape of an error.
+    It decides how an error is rendered.
     """
     try:
-        return _read_flag(_DECODER.decode(body), "stream")
+        return bool(read_field(decode_fields(body), "stream", FLAG))
     except (*MALFORMED, InvalidRequestError):
         return None
 
 
-def read_fields(body: bytes) -> Fields:
-    """The top level of a JSON object. Raises InvalidRequestError."""
-    if not body.strip():
-        raise InvalidRequestError("The request has no body; it takes a JSON object.")
-    try:
-        if not body.isascii():
-            body.decode()  # below the top level nobody here would notice
-        return _DECODER.decode(body)
-    except msgspec.ValidationError:
-        raise InvalidRequestError("The body is JSON, but not an object.") from None
-    except MALFORMED as error:
-        raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
-
-
-def _shape_chat(fields: Fields, settings: Settings) -> _Shaped:
+def _shape_chat(fields: RawFields, settings: Settings) -> _Shaped:
     messages = fields.get("messages")
     if messages is None:
         raise InvalidRequestError("'messages' is missing.", param="messages")
     if bytes(memoryview(messages)[:1]) != b"[" or is_empty(messages):
         raise InvalidRequestError("'messages' must be a list with at least one message.", param="messages")
-    has_image = vision.has_image_part(messages)
+    shaped = _shape_completion(fields, settings, messages)
+    if "deferred" in fields and read_field(fields, "deferred", FLAG):
+        if shaped.stream or shaped.fallback:
+            shaped.stream, shaped.fallback = False, "deferred"  # there is no answer to stream yet
+        shaped.makes = "deferred"
+    if shaped.stream:
+        fields["stream"] = _TRUE
+        shaped.wants_usage = _ask_for_usage(fields)
+    elif shaped.fallback:
+        fields["stream"] = _FALSE
+        fields.pop("stream_options", None)
+    elif settings.drop_params:  # xAI refuses `stream_options` without `stream: true`
+        shaped.dropped += drop(fields, ["stream_options"])
+    return shaped
+
+
+def _shape_completion(fields: RawFields, settings: Settings, prompt: msgspec.Raw) -> _Shaped:
+    """The rule for chats, messages and responses, whose messages are in `prompt`."""
+    has_image = vision.has_image_part(prompt)
     model = _default_model(
         fields, settings.default_vision_model if has_image else settings.default_chat_model
     )
-    stream = _read_flag(fields, "stream")
-    fallback = "vision" if stream and has_image and settings.vision_stream == "fallback" else None
-    deferred = "deferred" in fields and _read_flag(fields, "deferred")
-    if stream and deferred:
-        fallback = "deferred"  # there is nothing yet to stream
-    dropped = drop_refused(fields, model) if settings.drop_params else ()
-    if not stream or fallback:
-        # `stream_options` beside `stream: false` is refused upstream.
-        if fallback:
-            fields["stream"] = _FALSE
-            fields.pop("stream_options", None)
-        elif settings.drop_params and fields.pop("stream_options", None) is not None:
-            dropped += ("stream_options",)
-        return _Shaped(fallback=fallback, dropped=dropped, makes="deferred" if deferred else None)
-    fields["stream"] = _TRUE
-    return _Shaped(stream=True, wants_usage=_ask_for_usage(fields), dropped=dropped)
-
-
-def _shape_vision(fields: Fields, settings: Settings) -> _Shaped:
-    model = _default_model(fields, settings.default_vision_model)
-    fallback = "vision" if _read_flag(fields, "stream") else None
-    fields.pop("stream", None)
-    fields.pop("stream_options", None)
-    fields["messages"] = vision.build_messages(
-        image=fields.pop("image", None),
-        prompt=fields.pop("prompt", None),
-        detail=fields.pop("detail", None),
-        before=fields.get("messages"),
-    )
-    dropped = drop_refused(fields, model) if settings.drop_params else ()
-    return _Shaped(fallback=fallback, dropped=dropped)
-
-
-def _shape_images(fields: Fields, settings: Settings) -> _Shaped:
-    model = _default_model(fields, settings.default_image_model)
-    if not _read_text(fields, "prompt"):
-        raise InvalidRequestError("'prompt' is missing.", param="prompt")
-    # Image models never stream; these two are how OpenAI's API asks for it.
-    fallback = "images" if _read_flag(fields, "stream") else None
-    asked = tuple(name for name in ("stream", "partial_images") if fields.pop(name, None) is not None)
-    dropped = _drop(fields, _list_ignored(fields, model)) if settings.drop_params else ()
-    return _Shaped(fallback=fallback, dropped=(() if fallback else asked) + dropped)
-
-
-def _shape_edits(fields: Fields, settings: Settings) -> _Shaped:
-    if not count_pictures(fields):
-        raise InvalidRequestError("'image' is missing: an object with its url.", param="image")
-    return _shape_images(fields, settings)
-
-
-def count_pictures(fields: Fields) -> int:
-    """How many pictures an edit works on. What else is wrong with them is for upstream to say."""
-    if not is_empty(fields.get("image")):
-        return 1
-    try:
-        return len(_PICTURES.decode(fields.get("images", b"null")) or ())
-    except MALFORMED:
-        return 1
-
-
-def _list_ignored(fields: Fields, model: str) -> list[str]:
-    """What OpenAI's image models take, and xAI's ignore, or at times refuse."""
-    names = list(_IGNORED)
-    quality = bytes(fields.get("quality", b"null"))
-    if quality not in (b'"low"', b'"medium"') or not model.startswith("grok-imagine-image-2"):
-        names.append("quality")
-    return names
-
-
-def _shape_video(fields: Fields, settings: Settings) -> _Shaped:
-    _default_model(fields, settings.default_video_model)
-    return _Shaped()
-
-
-def _shape_batch(fields: Fields, _settings: Settings) -> _Shaped:
-    if not _read_text(fields, "name"):
-        fields["name"] = msgspec.Raw(b'"batch"')  # OpenAI's API has none, and xAI's wants one
-    return _Shaped()
-
-
-def _shape_nothing(_fields: Fields, _settings: Settings) -> _Shaped:
-    return _Shaped()
-
-
-def _shape_responses(fields: Fields, settings: Settings) -> _Shaped:
-    if is_empty(fields.get("input")):
-        raise InvalidRequestError("'input' is missing.", param="input")
-    has_image = vision.has_image_part(fields["input"])
-    shaped = _shape_typed(fields, settings, has_image=has_image)
-    dropped = drop_tool_options(fields) if settings.drop_params else ()
-    stores = bytes(fields.get("store", b"null")) == b"null" or _read_flag(fields, "store")
-    return shaped._replace(
-        dropped=shaped.dropped + dropped, uses=_read_previous(fields), makes="response" if stores else None
-    )
-
-
-def _shape_compaction(fields: Fields, settings: Settings) -> _Shaped:
-    _default_model(fields, settings.default_chat_model)
-    dropped = ("stream",) if fields.pop("stream", None) is not None else ()
-    return _Shaped(dropped=dropped, uses=_read_previous(fields))
-
-
-def _shape_messages(fields: Fields, settings: Settings) -> _Shaped:
-    messages = fields.get("messages")
-    if messages is None or is_empty(messages):
-        raise InvalidRequestError("'messages' is missing, or has no message.", param="messages")
-    return _shape_typed(fields, settings, has_image=vision.has_image_part(messages))
-
-
-def _shape_typed(fields: Fields, settings: Settings, *, has_image: bool) -> _Shaped:
-    """What Responses and Messages have in common; upstream tells usage there without being asked."""
-    model = _default_model(
-        fields, settings.default_vision_model if has_image else settings.default_chat_model
-    )
-    stream = _read_flag(fields, "stream")
+    stream = bool(read_field(fields, "stream", FLAG))
     dropped = drop_refused(fields, model) if settings.drop_params else ()
     if stream and has_image and settings.vision_stream == "fallback":
         fields["stream"] = _FALSE
@@ -266,95 +149,105 @@ def _shape_typed(fields: Fields, settings: Settings, *, has_image: bool) -> _Sha
     return _Shaped(stream=stream, dropped=dropped)
 
 
-def _read_previous(fields: Fields) -> tuple[Kind, str] | None:
-    """The stored response that a conversation goes on from."""
-    previous = _read_text(fields, "previous_response_id")
-    return ("response", previous) if previous else None
+def _shape_response(fields: RawFields, settings: Settings) -> _Shaped:
+    if is_empty(fields.get("input")):
+        raise InvalidRequestError("'input' is missing.", param="input")
+    shaped = _shape_completion(fields, settings, fields["input"])
+    if settings.drop_params:
+        shaped.dropped += drop_tool_options(fields)
+    if read_field(fields, "store", FLAG) is not False:  # the default is true
+        shaped.makes = "response"
+    shaped.uses = _read_previous(fields)
+    return shaped
 
 
-_RULES: dict[str, Callable[[Fields, Settings], _Shaped]] = {
-    "chat": _shape_chat,
-    "vision": _shape_vision,
-    "images": _shape_images,
-    "images-edits": _shape_edits,
-    "tokenize": _shape_nothing,
-    "videos": _shape_video,
-    "batches": _shape_batch,
-    "batch-requests": _shape_nothing,
-    "responses": _shape_responses,
-    "responses-compact": _shape_compaction,
-    "messages": _shape_messages,
+def _shape_message(fields: RawFields, settings: Settings) -> _Shaped:
+    if is_empty(fields.get("messages")):
+        raise InvalidRequestError("'messages' is missing or empty.", param="messages")
+    return _shape_completion(fields, settings, fields["messages"])
+
+
+def _shape_compaction(fields: RawFields, settings: Settings) -> _Shaped:
+    _default_model(fields, settings.default_chat_model)
+    return _Shaped(dropped=drop(fields, ["stream"]), uses=_read_previous(fields))
+
+
+def _shape_vision(fields: RawFields, settings: Settings) -> _Shaped:
+    model = _default_model(fields, settings.default_vision_model)
+    fallback = "vision" if read_field(fields, "stream", FLAG) else None
+    drop(fields, ["stream", "stream_options"])
+    vision.build_messages(fields)
+    dropped = drop_refused(fields, model) if settings.drop_params else ()
+    return _Shaped(fallback=fallback, dropped=dropped)
+
+
+def _shape_image(fields: RawFields, settings: Settings) -> _Shaped:
+    model = _default_model(fields, settings.default_image_model)
+    if not read_field(fields, "prompt", TEXT):
+        raise InvalidRequestError("'prompt' is missing.", param="prompt")
+    fallback = "images" if read_field(fields, "stream", FLAG) else None
+    dropped = drop(fields, ["stream", "partial_images"])  # OpenAI's; xAI's image models never stream
+    if fallback:
+        dropped = ()  # reported as the fallback instead
+    if settings.drop_params:
+        dropped += drop_image_options(fields, model)
+    return _Shaped(fallback=fallback, dropped=dropped)
+
+
+def _shape_edit(fields: RawFields, settings: Settings) -> _Shaped:
+    if not estimates.count_pictures(fields):
+        raise InvalidRequestError("'image' is missing: send an object with its url.", param="image")
+    return _shape_image(fields, settings)
+
+
+def _shape_video(fields: RawFields, settings: Settings) -> _Shaped:
+    _default_model(fields, settings.default_video_model)
+    return _Shaped()
+
+
+def _shape_batch(fields: RawFields, _settings: Settings) -> _Shaped:
+    if not read_field(fields, "name", TEXT):
+        fields["name"] = msgspec.Raw(b'"batch"')  # required by xAI, unknown to OpenAI's API
+    return _Shaped()
+
+
+def _shape_other(_fields: RawFields, _settings: Settings) -> _Shaped:
+    return _Shaped()
+
+
+_RULES = {
+    Shape.CHAT: _Rule(_shape_chat, estimates.estimate_completion),
+    Shape.VISION: _Rule(_shape_vision, estimates.estimate_completion),
+    Shape.RESPONSE: _Rule(_shape_response, estimates.estimate_response),
+    Shape.COMPACTION: _Rule(_shape_compaction, estimates.estimate_response),
+    Shape.MESSAGE: _Rule(_shape_message, estimates.estimate_completion),
+    Shape.IMAGE: _Rule(_shape_image, estimates.estimate_image),
+    Shape.IMAGE_EDIT: _Rule(_shape_edit, estimates.estimate_edit),
+    Shape.VIDEO: _Rule(_shape_video, estimates.estimate_clip),
+    Shape.BATCH: _Rule(_shape_batch),
+    Shape.OTHER: _Rule(_shape_other),
 }
 
 
-def _default_model(fields: Fields, default: str) -> str:
-    model = _read_text(fields, "model")
+def _default_model(fields: RawFields, default: str) -> str:
+    """The request's model; sets `default` when it has none."""
+    model = read_field(fields, "model", TEXT)
     if not model:
         model = default
         fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return model
 
 
-def _read_text(fields: Fields, name: str) -> str | None:
-    try:
-        return _TEXT.decode(fields.get(name, b"null"))
-    except MALFORMED:
-        raise InvalidRequestError(f"{name!r} must be a string.", param=name) from None
+def _read_previous(fields: RawFields) -> tuple[Kind, str] | None:
+    """The stored response that a conversation continues."""
+    previous = read_field(fields, "previous_response_id", TEXT)
+    return ("response", previous) if previous else None
 
 
-def _read_count(fields: Fields, *names: str) -> int | None:
-    """The first of these that is a number, 0 or more. What is wrong with others is for upstream to say."""
-    for name in names:
-        try:
-            count = _COUNT.decode(fields.get(name, b"null"))
-        except MALFORMED:
-            continue
-        if count is not None and count >= 0:
-            return count
-    return None
-
-
-def _estimate(route: Route, model: str, body: bytes, fields: Fields, settings: Settings) -> Estimate:
-    """What the request may cost. xAI's caps are on what is seen of an answer; those of Responses on all."""
-    answers = min(_read_count(fields, "n") or 1, MAX_ANSWERS)
-    if route.billing == "free":
-        return FREE
-    if route.name == "videos":
-        return estimate_video(model, _read_count(fields, "duration"))
-    if route.billing == "images":
-        return estimate_images(
-            model, answers + (count_pictures(fields) if route.name == "images-edits" else 0)
-        )
-    output_tokens = settings.output_estimate_tokens
-    if route.dialect is RESPONSES:
-        cap = _read_count(fields, "max_output_tokens")
-        output_tokens = output_tokens if cap is None else cap
-    elif (cap := _read_count(fields, "max_completion_tokens", "max_tokens")) is not None:
-        output_tokens = cap + (output_tokens if is_reasoning(model) else 0)
-    return estimate_chat(model, body, min(output_tokens, MAX_OUTPUT_TOKENS) * answers)
-
-
-def _read_flag(fields: Fields, name: str) -> bool:
-    try:
-        return bool(_FLAG.decode(fields.get(name, b"null")))
-    except MALFORMED:
-        raise InvalidRequestError(f"{name!r} must be true or false.", param=name) from None
-
-
-def _ask_for_usage(fields: Fields) -> bool:
-    """Sets `stream_options.include_usage`, keeps its other fields; tells whether the client had set it."""
-    try:
-        options = _OPTIONS.decode(fields.get("stream_options", b"null")) or {}
-    except MALFORMED:
-        raise InvalidRequestError("'stream_options' must be an object.", param="stream_options") from None
-    asked = _read_flag(options, "include_usage")
+def _ask_for_usage(fields: RawFields) -> bool:
+    """Sets `stream_options.include_usage` beside other options. Returns whether the client had set it."""
+    options = read_field(fields, "stream_options", OBJECT) or {}
+    wants_usage = bool(read_field(options, "include_usage", FLAG))
     options["include_usage"] = _TRUE
     fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
-    return asked
-
-
-def _drop(fields: Fields, names: Sequence[str]) -> tuple[str, ...]:
-    dropped = tuple(name for name in names if name in fields)
-    for name in dropped:
-        del fields[name]
-    return dropped
+    return wants_usage

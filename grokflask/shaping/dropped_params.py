@@ -1,6 +1,6 @@
-"""What xAI answers with a 400, and is left out before it costs a request. No IO.
+"""Parameters that xAI refuses with a 400, or ignores: they are removed before the request is sent. No IO.
 
-After xAI's guides and reference, and measured reports.
+Sources: xAI's guides and reference, and measured reports.
 """
 
 from __future__ import annotations
@@ -8,25 +8,30 @@ from __future__ import annotations
 import msgspec
 
 from grokflask.errors import MALFORMED
+from grokflask.protocol.raw_json import NULL, RawFields, is_empty
+from grokflask.shaping.fields import drop
 
-Fields = dict[str, msgspec.Raw]
+_IMAGE_OPTIONS = (
+    "size style seed mask background moderation output_format output_compression input_fidelity"
+).split()
+"""Options of OpenAI's image models."""
 
 _TOOL_OPTIONS = {
     "web_search": ("search_context_size", "user_location", "external_web_access"),
     "file_search": ("filters", "ranking_options"),
     "code_interpreter": ("container",),
 }
-"""Options of tools that other vendors' clients send, by the tool's type: with any of them xAI's Responses
-refuse the whole request."""
+"""Options in other vendors' APIs, by the tool's type. With any of them xAI's Responses API refuses the whole
+request."""
 
-_TOOLS: msgspec.json.Decoder[list[Fields]] = msgspec.json.Decoder(list[Fields])
+_TOOLS: msgspec.json.Decoder[list[RawFields]] = msgspec.json.Decoder(list[RawFields])
 
 
-def drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
-    """Removes what xAI refuses from a body, and names it.
+def drop_refused(fields: RawFields, model: str) -> tuple[str, ...]:
+    """Removes parameters that xAI refuses, and returns their names.
 
-    Tool controls without tools are refused by all models; penalties (even 0) and logit_bias by grok-3 and
-    everything since; `stop`, or `stop_sequences`, by those of them that reason.
+    All models refuse tool controls without tools. grok-3 and later models refuse penalties (even 0) and
+    logit_bias; those of them that reason also `stop` and `stop_sequences`.
     """
     refused = []
     if is_empty(fields.get("tools")):
@@ -35,14 +40,20 @@ def drop_refused(fields: Fields, model: str) -> tuple[str, ...]:
         refused += ["presence_penalty", "frequency_penalty", "logit_bias"]
         if is_reasoning(model):
             refused += ["stop", "stop_sequences"]
-    dropped = tuple(name for name in refused if name in fields)
-    for name in dropped:
-        del fields[name]
-    return dropped
+    return drop(fields, refused)
 
 
-def drop_tool_options(fields: Fields) -> tuple[str, ...]:
-    """Removes the options of a Responses body's tools that xAI refuses, and names them: `tools.container`."""
+def drop_image_options(fields: RawFields, model: str) -> tuple[str, ...]:
+    """Removes image options that xAI ignores, or sometimes refuses, and returns their names."""
+    dropped = drop(fields, _IMAGE_OPTIONS)
+    has_quality = model.startswith("grok-imagine-image-2")
+    if has_quality and bytes(fields.get("quality", NULL)) in (b'"low"', b'"medium"'):
+        return dropped
+    return dropped + drop(fields, ["quality"])
+
+
+def drop_tool_options(fields: RawFields) -> tuple[str, ...]:
+    """Removes options of tools that xAI's Responses refuse, and returns their names: `tools.container`."""
     raw = bytes(fields.get("tools", b""))
     if not any(f'"{name}"'.encode() in raw for names in _TOOL_OPTIONS.values() for name in names):
         return ()
@@ -62,14 +73,7 @@ def drop_tool_options(fields: Fields) -> tuple[str, ...]:
 
 
 def is_reasoning(model: str) -> bool:
-    """The model thinks before it answers."""
+    """The model reasons before it answers."""
     if "non-reasoning" in model or model.startswith("grok-2"):
         return False
     return not model.startswith("grok-3") or "mini" in model
-
-
-def is_empty(raw: msgspec.Raw | None) -> bool:
-    """Absent, null, or a list of nothing."""
-    return raw is None or (
-        memoryview(raw).nbytes < 4096 and bytes(raw).translate(None, b" \t\r\n") in (b"null", b"[]")
-    )

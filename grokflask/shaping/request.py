@@ -10,78 +10,68 @@ import msgspec
 
 from grokflask.billing.bill import FREE, Estimate
 from grokflask.protocol.routes import Kind, Route
-from grokflask.shaping.affinity import HEADER
+from grokflask.shaping.affinity import CONVERSATION_HEADER
 from grokflask.shaping.tools import Use
 
-FORWARDED_HEADERS = (HEADER,)
-"""Request headers that go upstream; all others stay here. This one pins a conversation to the server
-that has its prompt cached."""
+FORWARDED_HEADERS = (CONVERSATION_HEADER,)
+"""Request headers that go upstream. No others do."""
 
 
 class Upload(Protocol):
-    """A body that may be too large for memory: its size, and its pieces, as often as they are asked for."""
+    """A body that may be too large for memory. It can be read more than once."""
 
     def __len__(self) -> int:
-        """Bytes."""
+        """Its size in bytes."""
 
     def __iter__(self) -> Iterator[bytes]:
-        """All of them, in order."""
+        """Its bytes, in pieces."""
 
 
 class ClientRequest(msgspec.Struct, frozen=True):
-    """What the client asks.
-
-    Attributes:
-        body: the raw body, b"" for a GET; an Upload where the route takes forms.
-        media_type: of such a body, as the client said.
-        headers: the client's headers of FORWARDED_HEADERS, by those names.
-        model_id: from the path of `/models/<model_id>`.
-        item_id: from the path, what upstream keeps under it.
-        query: the client's query string, those of its names that the route forwards.
-        wants_json: errors in a stream take OpenAI's shape, not the guide's.
-        client: the client's socket, where the server hands it over.
-        bind_leave: is given what to call when the client has left, where that is not told by a socket.
-    """
+    """A client's request."""
 
     route: Route
     request_id: str
     body: bytes | Upload = b""
+    """b"" for a GET; an Upload where the route takes a form."""
     headers: Mapping[str, str] | None = None
+    """The client's FORWARDED_HEADERS, spelt as there."""
     media_type: str = ""
+    """The Content-Type of an Upload."""
     model_id: str | None = None
     item_id: str | None = None
+    """The variables of the route's path."""
     query: str = ""
+    """The part of the query string that the route forwards."""
     wants_json: bool = False
+    """Errors in a stream have OpenAI's shape, not the guide's."""
     client: socket | None = None
+    """The client's socket, where the server has one."""
     bind_leave: Callable[[Callable[[], None]], None] | None = None
+    """Without a socket: takes a callback for when the client has left."""
 
 
 class UpstreamRequest(msgspec.Struct, frozen=True):
-    """What is asked of upstream.
-
-    Attributes:
-        path: below upstream's base URL.
-        body: JSON, or a form with a file; None for a GET.
-        stream: the answer is relayed as events.
-        wants_usage: the client asked for the usage-only event, so it is not withheld.
-        fallback: why a request to stream is answered whole, or None.
-        dropped: parameters that were left out.
-        estimate: what it may cost.
-        tools: the tools that it asks for.
-        makes: upstream will keep something of this kind, and tell its id.
-        uses: what upstream keeps and the body names: only its owner may.
-    """
+    """A request to upstream."""
 
     method: str
     path: str
+    """Below upstream's base URL."""
     body: bytes | Upload | None
+    """JSON, or a form with a file; None for a GET."""
     headers: Mapping[str, str]
     model: str = ""
     stream: bool = False
+    """The answer is relayed as events."""
     wants_usage: bool = False
+    """The client asked for the usage-only event, so it is passed on."""
     fallback: str | None = None
+    """Why a request for a stream gets a whole answer."""
     dropped: tuple[str, ...] = ()
+    """Names of parameters that were removed."""
     estimate: Estimate = FREE
     tools: Use = ""
     makes: Kind | None = None
+    """The kind of object that upstream will create, and whose id it returns."""
     uses: tuple[Kind, str] | None = None
+    """An object that the body names. Only its owner may use it."""

@@ -1,7 +1,7 @@
 """The tools that a request asks for: the client's own, which cost nothing, or xAI's, which do. No IO.
 
-Client tools are functions that the client itself runs. All else runs at xAI's: a search, its interpreter, an
-MCP server that xAI calls. What nobody here knows counts as one of those.
+The client runs its own functions. All else runs at xAI: a search, its interpreter, an MCP server that xAI
+calls. Unknown tools count as xAI's.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from typing import Literal
 import msgspec
 
 from grokflask.errors import MALFORMED
+from grokflask.protocol.raw_json import is_empty
 
 Use = Literal["", "client", "server"]
 
-FIELDS = frozenset({"tools", "functions", "search_parameters", "web_search_options", "mcp_servers"})
-"""The fields of a body by which it asks for tools, in any of the APIs."""
+TOOL_FIELDS = frozenset({"tools", "functions", "search_parameters", "web_search_options", "mcp_servers"})
+"""The fields of a body that ask for tools, in any of the APIs."""
 
 _CLIENT_TYPES = ("", "function", "custom")
 _CLIENT_PREFIXES = ("bash_", "text_editor_", "computer_", "memory_")
-"""Of Anthropic's API: tools that the client runs, each with its date."""
-
-_EMPTY = (b"null", b"[]")
+"""Of Anthropic's client tools, whose types end with a date."""
 
 
 class _Tool(msgspec.Struct):
@@ -42,28 +41,24 @@ _SEARCH = msgspec.json.Decoder(_Search)
 
 
 def find_use(fields: Mapping[str, msgspec.Raw]) -> Use:
-    """What a body with these fields would have run, "" being nothing."""
-    given = {name for name in FIELDS if name in fields and not _is_empty(fields[name])}
-    if "search_parameters" in given and _is_off(fields["search_parameters"]):
-        given.discard("search_parameters")
-    if given - {"tools", "functions"}:
+    """Where the tools run that a body with these fields asks for; "" when it asks for none."""
+    used = {name for name in TOOL_FIELDS if not is_empty(fields.get(name))}
+    if "search_parameters" in used and _is_off(fields["search_parameters"]):
+        used.discard("search_parameters")
+    if used - {"tools", "functions"}:
         return "server"
-    if "tools" in given:
+    if "tools" in used:
         try:
             tools = _TOOLS.decode(fields["tools"])
         except MALFORMED:
-            return "server"  # it will be refused upstream, or understood otherwise
+            return "server"  # upstream refuses it, or reads it in another way
         if not all(_is_client(tool.type or "") for tool in tools):
             return "server"
-    return "client" if given else ""
+    return "client" if used else ""
 
 
 def _is_client(kind: str) -> bool:
     return kind in _CLIENT_TYPES or kind.startswith(_CLIENT_PREFIXES)
-
-
-def _is_empty(raw: msgspec.Raw) -> bool:
-    return memoryview(raw).nbytes < 64 and bytes(raw).translate(None, b" \t\r\n") in _EMPTY
 
 
 def _is_off(raw: msgspec.Raw) -> bool:

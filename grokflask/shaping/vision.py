@@ -1,35 +1,38 @@
-"""Pictures in requests: whether there are any, and how `/vision/analyze` becomes a chat. No IO.
+"""Pictures in requests: whether a request has one, and how `/vision/analyze` becomes a chat. No IO.
 
-A remote picture's URL is passed on for upstream to fetch; the gateway never fetches one. Bytes that a
-client sends itself are looked at, for upstream takes PNG and JPEG only and believes the type it is told.
+Upstream fetches remote pictures; the gateway never does. It looks into pictures that a client sends as
+base64, because upstream accepts only PNG and JPEG and does not check the media type.
 """
 
 from __future__ import annotations
 
 import binascii
 import re
-from typing import Any
+from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.errors import MALFORMED, InvalidRequestError, UpstreamProtocolError
+from grokflask.errors import MALFORMED, InvalidRequestError
+from grokflask.protocol.raw_json import NULL, RawFields, decode_list
+from grokflask.shaping.fields import LIST, TEXT, Expected, drop, read_field
 
 DEFAULT_PROMPT = "Describe this image."
 
-_NULL = msgspec.Raw(b"null")
 _IMAGE_TYPE = re.compile(rb'"type"\s*:\s*"(?:input_)?image(?:_url)?"')
 _IMAGE_TYPES = ("image_url", "input_image", "image")
 _SIGNATURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
 
 class _Message(msgspec.Struct):
-    content: msgspec.Raw = _NULL
-    output: msgspec.Raw = _NULL
+    content: msgspec.Raw = NULL
+    output: msgspec.Raw = NULL
 
 
 class _Part(msgspec.Struct):
     type: str = ""
+    content: msgspec.Raw = NULL
 
 
 class _Image(msgspec.Struct):
@@ -38,99 +41,57 @@ class _Image(msgspec.Struct):
     detail: str | None = None
 
 
-class _Reply(msgspec.Struct):
-    class Choice(msgspec.Struct):
-        class Message(msgspec.Struct):
-            content: str | None = None
-
-        message: Message
-
-    choices: list[Choice]
-    model: str | None = None
-    created: int | None = None
-    usage: msgspec.Raw = msgspec.Raw(b"null")
+_MESSAGES = msgspec.json.Decoder(list[_Message])
+_PART = msgspec.json.Decoder(_Part)
+_IMAGE: Expected[_Image | None] = Expected(
+    msgspec.json.Decoder(_Image | None), "an object with 'url' or 'b64_json'"
+)
 
 
 def has_image_part(messages: msgspec.Raw) -> bool:
-    """A message's content has a part of type `image_url`, `input_image` or `image`.
+    """A message has a picture, in its content, in a function's output or in a tool's result.
 
-    The first is chat's, the second that of Responses, where a function's output may have one as well; the
-    third is that of Messages, where a tool's result may.
-
-    Messages of another shape have none; what is wrong with them is for upstream to say.
+    Messages of another shape have none. Upstream reports what is wrong with them.
     """
-    # Nearly every chat has no picture, and its messages may be long: look before parsing. Inside a text the
+    # Nearly every chat has no picture, and its messages may be long: search before parsing. Inside a text the
     # quotes would be escaped; an escaped spelling of the type (a "u0069mage_url") has its backslash.
     raw = bytes(messages)
     if b"\\u" not in raw and not (b"image" in raw and _IMAGE_TYPE.search(raw)):
         return False
     try:
-        messages_read = msgspec.json.decode(raw, type=list[_Message])
+        decoded = _MESSAGES.decode(raw)
     except MALFORMED:
         return False
-    parts = [
-        part
-        for message in messages_read
-        for part in (*_read_parts(message.content), *_read_parts(message.output))
-    ]
-    # One level below, and no deeper: no API has more, and each level would be parsed once more.
-    inner = [
-        part
-        for outer in parts
-        if b"tool_result" in bytes(outer)
-        for part in _read_parts(_read_content(outer))
-    ]
-    return any(map(_is_image, parts)) or any(map(_is_image, inner))
+    contents = [content for message in decoded for content in (message.content, message.output)]
+    parts = [part for content in contents for part in _read_parts(content)]
+    # Messages have pictures in a tool's result, one level below. No API nests deeper.
+    parts += [part for outer in parts if outer.type == "tool_result" for part in _read_parts(outer.content)]
+    return any(part.type in _IMAGE_TYPES for part in parts)
 
 
-def _read_parts(content: msgspec.Raw) -> list[msgspec.Raw]:
+def _read_parts(content: msgspec.Raw) -> Iterator[_Part]:
     try:
-        return msgspec.json.decode(content, type=list[msgspec.Raw])
+        parts = decode_list(content)
     except MALFORMED:
-        return []  # text, the usual case
+        return  # text, the usual case
+    for part in parts:
+        with suppress(*MALFORMED):
+            yield _PART.decode(part)
 
 
-def _is_image(part: msgspec.Raw) -> bool:
-    try:
-        return msgspec.json.decode(part, type=_Part).type in _IMAGE_TYPES
-    except MALFORMED:
-        return False
-
-
-def _read_content(part: msgspec.Raw) -> msgspec.Raw:
-    try:
-        return msgspec.json.decode(part, type=_Message).content
-    except MALFORMED:
-        return _NULL
-
-
-def build_messages(
-    *,
-    image: msgspec.Raw | None,
-    prompt: msgspec.Raw | None,
-    detail: msgspec.Raw | None,
-    before: msgspec.Raw | None = None,
-) -> msgspec.Raw:
-    """The messages of a chat that asks `prompt` about `image`, as xAI takes them; `before` come first."""
-    given = _read_image(image)
-    picture: dict[str, Any] = {"url": _image_url(given)}
-    level = _read(detail, str | None, "detail", "a string") or given.detail
-    if level is not None:
-        picture["detail"] = level
-    text = _read(prompt, str | None, "prompt", "a string")
-    content = [
-        {"type": "image_url", "image_url": picture},
-        {"type": "text", "text": text or DEFAULT_PROMPT},
-    ]
-    messages = _read(before, list[msgspec.Raw] | None, "messages", "a list") or []
-    return msgspec.Raw(msgspec.json.encode([*messages, {"role": "user", "content": content}]))
-
-
-def _read_image(raw: msgspec.Raw | None) -> _Image:
-    image: _Image | None = _read(raw, _Image | None, "image", "an object with 'url' or 'b64_json'")
+def build_messages(fields: RawFields) -> None:
+    """Replaces `image`, `prompt` and `detail` by a message of chat, after the messages that there are."""
+    image = read_field(fields, "image", _IMAGE)
     if image is None:
         raise InvalidRequestError('\'image\' is missing: send {"url"} or {"b64_json"}.', param="image")
-    return image
+    picture = {"url": _image_url(image)}
+    if (detail := read_field(fields, "detail", TEXT) or image.detail) is not None:
+        picture["detail"] = detail
+    prompt = read_field(fields, "prompt", TEXT) or DEFAULT_PROMPT
+    content = [{"type": "image_url", "image_url": picture}, {"type": "text", "text": prompt}]
+    messages = read_field(fields, "messages", LIST) or []
+    drop(fields, ["image", "detail", "prompt"])
+    fields["messages"] = msgspec.Raw(msgspec.json.encode([*messages, {"role": "user", "content": content}]))
 
 
 def _image_url(image: _Image) -> str:
@@ -153,9 +114,9 @@ def _image_url(image: _Image) -> str:
 
 
 def _data_uri(text: str) -> str:
-    """base64 of a picture as a data URI of its true type, told from its first bytes."""
+    """base64 of a picture as a data URI. Its media type follows from its first bytes."""
     if text[:5].lower() == "data:":
-        text = text.partition(",")[2]  # a data URI in the wrong field: what counts are the bytes
+        text = text.partition(",")[2]  # a data URI in the wrong field; its type is ignored
     packed = text.encode("utf-8", "replace").translate(None, b" \t\r\n")  # MIME breaks lines
     try:
         picture = binascii.a2b_base64(packed, strict_mode=True)
@@ -165,25 +126,3 @@ def _data_uri(text: str) -> str:
         if picture.startswith(signature):
             return f"data:{media_type};base64,{packed.decode()}"
     raise InvalidRequestError("'image.b64_json' is neither a PNG nor a JPEG.", param="image.b64_json")
-
-
-def _read(raw: msgspec.Raw | None, kind: Any, name: str, what: str) -> Any:
-    try:
-        return msgspec.json.decode(b"null" if raw is None else raw, type=kind)
-    except MALFORMED:
-        raise InvalidRequestError(f"{name!r} must be {what}.", param=name) from None
-
-
-def read_analysis(body: bytes) -> bytes:
-    """The reply of `/vision/analyze`, from upstream's chat completion: model, created, content, usage.
-
-    Raises UpstreamProtocolError when the completion is none.
-    """
-    try:
-        reply = msgspec.json.decode(body, type=_Reply)
-        content = reply.choices[0].message.content
-    except (*MALFORMED, IndexError):
-        raise UpstreamProtocolError from None
-    return msgspec.json.encode(
-        {"model": reply.model, "created": reply.created, "content": content, "usage": reply.usage}
-    )

@@ -88,7 +88,7 @@ class UpstreamClient:
         # Also a 200 with JSON where events were asked for: xAI reports some failures that way.
         status = stream.status if stream.status >= 400 else 502
         error = parse_error(body, status=status, headers=stream.headers, secrets=(key,) if key else ())
-        if stream.status < 300 and not error.told:
+        if stream.status < 300 and not error.has_message:
             raise UpstreamProtocolError("The upstream API answered with a whole reply instead of a stream.")
         raise error
 

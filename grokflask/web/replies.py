@@ -104,7 +104,7 @@ def reply_error(error: GrokflaskError) -> Response:
     in_stream = asked_for_stream() if error.in_stream is None else error.in_stream
     route: Route | None = g.get("route")
     dialect = route.dialect if route else CHAT
-    if not (in_stream and dialect.tells_errors_as_events) or wants_json():
+    if not (in_stream and dialect.errors_as_events) or wants_json():
         return reply_json(dialect.render_json(error), error.status, error.headers)
     body = dialect.render_event(error, as_json=False, number=0)
     return Response(body, status=error.status, headers={**error.headers, **STREAM_HEADERS})

@@ -67,7 +67,7 @@ def test_one_model() -> None:
     [b"[]", b"7", b'{"data": 7}', b'{"data": [7]}', b'{"models": [{"id": 7}]}', b"{}", b'{"id": null}'],
 )
 def test_what_cannot_be_read_is_not_shown(body: bytes) -> None:
-    """To a key that may not see all: nobody could tell what is in it."""
+    """A key that may not see all models does not get an answer that cannot be read."""
     with pytest.raises(ModelNotAllowedError):
         filter_models(body, KeyLimits(models=("grok-4",)))
     assert filter_models(body, KeyLimits()) == body
@@ -88,7 +88,7 @@ def test_kept_for_a_moment() -> None:
 
 
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many answers are kept, and no large one; with 0 seconds none at all."""
+    """The cache holds a limited number of answers, and no large one; with 0 seconds none at all."""
     monkeypatch.setattr(catalogue, "MAX_KEPT", 3)
     kept = Catalogue(60, lambda: 0.0)
     for number in range(5):

@@ -201,7 +201,7 @@ def test_a_stream_is_seen_and_ended(visit: Callable[..., Visit], filled: Gateway
     expect(row).to_contain_text("streamer")
     end_stream(page, "watched-1")
     thread.join(60)
-    assert "stopped by the operator" in got[0]
+    assert "operator stopped this answer" in got[0]
     assert "[DONE]" not in got[0]
 
 
@@ -404,4 +404,4 @@ def test_two_workers(
     for number, (thread, got) in enumerate(streams):
         end_stream(page, f"shared-{number}")
         thread.join(60)
-        assert "stopped by the operator" in got[0]
+        assert "operator stopped this answer" in got[0]

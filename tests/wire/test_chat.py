@@ -292,7 +292,7 @@ def test_no_gateway(gateway: GatewayServer, shared_upstream: ScriptedUpstream, t
         (cut, "no [DONE] arrived"),
         (break_off, "cut before"),
         (lambda exchange: exchange.close(), "closed the connection without an answer"),
-        (lambda exchange: exchange.reply(b"<html>", 200, "Content-Type: text/html"), "the address of a gateway"),
+        (lambda exchange: exchange.reply(b"<html>", 200, "Content-Type: text/html"), "address of a gateway"),
         (lambda exchange: exchange.reply(b"<html>", 404, "Content-Type: text/html"), "There is no API at"),
         (lambda exchange: exchange.reply(b"", 301, "Location: https://x.example/"), "moved to https://x.example/"),
     ):  # fmt: skip

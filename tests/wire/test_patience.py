@@ -112,7 +112,7 @@ def test_a_late_answer_is_committed(
         ("status", "no credits"),
         ("json", "later"),
         ("cut", "closed the connection without an answer"),
-        ("garbage", "cannot be understood"),
+        ("garbage", "cannot read"),
     ],
 )
 def test_failure_after_the_commit_is_told_in_the_stream(

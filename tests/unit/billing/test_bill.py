@@ -144,7 +144,7 @@ def test_estimates() -> None:
 
 
 def test_upstreams_own_figures_count() -> None:
-    """A cost that upstream told is taken as it is, zero too, and is no estimate."""
+    """A cost that upstream reports is used as it is, even zero, and is not an estimate."""
     usage = Usage(10, 0, 5, 2, 17, cost_ticks=0)
     bill = make_bill(CHAT, Settlement(Outcome.COMPLETE, usage=usage, usage_final=True), reached=True)
     assert (bill.usage, bill.estimated, bill.ticks, bill.tokens) == (usage, False, 0, 17)
@@ -248,7 +248,7 @@ def test_a_whole_reply_without_usage() -> None:
 
 
 def test_images_are_paid_when_they_are_made() -> None:
-    """By upstream's figure; by the table without one, also when nobody took them."""
+    """They cost upstream's figure, or the table's, even when the client has left."""
     images = estimate_images("grok-imagine-image", 2)
     told = Settlement(Outcome.COMPLETE, usage=Usage(cost_ticks=123), usage_final=True)
     assert (make_bill(images, told, reached=True).ticks, make_bill(images, told, reached=True).estimated) == (

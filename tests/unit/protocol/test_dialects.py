@@ -1,4 +1,4 @@
-"""How errors are told to the clients of each API."""
+"""How errors are rendered for the clients of each API."""
 
 from __future__ import annotations
 

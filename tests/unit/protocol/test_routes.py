@@ -49,6 +49,7 @@ def test_rows_are_well_formed(route: Route) -> None:
         assert (f"<{variable}>" in route.path) == (f"{{{variable}}}" in route.upstream_path)
     assert ("<item_id>" in route.path) <= (route.kind is not None)
     assert "://" not in route.path + route.upstream_path
+    assert (route.shape is not None) == (route.method == "POST" and route.body == "json")
 
 
 @pytest.mark.parametrize(

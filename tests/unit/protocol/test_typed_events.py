@@ -152,7 +152,7 @@ def test_an_event_named_error_is_one(make: Any) -> None:
 
 
 def test_a_response_that_failed_is_an_end() -> None:
-    """It is passed on, counts as upstream's failure, tells its usage, and has no [DONE] behind it."""
+    """It is passed on, counts as upstream's failure, has its usage, and is not followed by [DONE]."""
     events = make_responses()
     failed = response("failed", error={"code": "server_error", "message": "No."}, usage=USAGE)
     data = frame(*STORY, failed)
@@ -174,7 +174,7 @@ def test_a_failed_response_does_not_tell_secrets() -> None:
 
 
 def test_the_id_is_told_before_its_event_goes_out() -> None:
-    """Whoever keeps ids hears of it first, and once."""
+    """The callback gets the id before the event is passed on, and once."""
     events = make_responses()
     heard: list[str] = []
     events.on_id = heard.append

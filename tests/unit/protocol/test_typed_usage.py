@@ -76,7 +76,7 @@ def read(usage: Any) -> Usage | None:
     ],
 )
 def test_reading(usage: Any, expected: Usage | None) -> None:
-    """Figures of either API are told apart; odd ones count as missing."""
+    """The figures of both APIs are read; implausible ones count as missing."""
     assert read(usage) == expected
 
 
@@ -88,7 +88,7 @@ def test_output_is_counted_once() -> None:
 
 
 def test_a_later_usage_goes_over_an_earlier_one() -> None:
-    """What it does not tell stays, and the total follows."""
+    """Figures that it lacks stay, and the total is updated."""
     assert merge_usage(Usage(13, 4), Usage(completion_tokens=32)) == Usage(13, 4, 32, None, 45)
     assert merge_usage(Usage(13, 4, 1, None, 14), Usage(20, 4, 32, 0, 52)) == Usage(20, 4, 32, 0, 52)
     assert merge_usage(None, Usage(1)) == Usage(1)
@@ -113,7 +113,7 @@ def test_what_is_no_reply(body: bytes) -> None:
     ],
 )
 def test_errors_and_answers(body: bytes, answer: bool, error: bool) -> None:
-    """A failure with status 200 is told from an answer that says that it failed."""
+    """A failure with status 200 differs from an answer that reports a failure."""
     reply = read_reply(body)
     assert reply is not None
     assert (reply.is_answer, reply.has_error) == (answer, error)

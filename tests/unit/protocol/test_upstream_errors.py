@@ -104,7 +104,7 @@ def test_bodies_that_are_no_json(body: bytes) -> None:
 
 
 def test_headers_are_kept() -> None:
-    """Retry-After goes on with the error."""
+    """Retry-After stays with the error."""
     assert parse_error(b"", status=429, headers={"retry-after": "3"}).headers == {"retry-after": "3"}
 
 

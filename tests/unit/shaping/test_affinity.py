@@ -1,4 +1,4 @@
-"""The id by which xAI finds a conversation's beginning: the same in each turn, and nobody else's."""
+"""The id by which xAI finds a conversation's cached prompt: the same in each turn, unique to the key."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_another_beginning_is_another_conversation() -> None:
 
 @pytest.mark.parametrize("path", [CHAT, RESPONSES, MESSAGES])
 def test_no_two_keys_share_one(path: str) -> None:
-    """The same words from another key are another conversation; the id tells neither."""
+    """The same words from another key are another conversation; the id reveals neither."""
     body = {"input": "hi"} if path == RESPONSES else ask(FIRST)
     ids = [find_id(body, path, caller) for caller in (b"alice", b"bob", b"alice\0")]
     assert len(set(ids)) == 3

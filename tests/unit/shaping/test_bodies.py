@@ -10,8 +10,10 @@ import pytest
 
 from grokflask.config import Settings
 from grokflask.errors import InvalidRequestError, RouteNotFoundError
-from grokflask.protocol.routes import ROUTES
-from grokflask.shaping.bodies import asks_for_stream, read_fields, shape_request
+from grokflask.protocol.routes import ROUTES, Shape
+from grokflask.shaping import bodies
+from grokflask.shaping.bodies import asks_for_stream, shape_request
+from grokflask.shaping.fields import read_fields
 from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
 BY_PATH = {route.path: route for route in ROUTES}
@@ -44,6 +46,11 @@ def refuse(body: bytes | Mapping[str, Any], path: str = CHAT) -> InvalidRequestE
     with pytest.raises(InvalidRequestError) as caught:
         shape(body, path)
     return caught.value
+
+
+def test_every_shape_has_a_rule() -> None:
+    """A route may have any shape of body."""
+    assert bodies._RULES.keys() == set(Shape)
 
 
 # Defaults
@@ -519,7 +526,7 @@ def test_vision_analyze_drops_what_its_model_refuses() -> None:
 def test_images_never_stream(
     path: str, extra: dict[str, Any], fallback: str | None, dropped: tuple[str, ...]
 ) -> None:
-    """Image models do not stream; a request that wants it is answered whole and told so."""
+    """Image models do not stream; a request for a stream gets a whole answer, and the fallback says so."""
     body = {"prompt": "a cat", "n": 2, "response_format": "b64_json", "unknown": [1]}
     request = shape({**body, **extra}, path)
     assert sent(request) == {**body, "model": "grok-imagine-image"}
@@ -559,7 +566,7 @@ def test_image_request_that_cannot_be_served(body: dict[str, Any], param: str) -
     ],
 )
 def test_what_images_may_cost(n: Any, images: int) -> None:
-    """The price of one times `n`. No number that anybody writes makes a sum that the ledger cannot hold."""
+    """The price of one times `n`, which cannot exceed what the ledger can hold."""
     estimate = shape({"prompt": "x", "n": n}, IMAGES).estimate
     assert estimate.ticks == estimate.prompt_ticks == images * 200_000_000
 

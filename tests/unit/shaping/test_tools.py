@@ -10,15 +10,15 @@ import pytest
 
 from grokflask.errors import ToolsNotAllowedError
 from grokflask.keys.limits import Allowed, check_tools
-from grokflask.shaping.bodies import Fields
+from grokflask.protocol.raw_json import RawFields
 from grokflask.shaping.tools import Use, find_use
 
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
 SERVER_TYPES = ["web_search", "x_search", "code_interpreter", "code_execution", "file_search", "mcp"]
 
 
-def read(body: Any) -> Fields:
-    return msgspec.json.decode(msgspec.json.encode(body), type=Fields)
+def read(body: Any) -> RawFields:
+    return msgspec.json.decode(msgspec.json.encode(body), type=RawFields)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_no_way_around() -> None:
     twice = b'{"tools": [{"type": "function", "type": "web_search"}], "x": 1}'
     again = b'{"tools": [], "tools": [{"type": "web_search"}]}'
     for body in (hidden, twice, again):
-        assert find_use(msgspec.json.decode(body, type=Fields)) == "server"
+        assert find_use(msgspec.json.decode(body, type=RawFields)) == "server"
 
 
 ALLOWED: dict[Allowed, set[Use]] = {

@@ -164,7 +164,7 @@ def test_options_of_tools_that_xai_refuses_are_dropped() -> None:
     "tools", [b'[{"type":"web_search"}]', b'{"container":1}', b'["container"]', b'[{"type":7,"container":1}]']
 )
 def test_tools_without_such_options_stay_as_they_came(tools: bytes) -> None:
-    """Also those of a shape that nobody here knows: what is wrong with them is for upstream to say."""
+    """Also those of an unknown shape: upstream reports what is wrong with them."""
     shaped = shape("responses", b'{"input":"hi","tools":' + tools + b"}")
     assert shaped.dropped == ()
     assert shaped.body is not None
@@ -172,7 +172,7 @@ def test_tools_without_such_options_stay_as_they_came(tools: bytes) -> None:
 
 
 def test_what_upstream_keeps() -> None:
-    """A response is kept unless the request says no; one that goes on from another uses that one."""
+    """A response is stored unless the request says no; one that continues another uses that one."""
     assert shape("responses", TEXT).makes == "response"
     assert shape("responses", {**TEXT, "store": None}).makes == "response"
     assert shape("responses", {**TEXT, "store": True}).makes == "response"
