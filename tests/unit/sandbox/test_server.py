@@ -22,7 +22,7 @@ from grokflask.sandbox import Exchange, Journal, Sandbox
 from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
 from grokflask.sandbox.journal import MAX_EXCHANGES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HELLO = {"model": "grok-4.3", "messages": [{"role": "user", "content": "Hello there"}]}
 PROMPT_TOKENS = 6
 

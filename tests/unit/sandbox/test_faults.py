@@ -16,7 +16,7 @@ from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS, FORGED_TEXT
 from grokflask.sandbox.faults import find_fault
 from grokflask.sandbox.refusals import API_KEY_ID, TEAM_ID
 
-PAGE = Path(__file__).parents[2] / "docs" / "sandbox.md"
+PAGE = Path(__file__).parents[3] / "docs" / "sandbox.md"
 TOOL = {
     "type": "function",
     "function": {"name": "look", "parameters": {"properties": {"place": {"type": "string"}}}},
