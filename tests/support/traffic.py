@@ -43,7 +43,7 @@ ABORT = frozenset(("client_abort",))
 COMPLETE = frozenset(("complete",))
 TRUNCATED = frozenset(("truncated",))
 FAILED = frozenset(("upstream_error",))
-PICTURE = "data:image/png;base64," + base64.b64encode(draw_named("0123456789abcdef-64x64") or b"").decode()
+PICTURE = "data:image/png;base64," + base64.b64encode(draw_named("405060-64x64") or b"").decode()
 WORDS = [
     "tell",
     "me",
