@@ -177,9 +177,10 @@ def _answer(
 ) -> Answer:
     """Return the answer to a request that has been checked; what was read of it before is charged less."""
     answer = make_answer(asked, model, style)
-    if call.cache:
+    conv_id = call.conv_id or conv_id
+    if call.cache and conv_id:
         before = model.served.encode() + msgspec.json.encode(asked.tools)  # these are read first
-        answer.cached_tokens = call.cache.read(call.conv_id or conv_id, before, list_tokens(asked))
+        answer.cached_tokens = call.cache.read(conv_id, before, list_tokens(asked))
     return answer
 
 
