@@ -1,4 +1,4 @@
-"""Framing: chunks into the bytes of SSE events, as xAI does it and in other ways that are allowed."""
+"""Framing: chunks as the bytes of SSE events, as xAI sends them and in other allowed ways."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,32 +8,15 @@ from grokflask.sandbox.chunks import Chunk
 from grokflask.sandbox.steps import Event
 
 Frame = Callable[[bytes], bytes]
-"""From an event's data to the event."""
+"""Makes an event of its data."""
 
 
-def frame_plainly(data: bytes) -> bytes:
-    """Return `data: ...` and a blank line, ended by LF."""
-    return b"data: " + data + b"\n\n"
+def frame_with(before: bytes = b"data: ", after: bytes = b"\n\n") -> Frame:
+    """Return a framing that puts bytes before and after the data."""
+    return lambda data: before + data + after
 
 
-def frame_crlf(data: bytes) -> bytes:
-    """Return an event with lines ended by CR LF."""
-    return b"data: " + data + b"\r\n\r\n"
-
-
-def frame_cr(data: bytes) -> bytes:
-    """Return an event with lines ended by CR."""
-    return b"data: " + data + b"\r\r"
-
-
-def frame_without_space(data: bytes) -> bytes:
-    """Return an event without the optional space after the colon."""
-    return b"data:" + data + b"\n\n"
-
-
-def frame_with_fields(data: bytes) -> bytes:
-    """Return an event with an id, a retry time, the default name spelled out, and a field nobody knows."""
-    return b"id: 7\nevent: message\nretry: 3000\nweather: mild\ndata: " + data + b"\n\n"
+frame_plainly = frame_with()
 
 
 def frame_in_lines(data: bytes) -> bytes:
@@ -44,16 +27,11 @@ def frame_in_lines(data: bytes) -> bytes:
     return b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
 
 
-def frame_as_error(data: bytes) -> bytes:
-    """Return an event named error."""
-    return b"event: error\n" + frame_plainly(data)
-
-
-def frame_chunks(chunks: Iterable[Chunk], frame: Frame, done: bool = True) -> Iterator[Event]:
-    """Yield the events of a stream, [DONE] at their end unless the API does without."""
+def frame_chunks(chunks: Iterable[Chunk], frame: Frame, done: bool) -> Iterator[Event]:
+    """Yield the events of a stream; `done` adds `[DONE]`."""
     for chunk in chunks:
         name = f"event: {chunk.name}\n".encode() if chunk.name else b""
         data = name + frame(msgspec.json.encode(chunk.body))
-        yield Event(data, chunk.kind, chunk.tokens, chunk.usage())
+        yield Event(data, chunk.tokens, chunk.usage(), done=chunk.done)
     if done:
-        yield Event(frame(b"[DONE]"), "done")
+        yield Event(frame(b"[DONE]"), done=True)

@@ -82,7 +82,7 @@ class Gates:
         def hold_at(place: int | str) -> Any:
             def alter(events: Iterator[Event], number: float) -> Iterator[Step]:
                 for count, event in enumerate(events):
-                    if count == place or event.kind == place:
+                    if count == place or (event.done and place == "done"):
                         yield from self.hold(number)
                         # All that is left comes in one piece: whoever loses a piece loses the usage.
                         yield from send_at_once(itertools.chain([event], events), 0)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from grokflask.sandbox import FAULTS, Sandbox
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS, FORGED_TEXT
-from grokflask.sandbox.faults import find_fault
+from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
+from grokflask.sandbox.faults import FORGED_TEXT, find_fault
 from grokflask.sandbox.refusals import API_KEY_ID, TEAM_ID
 
 PAGE = Path(__file__).parents[3] / "docs" / "sandbox.md"
@@ -321,7 +321,7 @@ def test_seconds_are_read_from_the_name() -> None:
     for name, seconds in (("slow-headers", 5.0), ("slow-headers-3", 3.0), ("stall-0.5", 0.5)):
         found = find_fault(f"sandbox-{name}")
         assert found
-        assert found[1] == seconds
+        assert found.seconds == seconds
     for name in (
         "sandbox-crlf-3",
         "sandbox-",
