@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from grokflask.sandbox.chat_request import ChatRequest
-from grokflask.sandbox.models import ChatModel, cost_ticks, fingerprint
+from grokflask.sandbox.models import ChatModel, cost_ticks
 from grokflask.sandbox.prose import split_tokens, write_answer, write_thought
 from grokflask.sandbox.samples import sample
 from grokflask.sandbox.vision import look_at
@@ -67,11 +67,6 @@ class Answer:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     @property
-    def fingerprint(self) -> str:
-        """The serving model's `system_fingerprint`."""
-        return fingerprint(self.model)
-
-    @property
     def reasoning_tokens(self) -> int:
         """Tokens of reasoning, shown or not."""
         return len(self.reasoning) + self.empty_deltas + self.silent_tokens
@@ -83,15 +78,14 @@ class Answer:
 
     def usage(self) -> dict[str, Any]:
         """Return `usage` as xAI's chat has it: the total includes reasoning, completion_tokens does not."""
-        details = dict.fromkeys(
-            ("audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"), 0
-        )
+        names = ("audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens")
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.output_tokens - self.reasoning_tokens,
             "total_tokens": self.prompt_tokens + self.output_tokens,
             "prompt_tokens_details": self.prompt_details(),
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens, **details},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens}
+            | dict.fromkeys(names, 0),
             "num_sources_used": 0,
             "cost_in_usd_ticks": self.cost_ticks(self.output_tokens),
         }
@@ -110,10 +104,8 @@ class Answer:
         tools = sum(TOOL_TICKS[tool] for tool in self.server_tools)
         return tools + cost_ticks(self.model, self.prompt_tokens, output_tokens, self.cached_tokens)
 
-    def limit_output(self, most: int | None) -> None:
+    def limit_output(self, most: int) -> None:
         """Cut the answer at a number of tokens, reasoning included."""
-        if most is None:
-            return
         self.reasoning = self.reasoning[:most]
         self.silent_tokens = min(self.silent_tokens, most - len(self.reasoning))
         self.limit_content(most - self.reasoning_tokens)

@@ -16,18 +16,10 @@ _PENALTIES = {"presence_penalty": "presencePenalty", "frequency_penalty": "frequ
 _RANGES = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
-    "max_tokens": (1, 2**31),
-    "max_completion_tokens": (1, 2**31),
     "top_logprobs": (0, 8),
     "n": (1, 1),
-}
+} | dict.fromkeys(("max_tokens", "max_completion_tokens"), (1, 2**31))
 _MAX_TOOLS = 128
-
-
-class ImageUrl(msgspec.Struct):
-    """An http(s) address or a data URI."""
-
-    url: str
 
 
 class Part(msgspec.Struct):
@@ -35,7 +27,7 @@ class Part(msgspec.Struct):
 
     type: Literal["text", "image_url", "file", "text_file"]
     text: str | None = None
-    image_url: ImageUrl | str | None = None
+    image_url: dict[str, str | None] | str | None = None
 
 
 class Message(msgspec.Struct):
@@ -54,7 +46,7 @@ class Message(msgspec.Struct):
     def image_urls(self) -> list[str]:
         """Return the addresses of the message's pictures."""
         found = [part.image_url for part in self.content or [] if isinstance(part, Part)]
-        return [image.url if isinstance(image, ImageUrl) else image for image in found if image]
+        return [(each.get("url") or "") if isinstance(each, dict) else each for each in found if each]
 
 
 class Function(msgspec.Struct):
@@ -69,19 +61,6 @@ class Tool(msgspec.Struct):
 
     type: Literal["function"]
     function: Function
-
-
-class FunctionName(msgspec.Struct):
-    """The function that must be called."""
-
-    name: str
-
-
-class ToolChoice(msgspec.Struct):
-    """A tool choice that names a function."""
-
-    type: Literal["function"]
-    function: FunctionName
 
 
 class ResponseFormat(msgspec.Struct):
@@ -102,7 +81,6 @@ class ChatRequest(msgspec.Struct):
     top_p: float | None = None
     top_logprobs: int | None = None
     n: int | None = None
-    seed: int | None = None
     user: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -112,7 +90,7 @@ class ChatRequest(msgspec.Struct):
     reasoning_effort: str | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | ToolChoice | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     deferred: bool | None = None
 
@@ -126,7 +104,8 @@ class ChatRequest(msgspec.Struct):
 
     def chosen_tool(self) -> str | None:
         """Return the function that `tool_choice` names."""
-        return self.tool_choice.function.name if isinstance(self.tool_choice, ToolChoice) else None
+        function = self.tool_choice.get("function") if isinstance(self.tool_choice, dict) else None
+        return str(function.get("name")) if isinstance(function, dict) else None
 
 
 def read_content(content: Any) -> Any:
@@ -199,5 +178,5 @@ def _check_tools(asked: ChatRequest) -> None:
     choice = asked.tool_choice
     if isinstance(choice, str) and choice not in ("none", "auto", "required"):
         raise refuse(400, "tool_choice must be none, auto, required or a function.")
-    if isinstance(choice, ToolChoice) and choice.function.name not in names:
+    if isinstance(choice, dict) and asked.chosen_tool() not in names:
         raise refuse(400, "tool_choice names a function that is not among the tools.")

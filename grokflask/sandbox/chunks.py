@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments, zero
+from grokflask.sandbox.models import fingerprint
 from grokflask.sandbox.request import Clock
 
 
@@ -65,7 +66,7 @@ def _make_object(answer: Answer, kind: str, choices: list[dict[str, Any]], clock
         "created": int(clock()),
         "model": answer.model,
         "choices": choices,
-        "system_fingerprint": answer.fingerprint,
+        "system_fingerprint": fingerprint(answer.model),
     }
 
 

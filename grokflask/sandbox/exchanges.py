@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import msgspec
+from typing import Any
 
 from grokflask.sandbox.journal import Exchange, Outcome
-from grokflask.sandbox.messages import Metadata
 from grokflask.sandbox.plans import Plan
 from grokflask.sandbox.refusals import RefusalError
-from grokflask.sandbox.request import Request
+from grokflask.sandbox.request import Request, decode
 from grokflask.sandbox.steps import ClientLeftError, Progress, Wire
 
 
@@ -64,17 +61,19 @@ class ModelExchange:
             self.progress.usage = plan.usage
 
     def _make_note(self, client_left: bool) -> Exchange:
-        request, progress, outline = self.request, self.progress, _read_outline(self.request.body)
+        request, progress, fields = self.request, self.progress, _read_fields(self.request.body)
+        metadata = fields.get("metadata")  # on the messages route the user is in it
+        user = metadata.get("user_id") if isinstance(metadata, dict) else None
         # A planned request is charged for its prompt, even if the client did not wait for the answer.
         prompt_tokens, cached_tokens, output_tokens, cost_ticks = (
             self.plan.charge(progress.tokens) if self.plan else (0, 0, 0, 0)
         )
         return Exchange(
-            model=outline.model,
+            model=str(fields.get("model", "")),
             path=request.path,
             outcome=self.outcome,
             status=self.status,
-            stream=outline.stream,
+            stream=fields.get("stream") is True,
             events_sent=progress.events,
             usage=progress.usage,
             prompt_tokens=prompt_tokens,
@@ -82,32 +81,16 @@ class ModelExchange:
             cost_ticks=cost_ticks,
             cached_tokens=cached_tokens,
             client_left=client_left,
-            fields=outline.fields,
-            user=outline.user,
+            fields=tuple(fields),
+            user=fields.get("user", user),
             request_id=request.id,
-            conv_id=request.headers.get("x-grok-conv-id") or outline.conv_id,
+            conv_id=request.headers.get("x-grok-conv-id") or fields.get("prompt_cache_key"),
         )
 
 
-class _Outline(NamedTuple):
-    """The part of any body that the journal notes."""
-
-    model: str = ""
-    stream: bool = False
-    fields: tuple[str, ...] = ()
-    user: str | None = None
-    conv_id: str | None = None
-
-
-def _read_outline(body: bytes) -> _Outline:
+def _read_fields(body: bytes) -> dict[str, Any]:
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        model = msgspec.json.decode(fields.get("model", b'""'), type=str)
-        user = msgspec.json.decode(fields.get("user", b"null"), type=str | None)
-        conv_id = msgspec.json.decode(fields.get("prompt_cache_key", b"null"), type=str | None)
-        if "metadata" in fields and user is None:  # on the messages route the user is here
-            metadata = msgspec.json.decode(fields["metadata"], type=Metadata | None)
-            user = metadata.user_id if metadata else None
-    except (msgspec.DecodeError, RecursionError):
-        return _Outline()
-    return _Outline(model, bytes(fields.get("stream", b"")) == b"true", tuple(fields), user, conv_id)
+        fields: dict[str, Any] = decode(body, dict[str, Any])
+    except RefusalError:
+        return {}
+    return fields

@@ -16,59 +16,42 @@ Spoil = Callable[[bytes, float], Iterable[Step]]
 
 BROKEN_AFTER_EVENTS = 6
 """How many events arrive before a stream is broken."""
-_SEGMENT_GAP_S = 0.002  # long enough for the client to read the two halves of an event separately
+SEGMENT_GAP_S = 0.002
+"""Long enough for the client to read what comes before and after it separately."""
 
 
-def _first(events: Iterator[Event]) -> Iterator[Event]:
-    return itertools.islice(events, BROKEN_AFTER_EVENTS)
-
-
-def break_off(reset: bool) -> Alter:
-    """Send a few events, then an RST, or a FIN without the last HTTP chunk."""
+def stop_early(*then: Step) -> Alter:
+    """Send a few events, and do some steps instead of the rest; then the HTTP body ends."""
 
     def alter(events: Iterator[Event], _: float) -> Iterator[Step]:
-        yield from _first(events)
-        yield Pause(_SEGMENT_GAP_S)
-        yield Cut(reset)
+        yield from itertools.islice(events, BROKEN_AFTER_EVENTS)
+        yield from then
+
+    return alter
+
+
+def pause_after(count: int | None) -> Alter:
+    """Send some events, and the rest after the seconds; None for all, and the end of the HTTP body later."""
+
+    def alter(events: Iterator[Event], seconds: float) -> Iterator[Step]:
+        yield from itertools.islice(events, count)
+        yield Pause(seconds)
+        yield from events
 
     return alter
 
 
 def break_off_in_event(events: Iterator[Event], _: float) -> Iterator[Step]:
     """Send a few events and half of another, then a FIN."""
-    yield from _first(events)
+    yield from itertools.islice(events, BROKEN_AFTER_EVENTS)
     data = next(events).data
     yield Data(data[: len(data) // 2])
     yield Cut(reset=False)
 
 
-def truncate(events: Iterator[Event], _: float) -> Iterator[Step]:
-    """Send a few events, then end the HTTP body regularly."""
-    return _first(events)
-
-
 def leave_out_done(events: Iterator[Event], _: float) -> Iterator[Step]:
     """Send everything but the event that ends the stream."""
     return (event for event in events if not event.done)
-
-
-def be_slow_to_start(events: Iterator[Event], seconds: float) -> Iterator[Step]:
-    """Send the headers at once, the stream later."""
-    yield Pause(seconds)
-    yield from events
-
-
-def stall(events: Iterator[Event], seconds: float) -> Iterator[Step]:
-    """Send a few events, and the rest later."""
-    yield from _first(events)
-    yield Pause(seconds)
-    yield from events
-
-
-def linger(events: Iterator[Event], seconds: float) -> Iterator[Step]:
-    """Send the whole stream, and end the HTTP body later."""
-    yield from events
-    yield Pause(seconds)
 
 
 def put_bom_first(events: Iterator[Event], _: float) -> Iterator[Step]:
@@ -106,7 +89,7 @@ def cut_characters(events: Iterator[Event], _: float) -> Iterator[Step]:
         starts = (i for i, byte in enumerate(event.data) if byte >= 0xC0)
         middle = next(starts, len(event.data) // 2) + 1
         yield Data(event.data[:middle])
-        yield Pause(_SEGMENT_GAP_S)
+        yield Pause(SEGMENT_GAP_S)
         yield event._replace(data=event.data[middle:])
 
 
@@ -118,29 +101,21 @@ def compress(events: Iterator[Event], _: float) -> Iterator[Step]:
     yield Data(packer.flush())
 
 
-def fail_in_middle(data: bytes) -> Alter:
-    """Send a few events, then the bytes of an error event, then end the HTTP body regularly."""
-
-    def alter(events: Iterator[Event], _: float) -> Iterator[Step]:
-        yield from _first(events)
-        yield Event(data)
-
-    return alter
+def spoil_by_reset(body: bytes, _: float) -> Iterable[Step]:
+    """Send half of the body that Content-Length promised, then an RST."""
+    return Data(body[: len(body) // 2]), Pause(SEGMENT_GAP_S), Cut(reset=True)
 
 
-def spoil_by_cut(reset: bool) -> Spoil:
-    """Send half of the body that Content-Length promised, then an RST or a FIN."""
-
-    def spoil(body: bytes, _: float) -> Iterator[Step]:
-        yield Data(body[: len(body) // 2])
-        yield Pause(_SEGMENT_GAP_S)
-        yield Cut(reset)
-
-    return spoil
+def spoil_by_close(body: bytes, _: float) -> Iterable[Step]:
+    """Send half of the body that Content-Length promised, then a FIN."""
+    return Data(body[: len(body) // 2]), Cut(reset=False)
 
 
-def spoil_by_stall(body: bytes, seconds: float) -> Iterator[Step]:
+def spoil_by_delay(body: bytes, seconds: float) -> Iterable[Step]:
+    """Send the headers at once, the body later."""
+    return Pause(seconds), Data(body)
+
+
+def spoil_by_stall(body: bytes, seconds: float) -> Iterable[Step]:
     """Send half of the body, and the rest later."""
-    yield Data(body[: len(body) // 2])
-    yield Pause(seconds)
-    yield Data(body[len(body) // 2 :])
+    return Data(body[: len(body) // 2]), Pause(seconds), Data(body[len(body) // 2 :])

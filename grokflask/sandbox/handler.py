@@ -106,9 +106,7 @@ class Handler(BaseHTTPRequestHandler):
         methods, ids = route
         action = methods.get(self.command)
         if action is None:
-            raise refuse(
-                405, "This route does not support the method.", headers={"Allow": ", ".join(methods)}
-            )
+            raise refuse(405, "This route does not support the method.", Allow=", ".join(methods))
         if request.path in PLANNERS:
             content_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if content_type != "application/json" or not request.body.strip():

@@ -29,17 +29,11 @@ class BatchRequest(msgspec.Struct):
     input_file_id: str | None = None
 
 
-class ChatItem(msgspec.Struct):
-    """A chat in a batch."""
-
-    chat_get_completion: msgspec.Raw
-
-
 class AddedItem(msgspec.Struct):
-    """A chat to add to a batch, and its name."""
+    """A chat to add to a batch (as `chat_get_completion`), and its name."""
 
     batch_request_id: str
-    batch_request: ChatItem
+    batch_request: dict[str, msgspec.Raw]
 
 
 class AddRequest(msgspec.Struct):
@@ -134,8 +128,9 @@ def _cancel_batch(request: Request, id: str) -> dict[str, Any]:
 def _add_requests(request: Request, id: str) -> dict[str, Any]:
     batch = request.state.kept.batches.find(id)
     asked: AddRequest = decode(request.body, AddRequest)
-    added = [(item.batch_request_id, item.batch_request.chat_get_completion) for item in asked.batch_requests]
-    _answer_all(request, batch, added)
+    chats = [(each.batch_request_id, each.batch_request) for each in asked.batch_requests]
+    nothing = msgspec.Raw(b"")
+    _answer_all(request, batch, [(id, chat.get("chat_get_completion", nothing)) for id, chat in chats])
     return {}
 
 

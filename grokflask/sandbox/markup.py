@@ -1,4 +1,4 @@
-"""Answers in Markdown, for prompts that ask for a table or for code: what a page has to be able to show."""
+"""Answers in Markdown, for prompts that ask for a table or for code."""
 
 import re
 
@@ -6,7 +6,7 @@ _TABLE = re.compile(r"\b(in|as) a table\b|\btable of\b", re.IGNORECASE)
 _CODE = re.compile(r"\bwrite (me )?(a|an|some)\b.{0,40}\b(function|code|script|program)\b", re.IGNORECASE)
 
 TABLE = """\
-Here are three that every library has had at some time:
+Here are three sorting algorithms:
 
 | algorithm | average | worst | memory | stable |
 | :-- | :-- | :-- | --: | :-: |
@@ -14,15 +14,14 @@ Here are three that every library has had at some time:
 | quicksort | `n log n` | `n²` | log n | no |
 | insertion sort | `n²` | `n²` | 1 | yes |
 
-- **Merge sort** keeps equal items in their order, and pays with memory.
-- **Quicksort** is the fastest on average, if its pivot is chosen well.
-- **Insertion sort** wins on a few items, and on those that are nearly sorted.
+- **Merge sort** keeps equal items in order, and needs memory for it.
+- **Insertion sort** is best for a few items, or for items that are nearly sorted.
 
-This is the sandbox speaking: it has one table, and shows it to everybody.
+This answer comes from the sandbox, which has only this table.
 """
 
 CODE = """\
-A password is good when it is long and not one of those that everybody tries first.
+A good password is long, and is not one that attackers try first.
 
 ```python
 COMMON = {"password", "12345678", "qwertyuiop"}
@@ -33,17 +32,15 @@ def is_good(password: str, least: int = 12) -> bool:
     return len(password) >= least and password.lower() not in COMMON
 ```
 
-1. `len(password) >= least` asks for length, which helps more than odd signs do.
-2. `not in COMMON` turns away what an attacker tries first.
+1. `len(password) >= least` asks for length.
+2. `not in COMMON` rejects what attackers try first.
 
-> Check a new password against a list of leaked ones too.
-
-This is the sandbox speaking: it has one program, and writes it for everybody.
+This answer comes from the sandbox, which has only this function.
 """
 
 
 def write_markup(prompt: str) -> str:
-    """Return the table or the code that the prompt asks for; "" if it asks for neither."""
+    """Return the table or the code that the prompt asks for, "" if it asks for neither."""
     asked = prompt[-2_000:]
     if _TABLE.search(asked):
         return TABLE

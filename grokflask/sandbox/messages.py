@@ -31,12 +31,6 @@ class ClientTool(msgspec.Struct):
     input_schema: dict[str, Any]
 
 
-class Metadata(msgspec.Struct):
-    """The request's metadata."""
-
-    user_id: str | None = None
-
-
 class MessagesRequest(msgspec.Struct):
     """The body of a request to `/v1/messages`."""
 
@@ -50,7 +44,7 @@ class MessagesRequest(msgspec.Struct):
     stop_sequences: list[str] | None = None
     tools: list[ClientTool] | None = None
     tool_choice: dict[str, Any] | None = None
-    metadata: Metadata | None = None
+    metadata: dict[str, str | None] | None = None
 
 
 def to_chat(asked: MessagesRequest) -> ChatRequest:
@@ -69,7 +63,7 @@ def to_chat(asked: MessagesRequest) -> ChatRequest:
     fields = {
         **{name: getattr(asked, name) for name in ("model", "stream", "temperature", "top_p", "max_tokens")},
         "messages": messages,
-        "user": asked.metadata and asked.metadata.user_id,
+        "user": (asked.metadata or {}).get("user_id"),
         "stop": asked.stop_sequences,
         "tools": tools,
         "tool_choice": choice,
@@ -137,13 +131,8 @@ def _event(name: str, tokens: int = 0, **fields: Any) -> Chunk:
 
 
 def _make_object(answer: Answer) -> dict[str, Any]:
-    return {
-        "id": answer.id,
-        "type": "message",
-        "role": "assistant",
-        "model": answer.model,
-        "stop_sequence": None,
-    }
+    head = {"id": answer.id, "type": "message", "role": "assistant"}
+    return head | {"model": answer.model, "stop_sequence": None}
 
 
 def _list_blocks(answer: Answer) -> Iterator[dict[str, Any]]:

@@ -84,7 +84,8 @@ def _plan_response(request: Request) -> Plan:
     before = shelf.find(asked.previous_response_id).messages if asked.previous_response_id else []
     chat = _convert(lambda: read_responses_chat(asked, before))
     fault, answer = _answer(chat, request, asked.prompt_cache_key)
-    answer.limit_output(asked.max_output_tokens)
+    if asked.max_output_tokens is not None:
+        answer.limit_output(asked.max_output_tokens)
     if request.path == COMPACT_PATH:
         return _plan_json(responses.make_compaction(answer, request.state.clock), fault, answer)
     answer.server_tools = asked.server_tools()

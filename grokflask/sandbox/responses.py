@@ -65,12 +65,32 @@ def _list_output(asked: ResponsesRequest, answer: Answer) -> list[Item]:
 
 def make_response(asked: ResponsesRequest, answer: Answer, style: Style, clock: Clock) -> dict[str, Any]:
     """Return the whole object."""
+    same = ("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key", "temperature")
     usage = _make_usage(answer, style)
-    response = _make_object(asked, answer, int(clock()))
-    response["output"] = _list_output(asked, answer)
-    response["status"] = "incomplete" if _is_cut(answer) else "completed"
-    if _is_cut(answer):
-        response["incomplete_details"] = {"reason": "max_output_tokens"}
+    response = {
+        "id": answer.id,
+        "object": "response",
+        "created_at": int(clock()),
+        "model": answer.model,
+        "status": "incomplete" if _is_cut(answer) else "completed",
+        "output": _list_output(asked, answer),
+        **{name: getattr(asked, name) for name in (*same, "top_p", "user")},
+        "parallel_tool_calls": True,
+        "reasoning": {"effort": (asked.reasoning or {}).get("effort"), "summary": "detailed"},
+        "text": {"format": (asked.text or {}).get("format") or {"type": "text"}},
+        "tool_choice": asked.tool_choice or "auto",
+        "tools": asked.tools or [],
+        "store": asked.store is not False,
+        "top_logprobs": asked.top_logprobs or 0,
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if _is_cut(answer) else None,
+        "metadata": {},
+        "background": False,
+        "service_tier": "default",
+        "truncation": "disabled",
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
     return response | ({"usage": usage} if usage else {})
 
 
@@ -136,47 +156,14 @@ def _is_cut(answer: Answer) -> bool:
     return answer.finish_reason == "length"
 
 
-def _make_object(asked: ResponsesRequest, answer: Answer, created_at: int) -> dict[str, Any]:
-    """Return the object as it is before any output."""
-    same = ("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key", "temperature")
-    return {
-        "id": answer.id,
-        "object": "response",
-        "created_at": created_at,
-        "model": answer.model,
-        "status": "in_progress",
-        "output": [],
-        **{name: getattr(asked, name) for name in (*same, "top_p", "user")},
-        "parallel_tool_calls": True,
-        "reasoning": {"effort": (asked.reasoning or {}).get("effort"), "summary": "detailed"},
-        "text": {"format": (asked.text or {}).get("format") or {"type": "text"}},
-        "tool_choice": asked.tool_choice or "auto",
-        "tools": asked.tools or [],
-        "store": asked.store is not False,
-        "top_logprobs": asked.top_logprobs or 0,
-        "error": None,
-        "incomplete_details": None,
-        "metadata": {},
-        "background": False,
-        "service_tier": "default",
-        "truncation": "disabled",
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-    }
-
-
 def make_compaction(answer: Answer, clock: Clock) -> dict[str, Any]:
     """Return the reply of `/v1/responses/compact`: one opaque item instead of the conversation."""
-    item = {
-        "id": f"cmp_{answer.id}",
-        "type": "compaction",
-        "encrypted_content": seal("".join(answer.content)),
-    }
+    sealed = seal("".join(answer.content))
     return {
         "id": answer.id,
         "object": "response.compaction",
         "created_at": int(clock()),
         "model": answer.model,
-        "output": [item],
+        "output": [{"id": f"cmp_{answer.id}", "type": "compaction", "encrypted_content": sealed}],
         "usage": _make_usage(answer, PLAIN_STYLE),
     }

@@ -102,12 +102,12 @@ class Gates:
 
         middle = hold_at(BROKEN_AFTER_EVENTS)
         return {
-            "gate-headers": Fault("", before_headers=self.hold),
-            "gate-first": Fault("", alter=hold_at(0), spoil=hold_body(0)),
-            "gate-middle": Fault("", alter=middle, spoil=hold_body(1)),
-            "gate-usage": Fault("", alter=middle, style=Style(usage="every")),
-            "gate-before-done": Fault("", alter=hold_at("done")),
-            "gate-after-done": Fault("", alter=hold_at("end")),
+            "gate-headers": Fault(before_headers=self.hold),
+            "gate-first": Fault(alter=hold_at(0), spoil=hold_body(0)),
+            "gate-middle": Fault(alter=middle, spoil=hold_body(1)),
+            "gate-usage": Fault(alter=middle, style=Style(usage="every")),
+            "gate-before-done": Fault(alter=hold_at("done")),
+            "gate-after-done": Fault(alter=hold_at("end")),
         }
 
 
