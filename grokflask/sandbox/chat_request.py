@@ -16,9 +16,11 @@ _PENALTIES = {"presence_penalty": "presencePenalty", "frequency_penalty": "frequ
 _RANGES = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
+    "max_tokens": (1, 2**31),
+    "max_completion_tokens": (1, 2**31),
     "top_logprobs": (0, 8),
     "n": (1, 1),
-} | dict.fromkeys(("max_tokens", "max_completion_tokens"), (1, 2**31))
+}
 _MAX_TOOLS = 128
 
 
@@ -94,10 +96,6 @@ class ChatRequest(msgspec.Struct):
     parallel_tool_calls: bool | None = None
     deferred: bool | None = None
 
-    def wants_usage(self) -> bool:
-        """Whether the stream ends with a chunk of usage."""
-        return bool((self.stream_options or {}).get("include_usage"))
-
     def stops(self) -> list[str]:
         """Return the texts before which the answer ends."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -168,15 +166,15 @@ def _check_model_arguments(asked: ChatRequest, model: ChatModel) -> None:
 
 def _check_tools(asked: ChatRequest) -> None:
     if asked.tools is None:
-        for field, spelling in (("tool_choice", "A tool_choice"), ("parallel_tool_calls",) * 2):
+        for field in ("tool_choice", "parallel_tool_calls"):
             if getattr(asked, field) is not None:
-                raise refuse(400, f"{spelling} was set on the request but no tools were specified.")
+                raise refuse(400, f"A {field} was set on the request but no tools were specified.")
         return
     if not 1 <= len(asked.tools) <= _MAX_TOOLS:
         raise refuse(400, f"tools must hold between 1 and {_MAX_TOOLS} tools.")
-    names = [tool.function.name for tool in asked.tools]
-    choice = asked.tool_choice
-    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
-        raise refuse(400, "tool_choice must be none, auto, required or a function.")
-    if isinstance(choice, dict) and asked.chosen_tool() not in names:
-        raise refuse(400, "tool_choice names a function that is not among the tools.")
+    if isinstance(asked.tool_choice, dict):
+        known = asked.chosen_tool() in [tool.function.name for tool in asked.tools]
+    else:
+        known = asked.tool_choice in (None, "none", "auto", "required")
+    if not known:
+        raise refuse(400, "tool_choice must be none, auto, required or one of the functions.")

@@ -1,15 +1,18 @@
-"""Chunks: a chat's answer as the JSON objects of a stream, or as the one object of a reply.
+"""Chunks: a chat's answer as the JSON of a stream or of a reply, and chunks as the bytes of SSE events.
 
 Order and absent keys follow recordings of api.x.ai, not its schema: no priming chunk, no null keys, `created`
 moves with the clock, `finish_reason` is only on the last choice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
+
+import msgspec
 
 from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments, zero
 from grokflask.sandbox.models import fingerprint
 from grokflask.sandbox.request import Clock
+from grokflask.sandbox.steps import Event
 
 
 class Chunk(NamedTuple):
@@ -98,3 +101,33 @@ def _count_so_far(answer: Answer, spent: int) -> dict[str, Any]:
         "total_tokens": answer.prompt_tokens + spent,
         "prompt_tokens_details": answer.prompt_details(),
     }
+
+
+Frame = Callable[[bytes], bytes]
+"""Makes an event of its data."""
+
+
+def frame_with(before: bytes = b"data: ", after: bytes = b"\n\n") -> Frame:
+    """Return a framing that puts bytes before and after the data."""
+    return lambda data: before + data + after
+
+
+frame_plainly = frame_with()
+
+
+def frame_in_lines(data: bytes) -> bytes:
+    """Return an event whose JSON is laid out over several data lines (the reader joins them with LF)."""
+    if not data.startswith(b"{"):
+        return frame_plainly(data)
+    lines = msgspec.json.format(data, indent=1).split(b"\n")
+    return b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
+
+
+def frame_chunks(chunks: Iterable[Chunk], frame: Frame, done: bool) -> Iterator[Event]:
+    """Yield the events of a stream; `done` adds `[DONE]`."""
+    for chunk in chunks:
+        name = f"event: {chunk.name}\n".encode() if chunk.name else b""
+        data = name + frame(msgspec.json.encode(chunk.body))
+        yield Event(data, chunk.tokens, chunk.usage(), done=chunk.done)
+    if done:
+        yield Event(frame(b"[DONE]"), done=True)

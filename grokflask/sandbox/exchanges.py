@@ -82,7 +82,7 @@ class ModelExchange:
             cached_tokens=cached_tokens,
             client_left=client_left,
             fields=tuple(fields),
-            user=fields.get("user", user),
+            user=fields.get("user") or user,
             request_id=request.id,
             conv_id=request.headers.get("x-grok-conv-id") or fields.get("prompt_cache_key"),
         )
@@ -90,7 +90,6 @@ class ModelExchange:
 
 def _read_fields(body: bytes) -> dict[str, Any]:
     try:
-        fields: dict[str, Any] = decode(body, dict[str, Any])
+        return decode(body, dict[str, Any])
     except RefusalError:
         return {}
-    return fields

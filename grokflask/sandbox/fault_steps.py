@@ -16,8 +16,7 @@ Spoil = Callable[[bytes, float], Iterable[Step]]
 
 BROKEN_AFTER_EVENTS = 6
 """How many events arrive before a stream is broken."""
-SEGMENT_GAP_S = 0.002
-"""Long enough for the client to read what comes before and after it separately."""
+_SEGMENT_GAP_S = 0.002  # long enough for the client to read what is before it by itself
 
 
 def stop_early(*then: Step) -> Alter:
@@ -28,6 +27,11 @@ def stop_early(*then: Step) -> Alter:
         yield from then
 
     return alter
+
+
+def break_off(reset: bool) -> Alter:
+    """Send a few events, then an RST, or a FIN without the last HTTP chunk."""
+    return stop_early(Pause(_SEGMENT_GAP_S), Cut(reset))
 
 
 def pause_after(count: int | None) -> Alter:
@@ -89,7 +93,7 @@ def cut_characters(events: Iterator[Event], _: float) -> Iterator[Step]:
         starts = (i for i, byte in enumerate(event.data) if byte >= 0xC0)
         middle = next(starts, len(event.data) // 2) + 1
         yield Data(event.data[:middle])
-        yield Pause(SEGMENT_GAP_S)
+        yield Pause(_SEGMENT_GAP_S)
         yield event._replace(data=event.data[middle:])
 
 
@@ -101,14 +105,9 @@ def compress(events: Iterator[Event], _: float) -> Iterator[Step]:
     yield Data(packer.flush())
 
 
-def spoil_by_reset(body: bytes, _: float) -> Iterable[Step]:
-    """Send half of the body that Content-Length promised, then an RST."""
-    return Data(body[: len(body) // 2]), Pause(SEGMENT_GAP_S), Cut(reset=True)
-
-
-def spoil_by_close(body: bytes, _: float) -> Iterable[Step]:
-    """Send half of the body that Content-Length promised, then a FIN."""
-    return Data(body[: len(body) // 2]), Cut(reset=False)
+def spoil_by_cut(reset: bool) -> Spoil:
+    """Send half of the body that Content-Length promised, then an RST or a FIN."""
+    return lambda body, _: (Data(body[: len(body) // 2]), Pause(_SEGMENT_GAP_S), Cut(reset))
 
 
 def spoil_by_delay(body: bytes, seconds: float) -> Iterable[Step]:

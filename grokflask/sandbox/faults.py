@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from grokflask.sandbox import fault_steps as steps
 from grokflask.sandbox.answers import PLAIN_STYLE, Style
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS, SEGMENT_GAP_S, stop_early
-from grokflask.sandbox.framing import Frame, frame_in_lines, frame_plainly, frame_with
+from grokflask.sandbox.chunks import Frame, frame_in_lines, frame_plainly, frame_with
+from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS, stop_early
 from grokflask.sandbox.refusals import (
     API_KEY_ID,
     TEAM_ID,
@@ -19,7 +19,6 @@ from grokflask.sandbox.refusals import (
 )
 from grokflask.sandbox.steps import Cut, Event, Pause
 
-PREFIX = "sandbox-"
 MAX_SECONDS = 3_600.0
 _SUFFIX = re.compile(r"(.+)-(\d{1,4}(?:\.\d{1,3})?)")
 
@@ -113,9 +112,9 @@ FAULTS = {
     "slow-first-event": Fault(alter=steps.pause_after(0), spoil=steps.spoil_by_delay, timed=True),
     "stall": Fault(alter=steps.pause_after(BROKEN_AFTER_EVENTS), spoil=steps.spoil_by_stall, timed=True),
     "linger": Fault(alter=steps.pause_after(None), timed=True),
-    "drop-rst": Fault(alter=stop_early(Pause(SEGMENT_GAP_S), Cut(reset=True)), spoil=steps.spoil_by_reset),
-    "drop-fin": Fault(alter=stop_early(Pause(SEGMENT_GAP_S), Cut(reset=False)), spoil=steps.spoil_by_close),
-    "drop-mid-event": Fault(alter=steps.break_off_in_event, spoil=steps.spoil_by_close),
+    "drop-rst": Fault(alter=steps.break_off(reset=True), spoil=steps.spoil_by_cut(reset=True)),
+    "drop-fin": Fault(alter=steps.break_off(reset=False), spoil=steps.spoil_by_cut(reset=False)),
+    "drop-mid-event": Fault(alter=steps.break_off_in_event, spoil=steps.spoil_by_cut(reset=False)),
     "truncated": Fault(alter=stop_early()),
     "no-done": Fault(alter=steps.leave_out_done),
     "error-mid-stream": Fault(alter=stop_early(Event(frame_plainly(_FLAT)))),
@@ -149,9 +148,9 @@ FAULTS = {
 
 def find_fault(model: str) -> Fault | None:
     """Return the fault that a model's name selects, with its seconds; None for any other name."""
-    if not model.startswith(PREFIX):
+    prefix, _, name = model.partition("-")
+    if prefix != "sandbox":
         return None
-    name = model.removeprefix(PREFIX)
     match = _SUFFIX.fullmatch(name)
     if match and match[1] in FAULTS and FAULTS[match[1]].timed:
         return replace(FAULTS[match[1]], seconds=min(float(match[2]), MAX_SECONDS))

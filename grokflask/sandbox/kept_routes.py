@@ -99,11 +99,11 @@ def _get_content(request: Request, id: str) -> Reply:
 
 def _post_batch(request: Request) -> dict[str, Any]:
     """Make a batch, of a file's lines if one is named."""
-    asked: BatchRequest = decode(request.body, BatchRequest)
+    asked = decode(request.body, BatchRequest)
     kept = request.state.kept
     batch = Batch(asked.name, kept.pending_polls)
     content = kept.files.find(asked.input_file_id).content if asked.input_file_id else b""
-    lines: list[Line] = [decode(line, Line) for line in content.splitlines() if line]
+    lines = [decode(line, Line) for line in content.splitlines() if line]
     _answer_all(request, batch, [(line.custom_id, line.body) for line in lines])
     id = f"batch_{uuid.uuid4()}"
     kept.batches.add(id, batch)
@@ -127,7 +127,7 @@ def _cancel_batch(request: Request, id: str) -> dict[str, Any]:
 
 def _add_requests(request: Request, id: str) -> dict[str, Any]:
     batch = request.state.kept.batches.find(id)
-    asked: AddRequest = decode(request.body, AddRequest)
+    asked = decode(request.body, AddRequest)
     chats = [(each.batch_request_id, each.batch_request) for each in asked.batch_requests]
     nothing = msgspec.Raw(b"")
     _answer_all(request, batch, [(id, chat.get("chat_get_completion", nothing)) for id, chat in chats])

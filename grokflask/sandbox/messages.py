@@ -15,6 +15,8 @@ from grokflask.sandbox.chunks import Chunk
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 """By chat's `finish_reason`; any other one is a tool call."""
 _CHOICES = {"any": "required", "none": "none"}
+_Block = tuple[dict[str, Any], dict[str, Any], list[tuple[dict[str, Any], int]]]
+"""A block, its fields as they are before its deltas, and the deltas with their tokens."""
 
 
 class Turn(msgspec.Struct):
@@ -88,7 +90,7 @@ def _read_turn(turn: Turn) -> Iterator[dict[str, Any]]:
 def make_message(answer: Answer, style: Style) -> dict[str, Any]:
     """Return the whole reply."""
     return _make_object(answer) | {
-        "content": list(_list_blocks(answer)),
+        "content": [block for block, _, _ in _list_blocks(answer, style)],
         "stop_reason": _STOP_REASONS.get(answer.finish_reason, "tool_use"),
         "usage": _make_usage(answer, style, answer.output_tokens),
     }
@@ -110,15 +112,10 @@ def make_events(answer: Answer, style: Style) -> Iterator[Chunk]:
     begun = _make_object(answer) | {"content": [], "stop_reason": None}
     yield _event("message_start", message=begun | {"usage": _make_usage(answer, style, 0)})
     yield _event("ping")
-    calls = iter(answer.tool_calls)
-    for index, block in enumerate(_list_blocks(answer)):
-        yield _event("content_block_start", index=index, content_block=_begin(block))
-        is_call = block["type"] == "tool_use"
-        tokens = call_tokens(next(calls)) if is_call else 1
-        for delta in _list_deltas(block, answer, style):
-            spent = 0 if delta["type"] == "signature_delta" else tokens
-            yield _event("content_block_delta", spent, index=index, delta=delta)
-            tokens = 0 if is_call else tokens  # a call's tokens are sent with its first piece
+    for index, (block, empty, deltas) in enumerate(_list_blocks(answer, style)):
+        yield _event("content_block_start", index=index, content_block=block | empty)
+        for delta, tokens in deltas:
+            yield _event("content_block_delta", tokens, index=index, delta=delta)
         yield _event("content_block_stop", index=index)
     stop = {"stop_reason": _STOP_REASONS.get(answer.finish_reason, "tool_use"), "stop_sequence": None}
     usage = None if style.usage == "none" else _make_usage(answer, style, answer.output_tokens)
@@ -135,31 +132,21 @@ def _make_object(answer: Answer) -> dict[str, Any]:
     return head | {"model": answer.model, "stop_sequence": None}
 
 
-def _list_blocks(answer: Answer) -> Iterator[dict[str, Any]]:
+def _list_blocks(answer: Answer, style: Style) -> Iterator[_Block]:
     if answer.reasoning:
-        yield {"type": "thinking", "thinking": "".join(answer.reasoning), "signature": "sandbox"}
+        deltas = [({"type": "thinking_delta", "thinking": piece}, 1) for piece in answer.reasoning]
+        deltas.append(({"type": "signature_delta", "signature": "sandbox"}, 0))
+        block = {"type": "thinking", "thinking": "".join(answer.reasoning), "signature": "sandbox"}
+        yield block, {"thinking": "", "signature": ""}, deltas
     if answer.content:
-        yield {"type": "text", "text": "".join(answer.content)}
+        deltas = [({"type": "text_delta", "text": piece}, 1) for piece in answer.content]
+        yield {"type": "text", "text": "".join(answer.content)}, {"text": ""}, deltas
     for call in answer.tool_calls:
-        function = call["function"]
-        arguments = msgspec.json.decode(function["arguments"])
-        yield {"type": "tool_use", "id": call["id"], "name": function["name"], "input": arguments}
-
-
-def _begin(block: dict[str, Any]) -> dict[str, Any]:
-    """Return a block as it is before its deltas."""
-    empty = {"thinking": "", "signature": "", "text": "", "input": {}}
-    return block | {name: value for name, value in empty.items() if name in block}
-
-
-def _list_deltas(block: dict[str, Any], answer: Answer, style: Style) -> Iterator[dict[str, Any]]:
-    if block["type"] == "thinking":
-        for piece in answer.reasoning:
-            yield {"type": "thinking_delta", "thinking": piece}
-        yield {"type": "signature_delta", "signature": block["signature"]}
-    elif block["type"] == "text":
-        for piece in answer.content:
-            yield {"type": "text_delta", "text": piece}
-    else:
-        for piece in split_arguments(msgspec.json.encode(block["input"]).decode(), style):
-            yield {"type": "input_json_delta", "partial_json": piece}
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        pieces = enumerate(split_arguments(arguments, style))
+        deltas = [
+            ({"type": "input_json_delta", "partial_json": piece}, 0 if number else call_tokens(call))
+            for number, piece in pieces
+        ]
+        block = {"type": "tool_use", "id": call["id"], "name": name, "input": msgspec.json.decode(arguments)}
+        yield block, {"input": {}}, deltas

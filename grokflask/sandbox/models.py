@@ -78,7 +78,10 @@ IMAGE_TICKS = {
     "grok-2-image-1212": 200_000_000,
 }
 """Ticks per picture."""
-CURRENT_IMAGES = list(IMAGE_TICKS)[:3]
+_ALIASES = {"grok-imagine-image-quality": ("grok-imagine-image-pro",)} | {
+    model: price.aliases for model, price in PRICES.items()
+}
+RETIRED_IMAGES = ("grok-imagine-image-pro", "grok-2-image-1212")
 VIDEO_TICKS = {"grok-imagine-video": 500_000_000, "grok-imagine-video-1.5": 500_000_000}
 """Ticks per second of video."""
 
@@ -89,6 +92,11 @@ def cost_ticks(served: str, prompt_tokens: int, output_tokens: int, cached_token
     factor = price.long_factor if prompt_tokens >= LONG_PROMPT_TOKENS else 1
     fresh = (prompt_tokens - cached_tokens) * price.input_ticks
     return factor * (fresh + cached_tokens * price.cached_ticks + output_tokens * price.output_ticks)
+
+
+def find_served(model: str) -> str:
+    """Return the id of the model that serves a chat model; any other id is returned as it is."""
+    return CHAT_MODELS[model].served if model in CHAT_MODELS else model
 
 
 def fingerprint(served: str) -> str:
@@ -107,20 +115,17 @@ def list_item(model: str) -> dict[str, Any]:
     Token prices are in US cents per 100 million tokens, which are ticks; `image_price` is in US cents.
     """
     price = PRICES.get(model)
-    kinds = ("prompt_text", "cached_prompt_text", "completion_text")
-    ticks = price[:3] if price else (None,) * 3
+    names = ("prompt_text_token_price", "cached_prompt_text_token_price", "completion_text_token_price")
+    prices = dict(zip(names, price[:3] if price else (None,) * 3, strict=True))
     long = price.long_factor if price and price.long_factor > 1 else None
     return {
         **short_item(model),
-        "aliases": _list_aliases(model),
+        "aliases": list(_ALIASES.get(model, ())),
         "context_length": price and price.context_tokens,
         "long_context_threshold": long and LONG_PROMPT_TOKENS,
-        **{f"{kind}_token_price": each for kind, each in zip(kinds, ticks, strict=True)},
-        **{
-            f"{kind}_token_price_long_context": long and each and each * long
-            for kind, each in zip(kinds, ticks, strict=True)
-        },
-        "prompt_image_token_price": ticks[0],
+        **prices,
+        **{f"{name}_long_context": long and each and each * long for name, each in prices.items()},
+        "prompt_image_token_price": price and price.input_ticks,
         "image_price": None if price else IMAGE_TICKS[model] // 100_000_000,
     }
 
@@ -136,17 +141,12 @@ def detailed_item(model: str) -> dict[str, Any]:
         "version": "1.0.0",
         "input_modalities": inputs[kind],
         "output_modalities": [kind],
-        "aliases": _list_aliases(model),
+        "aliases": list(_ALIASES.get(model, ())),
         **{name: value for name, value in prices.items() if name.endswith("price") and value is not None},
     }
 
 
-def _list_aliases(model: str) -> list[str]:
-    if model == "grok-imagine-image-quality":
-        return ["grok-imagine-image-pro"]
-    return list(PRICES[model].aliases) if model in PRICES else []
-
-
 def list_models() -> list[dict[str, Any]]:
     """Return the items of `/v1/models`: neither retired ids nor fault models."""
-    return [list_item(model) for model in [*PRICES, *CURRENT_IMAGES] if model != "grok-3-mini"]
+    retired = ("grok-3-mini", *RETIRED_IMAGES)
+    return [list_item(model) for model in [*PRICES, *IMAGE_TICKS] if model not in retired]

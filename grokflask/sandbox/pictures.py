@@ -1,20 +1,25 @@
-"""Pictures: the image routes' requests and answers, and the PNGs behind the links.
+"""Pictures: those that the image routes make, and those that are shown to a model.
 
-A PNG has one colour. Its name says which, so pictures are drawn when they are fetched and nothing is kept.
+A picture that is made has one colour, which is part of its name: it is drawn when it is fetched.
+Of a picture that is shown, format and size are read. Its bytes are not trusted. No address is ever fetched.
 """
 
 import base64
+import binascii
 import hashlib
 import re
 import struct
 import zlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
 from grokflask.sandbox.refusals import refuse
-from grokflask.sandbox.vision import look_at
 
+MAX_PICTURE_BYTES = 20 * 1024 * 1024
+"""xAI's documented limit for a picture that is shown."""
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _LONG_SIDE = {"1k": 256, "2k": 512}
 """Pixels; a quarter of xAI's."""
 _MAX_SIDE = 512
@@ -105,7 +110,77 @@ def draw_named(name: str) -> bytes | None:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits per channel, RGB
     rows = (b"\0" + bytes.fromhex(match[1]) * width) * height  # each row: filter 0, then pixels
     chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
+    return _PNG_START + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
+
+
+class Picture(NamedTuple):
+    """A picture in a prompt; `tokens` is the sandbox's own measure (256 per tile of 448 x 448 pixels)."""
+
+    description: str
+    tokens: int
+
+
+def look_at(url: str) -> Picture:
+    """Describe the PNG or JPEG of a data URI, or name the host of an http address; raises RefusalError."""
+    if url.startswith("data:"):
+        return _describe(_decode(url))
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise refuse(400, "An image must be an http(s) URL or a base64 data URI.")
+    return Picture(f"The picture is at {parts.hostname}, which the sandbox does not fetch.", 256)
+
+
+def _decode(uri: str) -> bytes:
+    head, comma, payload = uri.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise refuse(400, "The image's data URI is not base64.")
+    if len(payload) > MAX_PICTURE_BYTES * 4 // 3 + 4:
+        raise refuse(400, f"The image is larger than {MAX_PICTURE_BYTES} bytes.")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except binascii.Error:
+        raise refuse(400, "The image's base64 cannot be decoded.") from None
+
+
+def _describe(data: bytes) -> Picture:
+    if data.startswith(_PNG_START):
+        kind, size = "PNG", png_size(data)
+    elif data.startswith(b"\xff\xd8\xff"):
+        kind, size = "JPEG", jpeg_size(data)
+    else:
+        raise refuse(400, "Unsupported image format: the bytes are neither PNG nor JPEG.")
+    if size is None or 0 in size:
+        raise refuse(400, f"The image is a damaged {kind}: it states no size.")
+    width, height = size
+    text = f"The picture is a {kind}, {width} × {height} pixels."  # noqa: RUF001 - a multiplication sign
+    return Picture(text, 256 * -(-width // 448) * -(-height // 448))
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height in pixels from a PNG's first chunk, IHDR."""
+    if len(data) < 24 or data[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height in pixels from a JPEG's start-of-frame segment (C0 to CF but C4, C8, CC)."""
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        elif marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None

@@ -8,9 +8,8 @@ import msgspec
 from grokflask.sandbox import messages, responses
 from grokflask.sandbox.answers import Answer, list_tokens, make_answer
 from grokflask.sandbox.chat_request import ChatRequest, check_request
-from grokflask.sandbox.chunks import Chunk, make_chunks, make_reply
+from grokflask.sandbox.chunks import Chunk, frame_chunks, make_chunks, make_reply
 from grokflask.sandbox.faults import NO_FAULT, Fault, find_fault
-from grokflask.sandbox.framing import frame_chunks
 from grokflask.sandbox.kept import StoredResponse
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS
 from grokflask.sandbox.pictures import EditRequest, ImageRequest, check_image_request, make_images
@@ -63,23 +62,24 @@ class Plan(NamedTuple):
 
 def answer_chat(request: Request, body: bytes) -> dict[str, Any]:
     """Return the whole answer to a chat in a batch; raises RefusalError."""
-    asked: ChatRequest = decode(body, ChatRequest)
+    asked = decode(body, ChatRequest)
     _, answer = _answer(asked, request)
     return make_reply(answer, request.state.clock)
 
 
 def _plan_chat(request: Request) -> Plan:
-    asked: ChatRequest = decode(request.body, ChatRequest)
+    asked = decode(request.body, ChatRequest)
     fault, answer = _answer(asked, request)
     clock, kept = request.state.clock, request.state.kept
     if asked.stream:
-        return _plan_stream(make_chunks(answer, fault.style, asked.wants_usage(), clock), fault, answer)
+        with_usage = bool((asked.stream_options or {}).get("include_usage"))
+        return _plan_stream(make_chunks(answer, fault.style, with_usage, clock), fault, answer)
     reply = make_reply(answer, clock)
     return _plan_json(kept.begin(kept.deferred, reply) if asked.deferred else reply, fault, answer)
 
 
 def _plan_response(request: Request) -> Plan:
-    asked: ResponsesRequest = decode(request.body, ResponsesRequest)
+    asked = decode(request.body, ResponsesRequest)
     shelf = request.state.kept.responses
     before = shelf.find(asked.previous_response_id).messages if asked.previous_response_id else []
     chat = _convert(lambda: read_responses_chat(asked, before))
@@ -91,11 +91,8 @@ def _plan_response(request: Request) -> Plan:
     answer.server_tools = asked.server_tools()
     reply = responses.make_response(asked, answer, fault.style, request.state.clock)
     if asked.store is not False:
-        said = {
-            "role": "assistant",
-            "content": "".join(answer.content),
-            "tool_calls": answer.tool_calls or None,
-        }
+        text = "".join(answer.content)
+        said = {"role": "assistant", "content": text, "tool_calls": answer.tool_calls or None}
         shelf.add(reply["id"], StoredResponse(reply, [*msgspec.to_builtins(chat.messages), said]))
     if asked.stream:
         return _plan_stream(responses.make_events(answer, fault.style, reply), fault, answer)
@@ -103,7 +100,7 @@ def _plan_response(request: Request) -> Plan:
 
 
 def _plan_message(request: Request) -> Plan:
-    asked: messages.MessagesRequest = decode(request.body, messages.MessagesRequest)
+    asked = decode(request.body, messages.MessagesRequest)
     fault, answer = _answer(_convert(lambda: messages.to_chat(asked)), request)
     if asked.stream:
         return _plan_stream(messages.make_events(answer, fault.style), fault, answer, done=False)
@@ -111,8 +108,7 @@ def _plan_message(request: Request) -> Plan:
 
 
 def _plan_images(request: Request) -> Plan:
-    kind = EditRequest if request.path == EDITS_PATH else ImageRequest
-    asked: ImageRequest = decode(request.body, kind)
+    asked = decode(request.body, EditRequest if request.path == EDITS_PATH else ImageRequest)
     fault, model = _choose_fault(asked, request, "grok-imagine-image")
     if model not in IMAGE_TICKS:
         raise refuse_model(model)
@@ -122,7 +118,7 @@ def _plan_images(request: Request) -> Plan:
 
 
 def _plan_video(request: Request) -> Plan:
-    asked: VideoRequest = decode(request.body, VideoRequest)
+    asked = decode(request.body, VideoRequest)
     fault, model = _choose_fault(asked, request, "grok-imagine-video")
     video, ticks = make_video(asked, model, request.origin)
     kept = request.state.kept
@@ -130,7 +126,7 @@ def _plan_video(request: Request) -> Plan:
 
 
 def _plan_tokens(request: Request) -> Plan:
-    asked: TokenizeRequest = decode(request.body, TokenizeRequest)
+    asked = decode(request.body, TokenizeRequest)
     if asked.model not in CHAT_MODELS:
         raise refuse_model(asked.model)
     tokens = [
@@ -195,9 +191,7 @@ def _plan_stream(chunks: Iterable[Chunk], fault: Fault, answer: Answer, *, done:
     return Plan(fault, steps, headers, answer)
 
 
-def _plan_json(
-    reply: dict[str, Any], fault: Fault, answer: Answer | None = None, cost_ticks: int = 0
-) -> Plan:
+def _plan_json(reply: Any, fault: Fault, answer: Answer | None = None, cost_ticks: int = 0) -> Plan:
     body = msgspec.json.encode(reply)
     steps = fault.spoil(body, fault.seconds) if fault.spoil else [Data(body)]
     headers = {"Content-Type": "application/json"}

@@ -6,8 +6,6 @@ A token is a word, or nine letters of a longer one, with the space before it.
 import random
 import re
 
-from grokflask.sandbox.markup import write_markup
-
 _PIECE = re.compile(r"\s*\w{1,9}|\s*[^\w\s]{1,4}|\s+")
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _STORY = re.compile(r"\b(story|stories|tale|fable|fairy|bedtime|once upon)\b", re.IGNORECASE)
@@ -26,7 +24,6 @@ _SLOTS = {
     "thing": "a brass key|a map with one road missing|a letter without a sender|a small green door",
     "friend": "a heron with opinions|a boy who counted stars|a fox in a borrowed coat|a very polite ghost",
     "weather": "the fog came in like slow milk|the moon rose twice|the rain stopped to listen",
-    "place2": "the harbour wall|the top of the bell tower|the far side of the river|the empty station",
     "lesson": "that a door is only a wall with patience|that the long way has better views|"
     "that questions keep better than answers|that a kindness travels faster than a horse",
 }
@@ -37,10 +34,10 @@ once, {place}, {hero} called {name} lost {thing}.
 One evening {weather}, and {name} knew that something had begun.
 On the step lay {thing}, wrapped in a page of last year's newspaper.
 “You had better come with me,” said {friend}, and did not wait for a reply.
-They walked as far as {place2}, where the path gave up and the grass took over.
+They walked to the far side of the river, where the path gave up and the grass took over.
 {name} asked three questions and got four answers, none of them to the questions.
 “Is it yours?” asked {friend}. “It is now,” said {name}, and felt taller.
-The whole town came out to {place2} with lamps and blankets and too much soup.
+The whole town came out with lamps and blankets and too much soup.
 
 And {name}, who had meant only to be gone an hour, went home knowing {lesson}.
 In the morning everything looked the same, except to {name}, who had learned {lesson}.
@@ -68,6 +65,42 @@ _THOUGHTS = (
     "Let me check that {a} and {b} do not contradict each other.",
 )
 
+_TABLE = re.compile(r"\b(in|as) a table\b|\btable of\b", re.IGNORECASE)
+_CODE = re.compile(r"\bwrite (me )?(a|an|some)\b.{0,40}\b(function|code|script|program)\b", re.IGNORECASE)
+
+_TABLE_ANSWER = """\
+Here are three sorting algorithms:
+
+| algorithm | average | worst | memory | stable |
+| :-- | :-- | :-- | --: | :-: |
+| merge sort | `n log n` | `n log n` | n | yes |
+| quicksort | `n log n` | `n²` | log n | no |
+| insertion sort | `n²` | `n²` | 1 | yes |
+
+- **Merge sort** keeps equal items in order, and needs memory for it.
+- **Insertion sort** is best for a few items, or for items that are nearly sorted.
+
+This answer comes from the sandbox, which has only this table.
+"""
+
+_CODE_ANSWER = """\
+A good password is long, and is not one that attackers try first.
+
+```python
+COMMON = {"password", "12345678", "qwertyuiop"}
+
+
+def is_good(password: str, least: int = 12) -> bool:
+    \"\"\"Long enough, and not among the common ones.\"\"\"
+    return len(password) >= least and password.lower() not in COMMON
+```
+
+1. `len(password) >= least` asks for length.
+2. `not in COMMON` rejects what attackers try first.
+
+This answer comes from the sandbox, which has only this function.
+"""
+
 
 def split_tokens(text: str) -> list[str]:
     """Cut a text into tokens; joined they are the text again."""
@@ -85,8 +118,10 @@ def write_answer(prompt: str, rng: random.Random) -> str:
     """Return a table, code, a story or a paragraph, as the prompt wants; "300 words" sets the length."""
     wanted = _WANTED_WORDS.search(prompt)
     tokens = min(int(wanted[1]) * 6 // 5, _MAX_TOKENS) if wanted else rng.randint(100, 150)
-    if markup := write_markup(prompt):
-        return markup
+    if _TABLE.search(prompt[-2_000:]):
+        return _TABLE_ANSWER
+    if _CODE.search(prompt[-2_000:]):
+        return _CODE_ANSWER
     if _STORY.search(prompt):
         cast = {slot: rng.choice(_SLOTS[slot].split("|")) for slot in ("name", "hero", "thing", "friend")}
         return _compose(_STORIES, tokens, rng, cast)

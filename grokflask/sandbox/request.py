@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from email.message import Message
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -11,6 +11,7 @@ from grokflask.sandbox.kept import Kept
 from grokflask.sandbox.prompt_cache import PromptCache
 from grokflask.sandbox.refusals import refuse
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 """Returns seconds since 1970."""
 
@@ -58,7 +59,7 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = {"Content-Type": "application/json"}
 
 
-def decode(body: bytes, kind: Any) -> Any:
+def decode(body: bytes, kind: type[T]) -> T:
     """Return a JSON body as `kind`; raises RefusalError: 400 if it is not JSON, 422 if it does not fit."""
     try:
         return msgspec.json.decode(body, type=kind)

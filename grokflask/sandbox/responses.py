@@ -38,8 +38,8 @@ def _make_usage(answer: Answer, style: Style) -> dict[str, Any] | None:
     return zero(usage) if style.usage == "zero" else usage
 
 
-def _list_output(asked: ResponsesRequest, answer: Answer) -> list[Item]:
-    """Return the items of a complete answer."""
+def _list_output(asked: ResponsesRequest, answer: Answer, status: str) -> list[Item]:
+    """Return the items of an answer that has ended; `status` is that of its words."""
     items: list[Item] = [
         {"id": f"{tool}_{answer.id}_{number}", "type": f"{tool}_call", "status": "completed", "name": tool}
         | {"arguments": "{}", "call_id": f"{tool}_{number}"}
@@ -59,7 +59,7 @@ def _list_output(asked: ResponsesRequest, answer: Answer) -> list[Item]:
         text = "".join(answer.content)
         part = {"type": "output_text", "text": text, "logprobs": [], "annotations": []}
         item = {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "content": [part]}
-        items.append(item | {"status": "incomplete" if _is_cut(answer) else "completed"})
+        items.append(item | {"status": status})
     return items
 
 
@@ -67,13 +67,14 @@ def make_response(asked: ResponsesRequest, answer: Answer, style: Style, clock: 
     """Return the whole object."""
     same = ("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key", "temperature")
     usage = _make_usage(answer, style)
+    is_cut = answer.finish_reason == "length"
     response = {
         "id": answer.id,
         "object": "response",
         "created_at": int(clock()),
         "model": answer.model,
-        "status": "incomplete" if _is_cut(answer) else "completed",
-        "output": _list_output(asked, answer),
+        "status": "incomplete" if is_cut else "completed",
+        "output": _list_output(asked, answer, "incomplete" if is_cut else "completed"),
         **{name: getattr(asked, name) for name in (*same, "top_p", "user")},
         "parallel_tool_calls": True,
         "reasoning": {"effort": (asked.reasoning or {}).get("effort"), "summary": "detailed"},
@@ -83,7 +84,7 @@ def make_response(asked: ResponsesRequest, answer: Answer, style: Style, clock: 
         "store": asked.store is not False,
         "top_logprobs": asked.top_logprobs or 0,
         "error": None,
-        "incomplete_details": {"reason": "max_output_tokens"} if _is_cut(answer) else None,
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
         "metadata": {},
         "background": False,
         "service_tier": "default",
@@ -150,10 +151,6 @@ def _begin(item: Item) -> Item:
     if item["type"] == "function_call":
         empty["arguments"] = ""
     return item | {name: value for name, value in empty.items() if name in item} | {"status": "in_progress"}
-
-
-def _is_cut(answer: Answer) -> bool:
-    return answer.finish_reason == "length"
 
 
 def make_compaction(answer: Answer, clock: Clock) -> dict[str, Any]:

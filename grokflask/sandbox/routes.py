@@ -8,12 +8,12 @@ from grokflask.sandbox.faults import find_fault
 from grokflask.sandbox.handler import Action
 from grokflask.sandbox.kept_routes import KEPT_ROUTES
 from grokflask.sandbox.models import (
-    CHAT_MODELS,
-    CURRENT_IMAGES,
     IMAGE_TICKS,
     PRICES,
+    RETIRED_IMAGES,
     VIDEO_TICKS,
     detailed_item,
+    find_served,
     list_item,
     list_models,
     short_item,
@@ -33,25 +33,20 @@ def _list_models(request: Request) -> dict[str, Any]:
 
 def _get_model(request: Request, asked: str) -> dict[str, Any]:
     """Show a model; for a retired id the one that serves it, for a fault model grok-4.3."""
-    known = {**{id: model.served for id, model in CHAT_MODELS.items()}, **{id: id for id in IMAGE_TICKS}}
-    served = "grok-4.3" if find_fault(asked) else known.get(asked)
-    if served is None:
+    served = "grok-4.3" if find_fault(asked) else find_served(asked)
+    if served not in PRICES and served not in IMAGE_TICKS:
         raise refuse_model(asked)
     return short_item(served) if request.state.short_models else list_item(served)
 
 
 def _get_models_of_kind(_: Request, kind: str, asked: str | None) -> dict[str, Any]:
     """List the models of one kind in detail, or show one of them."""
-    listed, known = {
-        "language": (PRICES, {id: model.served for id, model in CHAT_MODELS.items()}),
-        "image-generation": (CURRENT_IMAGES, {id: id for id in IMAGE_TICKS}),
-        "video-generation": (VIDEO_TICKS, {id: id for id in VIDEO_TICKS}),
-    }[kind]
+    kinds: Any = {"language": PRICES, "image-generation": IMAGE_TICKS, "video-generation": VIDEO_TICKS}
     if not asked:
-        return {"models": [detailed_item(model) for model in listed]}
-    if asked not in known:
+        return {"models": [detailed_item(model) for model in kinds[kind] if model not in RETIRED_IMAGES]}
+    if find_served(asked) not in kinds[kind]:
         raise refuse_model(asked)
-    return detailed_item(known[asked])
+    return detailed_item(find_served(asked))
 
 
 def _get_response(request: Request, id: str) -> dict[str, Any]:
@@ -70,8 +65,8 @@ def _get_api_key(request: Request) -> dict[str, Any]:
         "api_key_id": API_KEY_ID,
         "team_id": TEAM_ID,
         "acls": ["api-key:endpoint:*", "api-key:model:*"],
-        **dict.fromkeys(("user_id", "modified_by"), "3b8f7c52-6d1e-4f0a-8c29-5a7e1d94b6f3"),
-        **dict.fromkeys(("create_time", "modify_time"), "2026-01-05T08:00:00Z"),
+        "user_id": "3b8f7c52-6d1e-4f0a-8c29-5a7e1d94b6f3",
+        "create_time": "2026-01-05T08:00:00Z",
         **dict.fromkeys(("team_blocked", "api_key_blocked", "api_key_disabled"), False),
     }
 

@@ -117,19 +117,14 @@ class Sandbox(State):
                 continue
             with self._lock:
                 self._connections.add(connection)
-            threading.Thread(
-                target=self._serve, args=(connection, address), name="sandbox-connection", daemon=True
-            ).start()
+            threading.Thread(target=self._serve, args=(connection, address), daemon=True).start()
 
     def _serve(self, connection: socket.socket, address: object) -> None:
         try:
-            connection.settimeout(None)
-            handler = Handler(connection, address, self, self.origin, find_route)
-            if handler.wire.open:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the client may have left
+                connection.settimeout(None)
+                if Handler(connection, address, self, self.origin, find_route).wire.open:
                     connection.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # the client left before it sent anything
         finally:
             with self._lock:
                 self._connections.discard(connection)

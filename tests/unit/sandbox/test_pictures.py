@@ -11,8 +11,7 @@ import pytest
 import requests
 
 from grokflask.sandbox import Sandbox
-from grokflask.sandbox.pictures import draw_named
-from grokflask.sandbox.vision import jpeg_size, png_size
+from grokflask.sandbox.pictures import draw_named, jpeg_size, png_size
 
 JPEG = (
     b"\xff\xd8\xff\xe0\x00\x06JFIF\xff\xc4\x00\x04\x00\x00\xff"
