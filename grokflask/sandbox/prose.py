@@ -109,7 +109,7 @@ def split_tokens(text: str) -> list[str]:
 
 def topics_of(prompt: str) -> list[str]:
     """Return the first words of a prompt that an answer can mention, up to four."""
-    dull = _DULL_WORDS.split()
+    dull = set(_DULL_WORDS.split())
     words = dict.fromkeys(word for word in _WORD.findall(prompt[:20_000]) if word.lower() not in dull)
     return list(words)[:4]
 
