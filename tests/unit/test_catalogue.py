@@ -12,13 +12,13 @@ from grokflask.catalogue import Catalogue, filter_models
 from grokflask.errors import ModelNotAllowedError
 from grokflask.keys.limits import KeyLimits
 from grokflask.keys.ring import ApiKey
-from grokflask.sandbox.models import language_item, list_models, picture_item, short_item
+from grokflask.sandbox.models import detailed_item, list_models, short_item
 
 ALICE = ApiKey("alice", "key:alice", "xai-1")
 BOB = ApiKey("bob", "key:bob", "xai-2")
 LONG = {"object": "list", "data": list_models()}
-SHORT = {"object": "list", "data": [short_item(item) for item in list_models()]}
-KINDS = {"models": [language_item("grok-4.3"), language_item("grok-4.7")]}
+SHORT = {"object": "list", "data": [short_item(item["id"]) for item in list_models()]}
+KINDS = {"models": [detailed_item("grok-4.3"), detailed_item("grok-4.7")]}
 
 
 def show(document: Any, *patterns: str) -> Any:
@@ -29,7 +29,7 @@ def list_ids(document: Any) -> list[str]:
     return [item["id"] for item in document.get("data", document.get("models"))]
 
 
-@pytest.mark.parametrize("document", [LONG, SHORT, KINDS, language_item("grok-4.3")])
+@pytest.mark.parametrize("document", [LONG, SHORT, KINDS, detailed_item("grok-4.3")])
 def test_a_key_without_patterns_sees_all(document: Any) -> None:
     """And that as upstream sent it, byte for byte; so does one that may use every model of the list."""
     body = json.dumps(document, indent=3).encode()
@@ -56,10 +56,10 @@ def test_aliases_count() -> None:
 
 def test_one_model() -> None:
     """By itself it is shown, or refused."""
-    assert show(picture_item("grok-imagine-image"), "grok-imagine-*")["id"] == "grok-imagine-image"
-    assert show(language_item("grok-4.3"), "grok-4")["id"] == "grok-4.3"
+    assert show(detailed_item("grok-imagine-image"), "grok-imagine-*")["id"] == "grok-imagine-image"
+    assert show(detailed_item("grok-4.3"), "grok-4")["id"] == "grok-4.3"
     with pytest.raises(ModelNotAllowedError):
-        show(language_item("grok-4.3"), "grok-4.7")
+        show(detailed_item("grok-4.3"), "grok-4.7")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from email.message import Message
 from typing import Any
 
 import openai
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 
 from grokflask.sandbox import Sandbox
 from grokflask.sandbox.models import CHAT_MODELS, cost_ticks
-from grokflask.sandbox.plans import CHAT_PATH, Call, make_plan
+from grokflask.sandbox.plans import PLANNERS
 from grokflask.sandbox.refusals import RefusalError
-from grokflask.sandbox.stored import StoredResponses
+from grokflask.sandbox.request import Request, State
 
+CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Tell me a story about a whale"}]
 WEATHER = {
     "type": "function",
@@ -390,7 +392,8 @@ def plan(fields: dict[str, Any]) -> int:
     """Return how many steps an answer to such a request has, 0 if it is refused."""
     body = json.dumps({"model": "grok-4.3", "messages": HELLO, **fields}).encode()
     try:
-        return len(list(make_plan(Call(CHAT_PATH, body, None, ""), lambda: 0.0, StoredResponses()).steps))
+        request = Request(CHAT, "", Message(), body, "", "", State(0, None, lambda: 0.0))
+        return len(list(PLANNERS[CHAT](request).steps))
     except RefusalError:
         return 0
 

@@ -1,17 +1,16 @@
-"""The sandbox's prompt cache: what is found again, on which server, and what is charged for it."""
+"""The sandbox's prompt cache: which tokens are cached, and what is charged for them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import repeat
 from typing import Any
 
 import pytest
 import requests
 
-from grokflask.sandbox import Exchange, Sandbox
+from grokflask.sandbox import Exchange, Sandbox, prompt_cache
 from grokflask.sandbox.models import cost_ticks
-from grokflask.sandbox.prompt_cache import BLOCK_TOKENS, MAX_BLOCKS, SERVERS, PromptCache
+from grokflask.sandbox.prompt_cache import BLOCK_TOKENS, PromptCache
 
 LONG = "whale " * 3 * BLOCK_TOKENS
 CHAT, RESPONSES, MESSAGES = "/chat/completions", "/responses", "/messages"
@@ -41,7 +40,7 @@ def ask(sandbox: Sandbox, path: str, *texts: str, conv_id: str | None = None, **
 
 
 def test_whole_blocks_from_the_beginning() -> None:
-    """What has been read before is found as far as both are the same, in whole blocks."""
+    """A prompt is cached as far as an earlier one is the same, in whole blocks."""
     cache, tokens = PromptCache(), [str(number) for number in range(4 * BLOCK_TOKENS)]
     assert cache.read("a", b"m", tokens[: 2 * BLOCK_TOKENS + 1]) == 0
     assert cache.read("a", b"m", tokens) == 2 * BLOCK_TOKENS
@@ -53,16 +52,17 @@ def test_whole_blocks_from_the_beginning() -> None:
     assert cache.read("a", b"another model", tokens) == 0
 
 
-def test_without_an_id_the_servers_take_turns() -> None:
-    """Each of them has to read a prompt itself."""
+def test_each_conversation_has_its_own() -> None:
+    """Another conversation finds nothing, whatever was read in the first."""
     cache, tokens = PromptCache(), ["x"] * BLOCK_TOKENS
-    assert [cache.read(None, b"m", tokens) for _ in range(SERVERS + 1)] == [0] * SERVERS + [BLOCK_TOKENS]
+    assert [cache.read(conv_id, b"m", tokens) for conv_id in "aba"] == [0, 0, BLOCK_TOKENS]
 
 
-def test_it_is_bounded() -> None:
-    """The oldest blocks go."""
+def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest blocks are dropped."""
+    monkeypatch.setattr(prompt_cache, "MAX_BLOCKS", 3)
     cache = PromptCache()
-    first, many = ["first"] * BLOCK_TOKENS, repeat("x", BLOCK_TOKENS * MAX_BLOCKS)
+    first, many = ["first"] * BLOCK_TOKENS, ["x"] * BLOCK_TOKENS * 3
     assert [cache.read("a", b"m", tokens) for tokens in (first, many, first)] == [0, 0, 0]
 
 
@@ -92,10 +92,15 @@ def test_what_is_found_costs_less(sandbox: Sandbox, path: str, stream: bool) -> 
 
 
 def test_the_key_in_the_body_is_the_header(sandbox: Sandbox) -> None:
-    """`prompt_cache_key` of Responses leads to the same server."""
+    """`prompt_cache_key` of Responses names the same conversation."""
     ask(sandbox, RESPONSES, LONG, prompt_cache_key="c")
     again = ask(sandbox, CHAT, LONG, conv_id="c")
     assert (again.cached_tokens, again.conv_id) == (3 * BLOCK_TOKENS, "c")
+
+
+def test_without_an_id_nothing_is_cached(sandbox: Sandbox) -> None:
+    """At xAI such a request can reach any server."""
+    assert [ask(sandbox, CHAT, LONG).cached_tokens for _ in range(2)] == [0, 0]
 
 
 def test_what_is_refused_is_not_read(sandbox: Sandbox) -> None:
