@@ -17,7 +17,7 @@ import requests
 from grokflask.errors import StreamBrokenError, UpstreamError
 from grokflask.shaping.request import UpstreamRequest
 from grokflask.upstream.connections import Attempt
-from grokflask.upstream.framing import Framing
+from grokflask.upstream.parser import AnswerParser
 from grokflask.upstream.transport import RECEIVE_BYTES, Answer
 
 TURN_BYTES = 64 * 1024
@@ -48,7 +48,7 @@ class UpstreamStream:
         self._answer: Answer = answer
         self._socket: Any = answer.sock
         self._wait = answer.wait
-        self._framing: Framing = answer.framing
+        self._parser: AnswerParser = answer.parser
         self._attempt = attempt
         self._closed = False
         self._turn_left = TURN_BYTES
@@ -71,17 +71,17 @@ class UpstreamStream:
         """
         deadline = time.monotonic() + timeout_s
         left_s = timeout_s
-        while not self._framing.ended:
-            if self._framing.error:
-                raise self._framing.error
+        while not self._parser.ended:
+            if self._parser.error:
+                raise self._parser.error
             data: bytes | None = self._answer.received or self._receive(left_s)
             self._answer.received = b""
             if data is None:
                 return None
             if not data:
-                self._framing.feed_eof()
+                self._parser.feed_eof()
                 break
-            body: bytes = self._framing.feed(data)
+            body = self._parser.feed(data)
             if body:
                 return body
             left_s = max(deadline - time.monotonic(), 0.001)  # framing alone does not buy more time

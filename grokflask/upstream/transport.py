@@ -27,7 +27,7 @@ from grokflask.errors import (
 from grokflask.protocol.upstream_errors import clean_message
 from grokflask.shaping.request import Upload
 from grokflask.upstream.connections import Attempt, Connection, Connector
-from grokflask.upstream.head import AnswerHead, parse_head
+from grokflask.upstream.parser import AnswerHead, AnswerParser
 
 RECEIVE_BYTES = 64 * 1024
 JOINED_BYTES = 64 * 1024
@@ -63,38 +63,31 @@ class OutgoingRequest(requests.PreparedRequest):
 
 
 class Answer:
-    """What is left of an exchange once its head has been read: the body, on its connection.
+    """The body of an answer whose head has been read, on its connection.
 
-    It is the `raw` of a requests.Response. `sock` is read, after a `wait` if there is one, by its owner;
-    `close` ends it.
+    It is the `raw` of a requests.Response. Its owner reads `sock`, after a `wait` if there is one, and calls
+    `close`.
     """
 
-    def __init__(self, adapter: Adapter, connection: Connection, head: AnswerHead, received: bytes) -> None:
+    def __init__(
+        self, adapter: Adapter, connection: Connection, parser: AnswerParser, head: AnswerHead
+    ) -> None:
         self.sock: Any = connection.sock
         self.wait = connection.wait
-        self.framing = head.framing
-        self.received = received
+        self.parser = parser
+        #: Bytes that came with the head and have not been parsed yet.
+        self.received = head.rest
         self._keeps = head.keeps
         self._adapter = adapter
         self._connection = connection
 
     def close(self, *, keep: bool = False) -> None:
-        """Closes the connection; or keeps it for the next request, if the body came whole."""
-        fit = self.framing.ended and not self.framing.surplus and not self.received
-        if keep and fit and self._keeps:
+        """Closes the connection; with `keep`, keeps it for the next request if the body came whole."""
+        is_reusable = self._keeps and self.parser.ended and not self.parser.surplus and not self.received
+        if keep and is_reusable:
             self._adapter.keep(self._connection)
         else:
             self._connection.close()
-
-
-class _Response(requests.Response):
-    """What the session wants to see. It has no jar for cookies, which the base class makes each time."""
-
-    def __init__(self, head: AnswerHead, answer: Answer) -> None:
-        self.status_code = head.status
-        self.headers = head.headers  # type: ignore[assignment]  # names are in lower case already
-        self.raw = answer
-        self.history = []
 
 
 class Adapter(BaseAdapter):
@@ -141,7 +134,10 @@ class Adapter(BaseAdapter):
             attempt.hold(None)
             connection = self._connect(request, timeout[0])
             try:
-                head, received = self._exchange(connection, request, timeout[1])
+                attempt.hold(connection.sock)
+                connection.sock.settimeout(timeout[1])
+                self._write(connection, request)
+                return self._read_head(connection, attempt, timeout[1])
             except BaseException:
                 connection.close()
                 raise
@@ -149,7 +145,6 @@ class Adapter(BaseAdapter):
             failure = _explain(error, attempt.phase)
             _drop_frames(error)
             raise failure from None
-        return _Response(head, Answer(self, connection, head, received))
 
     def keep(self, connection: Connection) -> None:
         """Takes a connection back whose last answer has come whole."""
@@ -175,12 +170,8 @@ class Adapter(BaseAdapter):
             connection.close()
         return self.connector.open(request.attempt, timeout_s)
 
-    def _exchange(
-        self, connection: Connection, request: OutgoingRequest, timeout_s: float
-    ) -> tuple[AnswerHead, bytes]:
+    def _write(self, connection: Connection, request: OutgoingRequest) -> None:
         sock: Any = connection.sock
-        request.attempt.hold(sock)
-        sock.settimeout(timeout_s)
         head, body = self._write_head(request), request.body or b""
         # Upstream may refuse, and close, before it has taken all: then its answer is there to be read.
         with suppress(BrokenPipeError):
@@ -193,18 +184,24 @@ class Adapter(BaseAdapter):
             for piece in (body,) if isinstance(body, bytes) else body:
                 if piece:
                     sock.sendall(piece)
-        received = b""
-        while True:
+
+    def _read_head(self, connection: Connection, attempt: Attempt, timeout_s: float) -> requests.Response:
+        sock: Any = connection.sock
+        parser = AnswerParser()
+        head: AnswerHead | None = None
+        while head is None:
             if connection.wait is not None and not connection.wait(timeout_s):
                 raise TimeoutError
             data = sock.recv(RECEIVE_BYTES)
             if not data:
                 raise ConnectionResetError("closed before the end of a head")
-            request.attempt.phase = "answering"
-            received += data
-            parsed = parse_head(received)
-            if parsed is not None:
-                return parsed
+            attempt.phase = "answering"
+            head = parser.feed_head(data)
+        response = requests.Response()
+        response.status_code = head.status
+        response.headers = head.headers  # type: ignore[assignment]  # names are in lower case already
+        response.raw = Answer(self, connection, parser, head)
+        return response
 
     def _write_head(self, request: OutgoingRequest) -> bytes:
         target = request.path_url

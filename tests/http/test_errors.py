@@ -345,7 +345,7 @@ def report_by_name(exchange: Exchange) -> None:
         (truncate_after_finish, "ended the stream before it was complete", "truncated"),
         (close_by_fin, "connection to the upstream API broke", "truncated"),
         (close_by_rst, "connection to the upstream API broke", "truncated"),
-        (break_chunking, "malformed size", "upstream_error"),
+        (break_chunking, "chunk size", "upstream_error"),
         (report_flat, "lost team [redacted]\n\ndata: [DONE]", "upstream_error"),
         (report_nested, "lost", "upstream_error"),
         (report_by_name, "lost", "upstream_error"),

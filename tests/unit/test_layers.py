@@ -28,7 +28,7 @@ FOLDERS: dict[str, str] = {
     "ledger": "msgspec sqlalchemy",
     "shaping": "msgspec",
     "keys": "msgspec sqlalchemy",
-    "upstream": "msgspec requests urllib3 certifi gunicorn_h1c",
+    "upstream": "msgspec requests urllib3 certifi httptools",
     "metrics": "prometheus_client",
     "delivery": "msgspec",
     "limits": "msgspec redis limits",
