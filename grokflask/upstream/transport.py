@@ -15,7 +15,6 @@ from typing import Any
 
 import requests
 from requests.adapters import BaseAdapter
-from urllib3.exceptions import HTTPError
 
 from grokflask.errors import (
     ConnectTimeoutError,
@@ -141,9 +140,9 @@ class Adapter(BaseAdapter):
             except BaseException:
                 connection.close()
                 raise
-        except (OSError, HTTPError) as error:  # urllib3's are no OSErrors
+        except OSError as error:
             failure = _explain(error, attempt.phase)
-            _drop_frames(error)
+            error.__traceback__ = None  # its frames hold it and the request's body: a cycle
             raise failure from None
 
     def keep(self, connection: Connection) -> None:
@@ -229,29 +228,17 @@ def _is_quiet(sock: Any) -> bool:
     return False
 
 
-def _drop_frames(error: BaseException) -> None:
-    """urllib3's frames hold errors that hold the frames: a cycle, and in it the request with its body."""
-    found: BaseException | None = error
-    while found is not None:
-        found.__traceback__ = None
-        found = found.__cause__ or found.__context__
-
-
-def _explain(error: Exception, phase: str) -> Exception:
-    """What a failed attempt means to the client, with the system's own error as its detail."""
-    causes = [error]
-    while isinstance(cause := causes[-1].__cause__ or causes[-1].__context__, Exception):
-        causes.append(cause)
-    failure = _choose_failure(causes, phase)
-    if isinstance(failure, UpstreamError):
-        failure.detail = clean_message(repr(causes[-1]))[:200]  # it may quote what upstream sent
-    return failure
-
-
-def _choose_failure(causes: list[Exception], phase: str) -> Exception:
-    timed_out = any(isinstance(cause, TimeoutError) for cause in causes)
+def _explain(error: OSError, phase: str) -> Exception:
+    """The failure of an attempt as its caller sees it, with the system's own error as its detail."""
+    timed_out = isinstance(error, TimeoutError)
+    failure: UpstreamError
     if phase == "connecting":
-        return ConnectTimeoutError() if timed_out else UpstreamConnectError()
-    if timed_out:
-        return UpstreamTimeoutError()
-    return StaleConnectionError() if phase == "reused" else NoAnswerError()
+        failure = ConnectTimeoutError() if timed_out else UpstreamConnectError()
+    elif timed_out:
+        failure = UpstreamTimeoutError()
+    elif phase == "reused":
+        return StaleConnectionError()
+    else:
+        failure = NoAnswerError()
+    failure.detail = clean_message(repr(error))[:200]
+    return failure

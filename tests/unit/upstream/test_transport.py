@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from support.processes import find_free_port, wait_for
 from support.scripted import ScriptedUpstream
 
@@ -225,3 +228,30 @@ def test_a_cancelled_attempt_sends_nothing(client: UpstreamClient, upstream: Scr
         client.send(ASK, None, attempt)
     assert len(upstream.exchanges) == 1
     wait_for(lambda: ask(client) == b'{"n": 2}', "the next one", 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_trusted", "works"),
+    [("127.0.0.1", True, True), ("other.example", True, False), ("127.0.0.1", False, False)],
+)
+def test_certificates_are_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_trusted: bool, works: bool
+) -> None:
+    """A connection needs an authority that is trusted, and the server's own name."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(name).configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    server = ScriptedUpstream(lambda exchange: exchange.reply({"n": 0}), tls=context)
+    client = make_client(f"https://127.0.0.1:{server.port}/v1")
+    if works:
+        assert ask(client) == b'{"n": 0}'
+    else:
+        with pytest.raises(UpstreamConnectError) as caught:
+            ask(client)
+        assert "CERTIFICATE_VERIFY_FAILED" in str(caught.value.detail)
+        assert server.exchanges == []
+    client.close()
+    server.close()
