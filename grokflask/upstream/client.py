@@ -1,11 +1,7 @@
-"""The way to xAI: requests go out, answers are read as they come.
+"""The client of the upstream API: sends requests, and turns every failure into an UpstreamError.
 
-Owns the session and the sockets while an answer is read. A request goes through the session's adapter as
-it was prepared, for the session's own steps (environment proxies, .netrc, cookies, redirects) are what a
-gateway must not do. Whatever goes wrong leaves as an UpstreamError.
-
-`UpstreamClient` sends; `UpstreamCall` is a request on its way, which can be waited for and cancelled; what it
-gives is an `UpstreamStream`.
+`UpstreamClient` sends; an `UpstreamCall` is a request on its way, which can be waited for and cancelled; its
+result is an `UpstreamStream`.
 """
 
 from __future__ import annotations
@@ -25,27 +21,24 @@ from grokflask.upstream.transport import Adapter, OutgoingRequest, StaleConnecti
 
 MAX_ERROR_BYTES = 256 * 1024
 ERROR_BODY_S = 5.0
-"""How much of an error's body is read, and for how long: its status and headers are known already."""
+"""Limits for reading the body of an error. Its status and headers are enough if more does not come."""
 
 USER_AGENT = "grokflask"
 
 
 class _Session(requests.Session):
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """There is none: to follow one would carry the key elsewhere."""
+        """Follows no redirect, which would send the key elsewhere."""
 
 
 class UpstreamClient:
     """Sends requests to one upstream, over connections that it keeps.
 
     Args:
-        base_url: without a slash at its end.
-        connect_timeout_s: to connect, TLS included.
-        header_timeout_s: from the request to the headers of the answer.
-        pool_size: idle connections kept at the most.
-
-    Attributes:
-        connector: makes them.
+        base_url: without a trailing slash.
+        connect_timeout_s: for each step of connecting, TLS included.
+        header_timeout_s: for each wait between the request and the end of the answer's head.
+        pool_size: the maximum of idle connections.
     """
 
     def __init__(
@@ -55,25 +48,26 @@ class UpstreamClient:
         self._timeouts_s = (connect_timeout_s, header_timeout_s)
         self._session = _Session()
         self._session.trust_env = False
-        self._session.adapters.clear()  # there is one way out of here
+        self._session.adapters.clear()  # no other server can be reached
         adapter = Adapter(base_url, pool_size=pool_size)
+        #: Makes the connections.
         self.connector = adapter.connector
         self._session.mount(base_url, adapter)
 
     def call(self, request: UpstreamRequest, key: str | None) -> UpstreamCall:
-        """Sends `request` in a thread of its own (a greenlet, where gevent has patched threads)."""
+        """Sends `request` in a thread of its own (a greenlet if gevent has patched threads)."""
         return UpstreamCall(lambda attempt: self.send(request, key, attempt))
 
     def send(self, request: UpstreamRequest, key: str | None, attempt: Attempt) -> UpstreamStream:
-        """The answer to `request`: its headers read, its body not; events, if it asks for a stream.
+        """The successful answer to `request`, with its body still to be read. It has events if asked for.
 
-        Raises UpstreamError, and as UpstreamStatusError what upstream answered with an error.
+        Raises UpstreamStatusError for an error that upstream sent, and other UpstreamErrors.
         """
         outgoing = self._prepare(request, key, attempt)
         try:
             response = self._send(outgoing)
         except StaleConnectionError:
-            # Once more, and only once: upstream has not seen a byte of the request that it could answer.
+            # Sent again only once: upstream closed the kept connection without answering.
             outgoing.fresh = True
             response = self._send(outgoing)
         stream = UpstreamStream(response, attempt, retried=outgoing.fresh)
@@ -81,14 +75,13 @@ class UpstreamClient:
             return stream
         with stream:
             body = stream.read_what_comes(ERROR_BODY_S, MAX_ERROR_BYTES)
-        if stream.status < 300 and not stream.media_type.endswith("json"):
+        is_success = stream.status < 300
+        if 300 <= stream.status < 400 or (is_success and not stream.media_type.endswith("json")):
             raise UpstreamProtocolError
-        if 300 <= stream.status < 400:
-            raise UpstreamProtocolError
-        # Also a 200 with JSON where events were asked for: xAI reports some failures that way.
+        # xAI reports some failures as a 200 with JSON where the request asked for events.
         status = stream.status if stream.status >= 400 else 502
         error = parse_error(body, status=status, headers=stream.headers, secrets=(key,) if key else ())
-        if stream.status < 300 and not error.has_message:
+        if is_success and not error.has_message:
             raise UpstreamProtocolError("The upstream API answered with a whole reply instead of a stream.")
         raise error
 
@@ -97,14 +90,14 @@ class UpstreamClient:
         self._session.close()
 
     def _send(self, outgoing: OutgoingRequest) -> requests.Response:
-        # Not by Session.request: environment proxies, .netrc and cookies are what a gateway must not use.
+        # Session.request would use proxies of the environment, .netrc and cookies. A gateway must not.
         return self._session.send(outgoing, stream=True, timeout=self._timeouts_s, allow_redirects=False)
 
     def _prepare(self, request: UpstreamRequest, key: str | None, attempt: Attempt) -> OutgoingRequest:
         headers = dict(request.headers)
         headers["User-Agent"] = USER_AGENT
         headers.setdefault("Accept", "text/event-stream" if request.stream else "application/json")
-        headers["Accept-Encoding"] = "identity"  # a compressor may sit on an event
+        headers["Accept-Encoding"] = "identity"  # a compressor may hold an event back
         if key:
             headers["Authorization"] = f"Bearer {key}"
         if request.body is not None:
@@ -114,32 +107,29 @@ class UpstreamClient:
 
 
 class UpstreamCall:
-    """A request on its way. One waits for it, anybody may cancel it.
-
-    Attributes:
-        cancelled: why it was cancelled, or None.
-    """
+    """A request on its way. One thread waits for it; any thread may cancel it."""
 
     def __init__(self, send: Callable[[Attempt], UpstreamStream]) -> None:
+        #: The reason given to `cancel`.
         self.cancelled: GrokflaskError | None = None
         self._attempt = Attempt()
         self._stream: UpstreamStream | None = None
         self._error: Exception | None = None
         self._lock = threading.Lock()
         self._decided = threading.Event()
-        # `send` is not kept: it holds the request's body, and the call may live for an hour.
-        # A bare thread: Thread would wait for it to begin, which is two more switches for each request.
+        # `send` holds the request's body, so it is not kept: the call may live for an hour.
+        # A Thread would wait until it has started, which costs two more switches for each request.
         start_new_thread(self._run, (send,))
 
     @property
     def reached(self) -> bool:
-        """Upstream may have had the request: there was a connection to send it on."""
+        """Upstream may have received the request, because there was a connection to send it on."""
         return self._attempt.phase != "connecting"
 
     def wait(self, timeout_s: float) -> UpstreamStream | None:
-        """The answer, or None when it has not come within `timeout_s`. The caller closes it.
+        """The answer, which the caller closes; None if it does not come within `timeout_s`.
 
-        Raises what went wrong, or the reason of `cancel`.
+        Raises the error of the request, or the reason given to `cancel`.
         """
         if not self._decided.wait(timeout_s):
             return None
@@ -152,9 +142,9 @@ class UpstreamCall:
         return stream
 
     def cancel(self, reason: GrokflaskError) -> None:
-        """Ends the call in whatever phase it is; who waits for it, or reads its answer, wakes up.
+        """Ends the call in any phase, and the wait of a thread that waits for it or reads its answer.
 
-        The connection is closed, not kept. Later calls change nothing.
+        The connection is closed, not kept. Idempotent.
         """
         with self._lock:
             if self.cancelled:
@@ -173,11 +163,11 @@ class UpstreamCall:
         except Exception as error:
             self._error = error
             if isinstance(error, GrokflaskError):
-                # What is kept of it must not keep the frames below, and in them the request's body.
+                # It is kept; the frames below, which hold the request's body, must not be.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
         with self._lock:
             if self.cancelled is None:
                 self._stream, stream = stream, None
         if stream is not None:
-            stream.close()  # nobody will ask for it
+            stream.close()  # the call was cancelled meanwhile
         self._decided.set()

@@ -1,8 +1,4 @@
-"""An answer of upstream's, read off its socket as it comes.
-
-It reads from the socket itself, so that what has come is had in one step and a wait that ends without data
-can be repeated.
-"""
+"""An answer from upstream, read off its socket as it comes."""
 
 from __future__ import annotations
 
@@ -21,26 +17,20 @@ from grokflask.upstream.parser import AnswerParser
 from grokflask.upstream.transport import RECEIVE_BYTES, Answer
 
 TURN_BYTES = 64 * 1024
-"""After so many a stream lets others run: one that never has to wait would keep the worker to itself."""
+"""A stream lets others run after this much: one that never has to wait would block its worker."""
 LARGE_BYTES = 4096
-"""After so many at once more are likely to have come."""
+"""After a read of this size more bytes have probably come."""
 LINGER_S = 0.05
-"""How long a finished answer's connection is waited for, so that it can be used again."""
+"""How long a complete answer may take to end its framing, so that its connection can be used again."""
 
 _RESPONSE_HEADERS = frozenset(("retry-after", "retry-after-ms", "x-should-retry", "x-request-id"))
 _NAME = re.compile(r"[a-z0-9_-]+")
 
 
 class UpstreamStream:
-    """An answer of upstream's, read as it comes. It owns the connection until `close`.
+    """An answer from upstream, read as it comes. It owns the connection until `close`.
 
     One greenlet or thread reads and closes it; another one ends its wait by cancelling the call.
-
-    Attributes:
-        retried: the request was sent a second time, for its first connection was dead.
-        status: upstream's HTTP status.
-        headers: those that a client may see, names in lower case.
-        media_type: such as "text/event-stream", in lower case.
     """
 
     def __init__(self, response: requests.Response, attempt: Attempt, *, retried: bool = False) -> None:
@@ -52,20 +42,23 @@ class UpstreamStream:
         self._attempt = attempt
         self._closed = False
         self._turn_left = TURN_BYTES
-        self._drained = True  # there is nothing more to read for now, as far as can be told
+        self._drained = True  # the last read probably took all that had come
+        #: The request was sent a second time because its first connection was dead.
         self.retried = retried
         self.status = response.status_code
-        self.headers = _visible_headers(response.headers)
+        #: The headers that a client may see, names in lower case.
+        self.headers = _filter_headers(response.headers)
+        #: Such as "text/event-stream", in lower case.
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def is_answer_to(self, request: UpstreamRequest) -> bool:
-        """A success, and events where events were asked for."""
+        """A success, and events where the request asks for events."""
         if not 200 <= self.status < 300:
             return False
         return not request.stream or self.media_type == "text/event-stream"
 
     def read(self, timeout_s: float) -> bytes | None:
-        """Body bytes that have come, as soon as there are any; b"" at the end; None after `timeout_s`.
+        """The next bytes of the body, as soon as there are any; b"" at its end; None after `timeout_s`.
 
         It can be called again after None. Raises StreamBrokenError and UpstreamProtocolError.
         """
@@ -74,7 +67,7 @@ class UpstreamStream:
         while not self._parser.ended:
             if self._parser.error:
                 raise self._parser.error
-            data: bytes | None = self._answer.received or self._receive(left_s)
+            data = self._answer.received or self._receive(left_s)
             self._answer.received = b""
             if data is None:
                 return None
@@ -84,11 +77,11 @@ class UpstreamStream:
             body = self._parser.feed(data)
             if body:
                 return body
-            left_s = max(deadline - time.monotonic(), 0.001)  # framing alone does not buy more time
+            left_s = max(deadline - time.monotonic(), 0.001)  # bytes of framing do not extend the wait
         return b""
 
     def read_what_comes(self, timeout_s: float, max_bytes: int) -> bytes:
-        """The body as far as it comes within `timeout_s`: its first `max_bytes`, or up to where it breaks."""
+        """The first `max_bytes` of the body, or what comes of it within `timeout_s` and before an error."""
         deadline = time.monotonic() + timeout_s
         body = b""
         try:
@@ -98,21 +91,21 @@ class UpstreamStream:
                     break
                 body += data
         except UpstreamError:
-            pass  # what has come by then is all there is
+            pass  # the caller wants what came before
         return body[:max_bytes]
 
     def finish(self) -> None:
-        """The answer is known to be complete: waits a moment for its framing to end, then closes."""
+        """Closes a stream whose last event has come, after a short wait for its framing to end."""
         deadline = time.monotonic() + LINGER_S
         try:
             while not self._closed and (left_s := deadline - time.monotonic()) > 0 and self.read(left_s):
                 pass
         except UpstreamError:
-            pass  # all that was wanted has come; the connection is not used again
+            pass  # the answer is complete; only its connection is lost
         self.close()
 
     def close(self) -> None:
-        """Gives the connection back when the body has ended, else closes it. Idempotent."""
+        """Keeps the connection for the next request if the body has ended, else closes it. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -145,16 +138,16 @@ class UpstreamStream:
         return data
 
 
-def _visible_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The allow-list: when to retry, the limits' state, upstream's id. Cookies, cf-* and CORS stay here.
+def _filter_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers of an allow-list: when to retry, the state of xAI's limits, and xAI's request id.
 
-    An odd name, or a value with anything but visible ASCII, is left out: the server would refuse the whole
+    Leaves out odd names, and values with anything but visible ASCII: the server would refuse the whole
     response, and drop it without closing its stream.
     """
-    visible = {}
+    filtered = {}
     for name, value in headers.items():
         if not (name.startswith("x-ratelimit-") or name in _RESPONSE_HEADERS):
             continue
         if _NAME.fullmatch(name) and value.isascii() and value.isprintable():
-            visible["x-upstream-request-id" if name == "x-request-id" else name] = value
-    return visible
+            filtered["x-upstream-request-id" if name == "x-request-id" else name] = value
+    return filtered
