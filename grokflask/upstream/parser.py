@@ -50,7 +50,8 @@ class _Message:
         self.on_body = self.parts.append  # called for each chunk: a burst has hundreds in one read
 
     def on_header(self, name_bytes: bytes, value_bytes: bytes) -> None:
-        name, value = name_bytes.decode("latin-1").lower(), value_bytes.strip().decode("latin-1")
+        # Not tabs: with one behind it, "chunked" is another coding to llhttp, so it must be one here as well.
+        name, value = name_bytes.decode("latin-1").lower(), value_bytes.strip(b" ").decode("latin-1")
         self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
 
     def on_message_complete(self) -> None:
@@ -168,7 +169,7 @@ class AnswerParser:
             if coding is not None and coding.lower() != "chunked":
                 raise UpstreamProtocolError(f"The upstream API framed its answer as {coding[:64]!r}.")
             self._until_close = coding is None and "content-length" not in headers
-            self._inflate = _make_inflate(headers.get("content-encoding", "").lower(), status)
+            self._inflate = _make_inflate(headers.get("content-encoding", "").strip().lower(), status)
         keeps = not self._until_close and "close" not in options and (is_1_1 or "keep-alive" in options)
         return AnswerHead(status, headers, keeps, rest)
 

@@ -181,7 +181,7 @@ def test_too_many_headers() -> None:
 
 def test_headers_that_come_twice_and_over_two_lines() -> None:
     """Values of one name are joined; a line that begins with white space continues the one before."""
-    _, head = parse(write_head("X-A: 1", "x-a: 2 \t", "X-B: long", "  value", "Content-Length: 0"))
+    _, head = parse(write_head("X-A: 1", "x-a: 2  ", "X-B: long", "  value", "Content-Length: 0"))
     assert (head.headers["x-a"], head.headers["x-b"]) == ("1, 2", "long value")
 
 
@@ -254,6 +254,11 @@ def test_an_offer_to_upgrade_is_ignored(lines: list[str]) -> None:
         pytest.param(OK + b"Transfer-Encoding: chunked, gzip\r\n\r\n", id="chunked-first"),
         pytest.param(OK + b'Transfer-Encoding: "chunked"\r\n\r\n', id="quoted-coding"),
         pytest.param(OK + b"Transfer-Encoding: chunked\r\n" * 2 + b"\r\n", id="chunked-twice"),
+        pytest.param(OK + b"Transfer-Encoding: chunked\t\r\n\r\n", id="tab-behind-chunked"),
+        pytest.param(
+            OK + b"X\x01: 1\r\nTransfer-Encoding: chunked \t\r\n\r\n", id="tab-behind-chunked-repaired"
+        ),
+        pytest.param(OK + b"Transfer-Encoding: chunked;q=1\r\n\r\n", id="parameter-of-chunked"),
         pytest.param(OK + b"Transfer-Encoding: identity\r\n\r\n", id="identity"),
         pytest.param(OK + b"Transfer-Encoding:\r\nContent-Length: 5\r\n\r\n", id="empty-coding"),
         pytest.param(OK + b"Content-Encoding: br\r\n\r\n", id="unknown-content-coding"),
@@ -439,6 +444,8 @@ def test_length_cut_anywhere(body: bytes) -> None:
         (["Content-Length: 5, 5"], b"hello", b"hello"),
         (["Content-Length: 5", "X: 1", "content-length: 5"], b"hello", b"hello"),
         (["Content-Length: 005 "], b"hello", b"hello"),
+        (["Content-Length:\t5\t"], b"hello", b"hello"),
+        (["Transfer-Encoding:\t chunked  "], b"2\r\nhi\r\n0\r\n\r\n", b"hi"),
         (["Transfer-Encoding: Chunked"], b"2\r\nhi\r\n0\r\n\r\n", b"hi"),
         (["Transfer-Encoding:", " chunked"], b"2\r\nhi\r\n0\r\n\r\n", b"hi"),
         ([CHUNKED, "Content-Length: 5"], b"2\r\nhi\r\n0\r\n\r\n", b"hi"),
