@@ -17,7 +17,7 @@ from grokflask.keys.store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import api, diagnose, health, hooks, metrics, pages, replies
+from grokflask.web import api, diagnose, health, hooks, metrics, pages, responses
 from grokflask.web.admin import keys_and_ledger as admin
 from grokflask.web.admin import streams
 from grokflask.web.application import Application
@@ -81,7 +81,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     hooks.register_after(app)
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
-    replies.register_errors(app)
+    responses.register_errors(app)
     for blueprint in (*api.make_blueprints(), *_BLUEPRINTS):
         app.register_blueprint(blueprint)
     _open_dashboard(app, settings.admin_token)

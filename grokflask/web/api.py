@@ -20,7 +20,7 @@ from grokflask.replay.replays import Repetition, Replays
 from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import drop_body, read_body, read_upload
 from grokflask.web.current import get_app, get_notes, get_request
-from grokflask.web.replies import reply_stream, reply_whole, wants_json
+from grokflask.web.responses import reply_stream, reply_whole, wants_json
 from grokflask.web.usage import show_usage
 
 

@@ -25,7 +25,7 @@ from grokflask.errors import (
 from grokflask.exchanges import OpenExchanges
 from grokflask.keys.ring import KeyRing, read_bearer
 from grokflask.web.attempts import Attempts
-from grokflask.web.replies import STREAM_HEADERS
+from grokflask.web.responses import STREAM_HEADERS
 
 PATH = "/diagnose/stream"
 EVENTS = 5

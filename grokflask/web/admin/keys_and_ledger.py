@@ -34,7 +34,7 @@ from grokflask.storage.database import Database
 from grokflask.times import read_duration
 from grokflask.web.attempts import Attempts
 from grokflask.web.body import read_body
-from grokflask.web.replies import reply_json
+from grokflask.web.responses import reply_json
 
 PREFIX = "/admin/api"
 MAX_BODY_BYTES = 64 * 1024

@@ -21,7 +21,7 @@ from grokflask.limits.admission import Limits
 from grokflask.times import to_iso
 from grokflask.web.admin.keys_and_ledger import PREFIX, forbid_storing, read_query
 from grokflask.web.hooks import is_sane_id
-from grokflask.web.replies import reply_json
+from grokflask.web.responses import reply_json
 
 Sent = tuple[LedgerRow, int | None, int | None]
 """A stream with its events and bytes so far, as far as they are known here."""

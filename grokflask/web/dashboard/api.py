@@ -25,7 +25,7 @@ from grokflask.web.dashboard.figures import (
     work_out,
 )
 from grokflask.web.health import describe_state
-from grokflask.web.replies import reply_json
+from grokflask.web.responses import reply_json
 
 DEFAULT_DAYS = 30
 

@@ -21,7 +21,7 @@ from grokflask.web.attempts import Attempts
 from grokflask.web.body import read_form
 from grokflask.web.dashboard.sessions import PATH, SESSION_S, is_dashboard
 from grokflask.web.pages import reply_page
-from grokflask.web.replies import reply_error, translate
+from grokflask.web.responses import reply_error, translate
 
 MAX_FORM_BYTES = 64 * 1024
 UNTIL = "until"

@@ -17,7 +17,7 @@ from grokflask.web.body import read_body
 from grokflask.web.current import get_request
 from grokflask.web.pages import STATIC, reply_page
 from grokflask.web.playground.markdown import render_markdown
-from grokflask.web.replies import reply_json
+from grokflask.web.responses import reply_json
 
 MAX_BODY_BYTES = 256 * 1024
 """Of a text to render, as JSON."""
