@@ -34,6 +34,7 @@ from grokflask.storage.database import Database
 from grokflask.times import read_duration
 from grokflask.web.attempts import Attempts
 from grokflask.web.body import read_body
+from grokflask.web.current import get_current
 from grokflask.web.responses import reply_json
 
 PREFIX = "/admin/api"
@@ -185,7 +186,7 @@ def _read_fields() -> dict[str, Any]:
     too_large = BodyTooLargeError(f"The request's body is larger than {MAX_BODY_BYTES} bytes.")
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise too_large
-    body = read_body()
+    body = read_body(*get_current())
     if len(body) > MAX_BODY_BYTES:  # its length was not announced
         raise too_large
     try:

@@ -19,6 +19,7 @@ from wtforms import ValidationError
 from grokflask.errors import ClientError, GrokflaskError, RouteNotFoundError
 from grokflask.web.attempts import Attempts
 from grokflask.web.body import read_form
+from grokflask.web.current import get_current
 from grokflask.web.dashboard.sessions import PATH, SESSION_S, is_dashboard
 from grokflask.web.pages import reply_page
 from grokflask.web.responses import reply_error, translate
@@ -69,7 +70,7 @@ def guard_request() -> Response | AnyResponse | None:
             return redirect(url_for("dashboard.show_login"), 303)
         raise SignedOutError
     if request.method not in ("GET", "HEAD"):
-        g.form = read_form(MAX_FORM_BYTES)
+        g.form = read_form(MAX_FORM_BYTES, *get_current()[:2])
         try:
             validate_csrf(g.form.pop("csrf_token", ""), time_limit=SESSION_S)
         except ValidationError:
@@ -149,13 +150,8 @@ def reply_problem(error: GrokflaskError) -> Response:
 
 @blueprint.errorhandler(Exception)
 def reply_failure(error: Exception) -> Response:
-    """Whatever a view did not expect."""
-    if isinstance(error, GrokflaskError):
-        return reply_problem(error)
-    if isinstance(error, HTTPException):
-        return reply_problem(translate(error))
-    _log.error("unexpected failure", exc_info=error, extra={"fields": {"request_id": g.get("request_id")}})
-    return reply_problem(GrokflaskError())
+    """Any error of the dashboard's views."""
+    return reply_problem(translate(error))
 
 
 @blueprint.app_errorhandler(404)

@@ -14,7 +14,7 @@ from grokflask.errors import MALFORMED, BodyTooLargeError, InvalidRequestError
 from grokflask.keys.ring import KeyRing
 from grokflask.protocol.routes import PREFIXES
 from grokflask.web.body import read_body
-from grokflask.web.current import get_request
+from grokflask.web.current import get_current
 from grokflask.web.pages import STATIC, reply_page
 from grokflask.web.playground.markdown import render_markdown
 from grokflask.web.responses import reply_json
@@ -49,14 +49,14 @@ def show_playground() -> Response:
 
 @blueprint.post("/playground/render")
 def render_text() -> Response:
-    """`{"html": …}` of `{"text": …}`, for whoever may call the API. Raises ClientError and its kin."""
-    asked = get_request()
-    keys: KeyRing = current_app.extensions["keys"]
-    keys.authenticate(asked.headers.get("Authorization"), asked.remote_addr or "unknown")
-    if asked.content_length is None or asked.content_length > MAX_BODY_BYTES:
+    """`{"html": …}` for `{"text": …}`, for callers with a key of the API. Raises GrokflaskError."""
+    app, flask_request, notes = get_current()
+    keys: KeyRing = app.extensions["keys"]
+    keys.authenticate(flask_request.headers.get("Authorization"), flask_request.remote_addr or "unknown")
+    if flask_request.content_length is None or flask_request.content_length > MAX_BODY_BYTES:
         raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, and say how many.")
     try:
-        text = msgspec.json.decode(read_body(), type=_Text).text
+        text = msgspec.json.decode(read_body(app, flask_request, notes), type=_Text).text
     except MALFORMED as error:
         raise InvalidRequestError(f"The body is {{'text': '…'}}: {error}.") from None
     html = render_markdown(text)
