@@ -110,6 +110,7 @@ def log_in() -> Response | AnyResponse:
         return reply_page("dashboard/login.html", 401, problem="That is not the admin token.")
     session.clear()
     g.pop("csrf_token", None)
+    session.permanent = True  # the browser keeps the cookie until it expires
     session[UNTIL] = int(time.time()) + SESSION_S
     generate_csrf()  # into the session now, so that no later page sets the cookie again
     _log.info("login", extra={"fields": {"request_id": g.get("request_id"), "who": address}})
