@@ -17,11 +17,8 @@ from grokflask.keys.store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import api, diagnose, health, hooks, metrics, pages, responses
-from grokflask.web.admin import keys_and_ledger as admin
-from grokflask.web.admin import streams
+from grokflask.web import admin, api, diagnose, health, hooks, metrics, pages, responses
 from grokflask.web.attempts import Attempts
-from grokflask.web.dashboard import api as admin_figures
 from grokflask.web.dashboard.sessions import set_up_sessions
 from grokflask.web.playground import page as playground
 from grokflask.web.reference import page as reference
@@ -30,9 +27,7 @@ from grokflask.web.shortcuts import Application
 
 _RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
 
-_ADMIN = (admin.blueprint, admin_figures.blueprint, streams.blueprint)
-_OTHERS = (health.blueprint, metrics.blueprint, diagnose.blueprint)
-_BLUEPRINTS = (*_OTHERS, *_ADMIN, pages.blueprint, reference.blueprint)
+_MODULES = (health, metrics, diagnose, admin, pages, reference)
 
 _log = logging.getLogger("grokflask")
 
@@ -79,7 +74,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
     responses.register_errors(app)
-    for blueprint in (*api.make_blueprints(), *_BLUEPRINTS):
+    for blueprint in (*api.make_blueprints(), *(module.blueprint for module in _MODULES)):
         app.register_blueprint(blueprint)
     _open_dashboard(app, settings.admin_token)
     if settings.playground:

@@ -9,6 +9,9 @@ from typing import Any
 
 from flask import Flask, Request, current_app, g, request
 
+from grokflask.keys.store import KeyStore
+from grokflask.storage.database import Database
+
 Notes = Any
 """The object behind Flask's `g`: its attributes are what the hooks note about a request."""
 
@@ -25,3 +28,15 @@ def get_current() -> tuple[Flask, Request, Notes]:
 def get_notes() -> Notes:
     """The object behind `g`."""
     return g._get_current_object()
+
+
+def get_database() -> Database:
+    """The current app's database."""
+    database: Database = current_app.extensions["database"]
+    return database
+
+
+def get_key_store() -> KeyStore:
+    """The current app's keys in the database."""
+    store: KeyStore = current_app.extensions["key_store"]
+    return store
