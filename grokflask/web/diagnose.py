@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -49,85 +51,43 @@ def stream_diagnosis() -> Response:
     """
     _check_caller()
     silence_s = _read_silence()
-    if current_app.extensions["gateway"].exchanges.draining:
+    exchanges: OpenExchanges = current_app.extensions["gateway"].exchanges
+    if exchanges.draining:
         raise ShuttingDownError
     if not _slots.acquire(blocking=False):
         text = "Too many diagnostic streams are open: try again in a few seconds."
         raise TooManyStreamsError(text, headers={"Retry-After": "3"})
-    try:
-        events = _Events(_describe_request(), silence_s)
+    with ExitStack() as stack:
+        stack.callback(_slots.release)
+        gone = threading.Event()
         sock = request.environ.get("gunicorn.socket")
-        watch = current_app.extensions["clients"].watch(sock, events.gone.set)
-    except BaseException:
-        _slots.release()
-        raise
-
-    def close() -> None:
-        watch.stop()
-        events.close()
-
-    response = Response(events, headers=STREAM_HEADERS)
-    response.call_on_close(close)  # also called for a stream that is never iterated
+        stack.callback(current_app.extensions["clients"].watch(sock, gone.set).stop)
+        events = _send_events(_describe_request(), silence_s, gone, exchanges)
+        response = Response(events, headers=STREAM_HEADERS)
+        response.call_on_close(stack.pop_all().close)  # also called for a stream that is never iterated
     return response
 
 
-class _Events:
-    """The events, each made when it is sent. Holds a slot until it is closed.
+def _send_events(
+    description: dict[str, Any], silence_s: float, gone: threading.Event, exchanges: OpenExchanges
+) -> Iterator[bytes]:
+    """The events, each made when it is sent. Heartbeats fill a silence, as in any stream.
 
-    Heartbeats fill a silence, as in any stream. The stream ends without `[DONE]` when the client leaves or
-    the process shuts down.
+    Ends without `[DONE]` when the client has `gone` or the process shuts down.
     """
-
-    def __init__(self, description: dict[str, Any], silence_s: float) -> None:
-        #: Set when the client has left; this ends a wait.
-        self.gone = threading.Event()
-        self._description = description
-        self._total = 2 if silence_s else EVENTS
-        self._interval_s = silence_s or INTERVAL_S
-        self._heartbeat_s: float = current_app.extensions["settings"].heartbeat_s
-        self._exchanges: OpenExchanges = current_app.extensions["gateway"].exchanges
-        self._number = 0
-        self._started_at = 0.0
-        self._due_at = 0.0  # monotonic
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def __iter__(self) -> _Events:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._number > self._total:
-            raise StopIteration
-        now = time.monotonic()
-        if self._number == 0:
-            self._started_at = now
-        elif self._number < self._total and now < self._due_at:
-            self.gone.wait(min(self._due_at - now, self._heartbeat_s))
-            if self.gone.is_set() or self._exchanges.draining:
-                self._number = self._total + 1
-                raise StopIteration
-            if time.monotonic() < self._due_at:
-                return HEARTBEAT
-        return self._make_next()
-
-    def _make_next(self) -> bytes:
-        self._number += 1
-        if self._number > self._total:
-            return b"data: [DONE]\n\n"
-        now = time.monotonic()
-        self._due_at = now + self._interval_s
-        sent_ms = round((now - self._started_at) * 1000)
-        event = {"number": self._number, "of": self._total, "sent_ms": sent_ms, **self._description}
-        self._description = {}
-        return b"data: " + msgspec.json.encode(event) + b"\n\n"
-
-    def close(self) -> None:
-        """Returns the slot. Idempotent."""
-        with self._lock:
-            closed, self._closed = self._closed, True
-        if not closed:
-            self.gone.set()
-            _slots.release()
+    total, interval_s = (2, silence_s) if silence_s else (EVENTS, INTERVAL_S)
+    started_at = sent_at = time.monotonic()
+    for number in range(1, total + 1):
+        while number > 1 and (wait_s := sent_at + interval_s - time.monotonic()) > 0:
+            gone.wait(min(wait_s, description["heartbeat_s"]))
+            if gone.is_set() or exchanges.draining:
+                return
+            if time.monotonic() < sent_at + interval_s:
+                yield HEARTBEAT
+        sent_at = time.monotonic()
+        event = {"number": number, "of": total, "sent_ms": round((sent_at - started_at) * 1000)}
+        yield b"data: " + msgspec.json.encode(event | (description if number == 1 else {})) + b"\n\n"
+    yield b"data: [DONE]\n\n"
 
 
 def _read_silence() -> float:
