@@ -1,7 +1,6 @@
-"""The playground at `/`: the page, and the Markdown of its answers as HTML.
+"""The playground at `/`: the page, and a view that renders the Markdown of answers.
 
-What the page asks of models goes the way of all clients, over the API. GROKFLASK_PLAYGROUND=off leaves both
-out.
+The page calls models through the API, as all clients do. GROKFLASK_PLAYGROUND=off turns both off.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from grokflask.web.playground.markdown import render_markdown
 from grokflask.web.responses import reply_json
 
 MAX_BODY_BYTES = 256 * 1024
-"""Of a text to render, as JSON."""
+"""Size of the JSON with a text to render."""
 
 _MODULES = ("format.js", *sorted(f"playground/{path.name}" for path in (STATIC / "playground").glob("*.js")))
 
@@ -33,7 +32,7 @@ class _Text(msgspec.Struct):
 
 @blueprint.get("/")
 def show_playground() -> Response:
-    """The page. It is the same for everybody: what a key may do is asked by its script."""
+    """The page. It is the same for all keys; its script asks what the key may do."""
     settings: Settings = current_app.extensions["settings"]
     bootstrap = {
         "auth": settings.auth_mode,
@@ -54,10 +53,10 @@ def render_text() -> Response:
     keys: KeyRing = app.extensions["keys"]
     keys.authenticate(flask_request.headers.get("Authorization"), flask_request.remote_addr or "unknown")
     if flask_request.content_length is None or flask_request.content_length > MAX_BODY_BYTES:
-        raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, and say how many.")
+        raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, with a Content-Length.")
     try:
         text = msgspec.json.decode(read_body(app, flask_request, notes), type=_Text).text
     except MALFORMED as error:
-        raise InvalidRequestError(f"The body is {{'text': '…'}}: {error}.") from None
+        raise InvalidRequestError(f"The body must be {{'text': '…'}}: {error}.") from None
     html = render_markdown(text)
     return reply_json(msgspec.json.encode({"html": html}), headers={"Cache-Control": "no-store"})

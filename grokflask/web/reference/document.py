@@ -7,13 +7,14 @@ beside this one.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from grokflask.protocol.dialects import MESSAGES
 from grokflask.protocol.routes import PREFIXES, ROUTES, Route
 from grokflask.web.reference import errors
 from grokflask.web.reference.operations import API, OWN, Operation
-from grokflask.web.reference.schemas import ANSWERS, TEXT, Schema, refer
+from grokflask.web.reference.schemas import ANSWERS, TEXT, refer
 
 _ABOUT = """A streaming gateway in front of xAI's API. All paths below `{prefix}` also exist below `{other}`.
 
@@ -76,11 +77,12 @@ _SCHEMES = {
 def build_document(version: str, *, anybody: bool = False) -> dict[str, Any]:
     """The document of this version of the gateway. `anybody`: clients need no key."""
     paths: dict[str, dict[str, Any]] = {}
-    for route in ROUTES:
-        path = PREFIXES[0] + re.sub(r"<(\w+)>", r"{\1}", route.path)
-        paths.setdefault(path, {})[route.method.lower()] = _describe_route(route, path, anybody)
-    for (method, path), operation in OWN.items():
-        paths.setdefault(path, {})[method.lower()] = _describe_own(method, path, operation, anybody)
+    operations = {
+        (route.method, PREFIXES[0] + re.sub(r"<(\w+)>", r"{\1}", route.path)): _complete(route)
+        for route in ROUTES
+    }
+    for (method, path), operation in {**operations, **OWN}.items():
+        paths.setdefault(path, {})[method.lower()] = _describe(method, path, operation, anybody)
     tags = dict.fromkeys(operation.tag for operation in (*API.values(), *OWN.values()))
     about = _ABOUT.format(prefix=PREFIXES[0], other=PREFIXES[1], codes=errors.list_codes())
     return {
@@ -110,74 +112,51 @@ def _list_components() -> dict[str, Any]:
     }
 
 
-def _describe_route(route: Route, path: str, anybody: bool) -> dict[str, Any]:
-    operation = API[route.method, route.name]
-    parameters = ["X-Request-ID"]
-    headers = list(_ON_ALL)
-    if route.method == "POST":
-        parameters.append("Idempotency-Key")
-        headers += _ON_POSTS
-    if route.streams:
-        parameters += ["X-Stream-Resume", "Last-Event-ID"]
-    if route.billing == "tokens":
-        parameters.append("x-grok-conv-id")
-    if route.catalogue:
-        headers.append("Age")
-    shape = "Messages" if route.dialect is MESSAGES else "Stream" if route.streams else ""
-    statuses = [*map(str, _list_refusals(route)), *(["Upstream"] if route.upstream_path else [])]
-    refusals = {
-        status.replace("Upstream", "default"): refer(f"{shape}Error{status}", "responses")
-        for status in statuses
-    }
-    tokens = ("clientKey", "anthropicKey") if route.dialect is MESSAGES else ("clientKey",)
-    query = {name: {"type": "integer"} if name == "limit" else TEXT for name in route.query}
-    events = "UpstreamAnswer" if route.streams else ""
-    return {
-        **_describe(route.method, path, operation, query, parameters),
-        **_describe_body(operation, "multipart/form-data" if route.body == "form" else "application/json"),
-        "responses": _list_answers(operation, headers, events) | refusals,
-        "security": _list_tokens(tokens, anybody),
-    }
+def _complete(route: Route) -> Operation:
+    """The route's operation, with all that follows from its row in the table."""
+    posts, from_upstream, messages = (
+        route.method == "POST",
+        bool(route.upstream_path),
+        route.dialect is MESSAGES,
+    )
+    errors = {401, 403, 429, 500, 503}
+    errors |= {502, 504} if from_upstream else set()
+    errors |= {404} if "<" in route.path else set()
+    errors |= {400, 404, 409, 410, 422} if posts else set()
+    errors |= {408, 413, 415} if posts and route.body != "none" else set()
+    return replace(
+        API[route.method, route.name],
+        request_type="multipart/form-data" if route.body == "form" else "application/json",
+        events="UpstreamAnswer" if route.streams else "",
+        errors=(*sorted(errors), *(("default",) if from_upstream else ())),
+        shape="Messages" if messages else "Stream" if route.streams else "",
+        query={name: {"type": "integer"} if name == "limit" else TEXT for name in route.query},
+        headers=(*_ON_ALL, *(_ON_POSTS if posts else ()), *(("Age",) if route.catalogue else ())),
+        parameters=(
+            "X-Request-ID",
+            *(("Idempotency-Key",) if posts else ()),
+            *(("X-Stream-Resume", "Last-Event-ID") if route.streams else ()),
+            *(("x-grok-conv-id",) if route.billing == "tokens" else ()),
+        ),
+        tokens=("clientKey", "anthropicKey") if messages else ("clientKey",),
+    )
 
 
-def _list_refusals(route: Route) -> list[int]:
-    """The statuses with which the gateway itself refuses a request to `route`."""
-    statuses = {401, 403, 429, 500, 503}
-    if route.upstream_path:
-        statuses |= {502, 504}
-    if "<" in route.path:
-        statuses.add(404)
-    if route.method == "POST":
-        statuses |= {400, 404, 409, 410, 422}
-        if route.body != "none":
-            statuses |= {408, 413, 415}
-    return sorted(statuses)
-
-
-def _describe_own(method: str, path: str, operation: Operation, anybody: bool) -> dict[str, Any]:
-    headers = ["X-Request-ID", *(["ETag"] if path == "/openapi.json" else [])]
-    events = "DiagnosisEvent" if operation.media_type == "text/event-stream" else ""
-    refusals = {str(status): refer(f"Error{status}", "responses") for status in sorted(operation.errors)}
-    return {
-        **_describe(method, path, operation, operation.query, ["X-Request-ID"]),
-        **_describe_body(operation, "application/json"),
-        "responses": _list_answers(operation, headers, events) | refusals,
-        "security": _list_tokens(operation.tokens, anybody),
-    }
-
-
-def _list_tokens(tokens: tuple[str, ...], anybody: bool) -> list[dict[str, list[str]]]:
-    """Any of `tokens` will do; none is needed where `anybody` may call the API."""
-    schemes: list[dict[str, list[str]]] = [{token: []} for token in tokens]
-    return [*schemes, {}] if anybody and "clientKey" in tokens else schemes
-
-
-def _describe(
-    method: str, path: str, operation: Operation, query: dict[str, Schema], headers: list[str]
-) -> dict[str, Any]:
-    segment = TEXT if operation.tokens else _SEGMENT
+def _describe(method: str, path: str, operation: Operation, anybody: bool) -> dict[str, Any]:
     name = path.removeprefix(PREFIXES[0]).replace(":", "_now_")
-    return {
+    segment = _SEGMENT if path.startswith(PREFIXES[0]) else TEXT
+    refusals = {
+        str(status): refer(f"{operation.shape}Error{status}", "responses") for status in operation.errors
+    }
+    body = {}
+    if operation.body is not None:
+        examples = {name: {"value": value} for name, value in operation.examples.items()}
+        content = {operation.request_type: {"schema": operation.body, "examples": examples}}
+        body = {"requestBody": {"required": operation.body_required, "content": content}}
+    security: list[dict[str, list[str]]] = [{token: []} for token in operation.tokens]
+    if anybody and "clientKey" in operation.tokens:
+        security.append({})
+    return body | {
         "operationId": "_".join(re.findall(r"[a-z0-9]+", f"{method}/{name}".lower())),
         "tags": [operation.tag],
         "summary": operation.summary,
@@ -186,34 +165,26 @@ def _describe(
                 {"name": name, "in": "path", "required": True, "schema": segment}
                 for name in re.findall(r"\{(\w+)\}", path)
             ),
-            *({"name": name, "in": "query", "schema": schema} for name, schema in query.items()),
-            *(refer(name, "parameters") for name in headers),
+            *({"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()),
+            *(refer(name, "parameters") for name in operation.parameters),
         ],
+        "responses": _list_answers(operation) | refusals,
+        "security": security,
     }
 
 
-def _describe_body(operation: Operation, media_type: str) -> dict[str, Any]:
-    if operation.body is None:
-        return {}
-    content: dict[str, Any] = {"schema": operation.body}
-    if operation.examples:
-        content["examples"] = {name: {"value": value} for name, value in operation.examples.items()}
-    return {"requestBody": {"required": operation.body_required, "content": {media_type: content}}}
-
-
-def _list_answers(operation: Operation, headers: list[str], events: str) -> dict[str, Any]:
-    """The responses that are not errors, by status. A stream's events have the schema `events`.
+def _list_answers(operation: Operation) -> dict[str, Any]:
+    """The responses that are not errors, by status.
 
     OpenAPI 3.1 cannot describe events, and the `itemSchema` of 3.2 would not be valid in it.
     """
-    schema = {"schema": refer(operation.answer)} if operation.answer else {}
-    content: dict[str, Any] = {operation.media_type: schema}
-    if events:
-        content["text/event-stream"] = {"schema": TEXT, "x-event-schema": refer(events)}
-    answer = {"headers": {name: refer(name, "headers") for name in headers}}
-    answers = {str(operation.status): answer | {"description": f"{operation.summary}.", "content": content}}
-    for status, text in operation.more.items():
-        answers[str(status)] = (
-            answer | {"description": text} | ({} if status == 304 else {"content": content})
-        )
-    return answers
+    content: dict[str, Any] = {
+        operation.media_type: {"schema": refer(operation.answer)} if operation.answer else {}
+    }
+    if operation.events:
+        content["text/event-stream"] = {"schema": TEXT, "x-event-schema": refer(operation.events)}
+    headers = {name: refer(name, "headers") for name in operation.headers}
+    return {
+        str(status): {"description": text, "headers": headers, "content": {} if status == 304 else content}
+        for status, text in {operation.status: f"{operation.summary}.", **operation.more}.items()
+    }

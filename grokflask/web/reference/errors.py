@@ -44,7 +44,7 @@ _HEADERS = {
     409: ["Retry-After"],
     429: ["Retry-After", "x-should-retry"],
     503: ["Retry-After", "x-should-retry"],
-    "Upstream": ["X-Upstream-Request-ID", "Retry-After"],
+    "default": ["X-Upstream-Request-ID", "Retry-After"],
 }
 
 
@@ -67,7 +67,7 @@ def build_responses(headers: list[str]) -> dict[str, dict[str, Any]]:
     """The responses `Error429`, `StreamError429`, `MessagesError429` and so on; all have `headers`."""
     responses: dict[str, dict[str, Any]] = {}
     passed_on = "xAI's own status and message, without details of the operator's account."
-    for status, kinds in (*list_errors().items(), ("Upstream", {})):
+    for status, kinds in (*list_errors().items(), ("default", {})):
         text = "; ".join(f"`{code}`: {kind.default_message}" for code, kind in kinds.items()) or passed_on
         examples = {code: {"value": json.loads(render_json(kind()))} for code, kind in kinds.items()}
         content: dict[str, Any] = {"application/json": {"schema": refer("Error"), "examples": examples}}

@@ -15,7 +15,7 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgG
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """The words and schemas of one operation. `errors`, `query` and `tokens` are only for those in OWN."""
+    """The words and schemas of one operation. The fields from `errors` on follow from a row of the table."""
 
     tag: str
     summary: str
@@ -29,11 +29,20 @@ class Operation:
     status: int = 200
     #: Other statuses that are not errors.
     more: dict[int, str] = field(default_factory=dict)
-    errors: tuple[int, ...] = (500,)
-    query: dict[str, Schema] = field(default_factory=dict)
-    #: The security schemes; none if no key is needed.
-    tokens: tuple[str, ...] = ()
     body_required: bool = True
+    request_type: str = "application/json"
+    #: Name of the schema of an event's JSON; "" if the answer is never a stream.
+    events: str = ""
+    errors: tuple[int | str, ...] = (500,)
+    #: Prefix of the errors' names: "", "Stream" or "Messages".
+    shape: str = ""
+    query: dict[str, Schema] = field(default_factory=dict)
+    #: Request headers.
+    parameters: tuple[str, ...] = ("X-Request-ID",)
+    #: Response headers.
+    headers: tuple[str, ...] = ("X-Request-ID",)
+    #: The security schemes, any of which will do; none if no key is needed.
+    tokens: tuple[str, ...] = ()
 
 
 def _streams(body: dict[str, Any]) -> dict[str, Any]:
@@ -141,9 +150,12 @@ OWN: dict[tuple[str, str], Operation] = {
         "",
         (401, 403, 429, 500, 503),
         media_type="text/event-stream",
+        events="DiagnosisEvent",
         tokens=("clientKey", "adminToken"),
     ),
-    ("GET", "/openapi.json"): _operate("This document", "OpenApi", more={304: "Not modified."}),
+    ("GET", "/openapi.json"): _operate(
+        "This document", "OpenApi", more={304: "Not modified."}, headers=("X-Request-ID", "ETag")
+    ),
     ("GET", "/admin/api/keys"): _admin("List the keys", "Keys"),
     ("POST", "/admin/api/keys"): _admin(
         "Create a key", "KeyWithSecret", _WRITE, schemas.NEW_KEY, status=201, examples={"limited": _LIMITED}
