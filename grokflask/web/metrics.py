@@ -33,7 +33,7 @@ def _check_token(settings: Settings) -> None:
     if not settings.metrics_token and not settings.admin_token:
         if settings.uses_sandbox:
             return
-        raise RouteNotFoundError("There are no metrics to be seen until GROKFLASK_METRICS_TOKEN is set.")
+        raise RouteNotFoundError("Set GROKFLASK_METRICS_TOKEN to see the metrics.")
     token = read_bearer(request.headers.get("Authorization"))
     if token and settings.metrics_token and compare_tokens(token, settings.metrics_token):
         return

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 from grokflask.errors import Outcome
-from grokflask.ledger.overview import TOP, DayTotal, ModelAborts, Series, Spend, SpendBy, Timing
+from grokflask.ledger.overview import TOP, ModelAborts, Series, Spend, SpendBy, Timing
 from grokflask.times import to_day
 from grokflask.web.dashboard.charts import Stack, draw_spark, stack_bars
 
@@ -19,6 +19,9 @@ PERIODS = (7, 30, 90)
 
 SPARK_DAYS = 14
 DAY_S = 86400.0
+CLIENT_FAULTS = frozenset({400, 404, 405, 409, 413, 415, 422})
+"""Upstream statuses that blame the request. 401, 403 and 429 are about the gateway's own key."""
+
 OTHERS = "others"
 PERCENTILES = (50, 95, 99)
 
@@ -107,7 +110,12 @@ class Overview:
 
 def list_days(now: float, count: int) -> list[str]:
     """The last `count` UTC days up to today."""
-    return [to_day(now - DAY_S * before) for before in range(count - 1, -1, -1)]
+    return _list_days_to(to_day(now), count)
+
+
+def _list_days_to(last: str, count: int) -> list[str]:
+    end = date.fromisoformat(last)
+    return [(end - timedelta(before)).isoformat() for before in range(count - 1, -1, -1)]
 
 
 def work_out(spend: Spend, days: list[str], by: SpendBy) -> Overview:
@@ -117,7 +125,7 @@ def work_out(spend: Spend, days: list[str], by: SpendBy) -> Overview:
     in_month = [each for each in spend.days if each.day[:7] == today[:7]]
     legends, values = _name_series(spend.series, days, by_day)
     count = sum(each.exchanges for each in spend.outcomes)
-    recent = list_recent(today, totals)
+    recent = [totals[day].cost_ticks if day in totals else 0 for day in _list_days_to(today, SPARK_DAYS)]
     return Overview(
         by=by,
         days=days,
@@ -140,18 +148,11 @@ def work_out(spend: Spend, days: list[str], by: SpendBy) -> Overview:
         aborted=sum(each.exchanges for each in spend.outcomes if each.outcome == Outcome.CLIENT_ABORT),
         saved_ticks=estimate_saved(spend.models),
         sparks={
-            "day": draw_spark([each.cost_ticks for each in recent]),
+            "day": draw_spark(recent),
             "month": draw_spark(list(accumulate(each.cost_ticks for each in in_month)) or [0]),
             "aborted": draw_spark([totals[day].aborted if day in totals else 0 for day in days]),
         },
     )
-
-
-def list_recent(today: str, totals: dict[str, DayTotal]) -> list[DayTotal]:
-    """The totals of the last SPARK_DAYS days, with zeros for days without exchanges."""
-    last = date.fromisoformat(today)
-    days = [(last - timedelta(before)).isoformat() for before in range(SPARK_DAYS - 1, -1, -1)]
-    return [totals.get(day) or DayTotal(day, 0, 0, 0) for day in days]
 
 
 def estimate_saved(models: Sequence[ModelAborts]) -> int:
@@ -164,10 +165,6 @@ def estimate_saved(models: Sequence[ModelAborts]) -> int:
         for each in models
         if each.complete
     )
-
-
-CLIENT_FAULTS = frozenset({400, 404, 405, 409, 413, 415, 422})
-"""Upstream statuses that blame the request. 401, 403 and 429 are about the gateway's own key."""
 
 
 def describe_outcome(outcome: str | None) -> dict[str, Any]:

@@ -138,9 +138,9 @@ def _make_parser() -> MarkdownIt:
 def _make_plain(state: StateCore) -> None:
     """Replaces pictures by their URL, and a column's style, which pages do not allow, by an attribute."""
     for token in state.tokens:
-        found = _ALIGNMENT.fullmatch(str(token.attrs.pop("style", "")))
-        if found:
-            token.attrs["align"] = found[1]
+        alignment = _ALIGNMENT.fullmatch(str(token.attrs.pop("style", "")))
+        if alignment:
+            token.attrs["align"] = alignment[1]
         for child in token.children or ():
             if child.type == "image":
                 child.type, child.tag, child.nesting = "text", "", 0

@@ -74,15 +74,15 @@ _SCHEMES = {
 }
 
 
-def build_document(version: str, *, anybody: bool = False) -> dict[str, Any]:
-    """The document of this version of the gateway. `anybody`: clients need no key."""
+def build_document(version: str, *, is_open: bool = False) -> dict[str, Any]:
+    """The document of this version of the gateway. With `is_open` clients need no key."""
     paths: dict[str, dict[str, Any]] = {}
     operations = {
         (route.method, PREFIXES[0] + re.sub(r"<(\w+)>", r"{\1}", route.path)): _complete(route)
         for route in ROUTES
     }
     for (method, path), operation in {**operations, **OWN}.items():
-        paths.setdefault(path, {})[method.lower()] = _describe(method, path, operation, anybody)
+        paths.setdefault(path, {})[method.lower()] = _describe(method, path, operation, is_open)
     tags = dict.fromkeys(operation.tag for operation in (*API.values(), *OWN.values()))
     about = _ABOUT.format(prefix=PREFIXES[0], other=PREFIXES[1], codes=errors.list_codes())
     return {
@@ -142,7 +142,7 @@ def _complete(route: Route) -> Operation:
     )
 
 
-def _describe(method: str, path: str, operation: Operation, anybody: bool) -> dict[str, Any]:
+def _describe(method: str, path: str, operation: Operation, is_open: bool) -> dict[str, Any]:
     name = path.removeprefix(PREFIXES[0]).replace(":", "_now_")
     segment = _SEGMENT if path.startswith(PREFIXES[0]) else TEXT
     refusals = {
@@ -154,7 +154,7 @@ def _describe(method: str, path: str, operation: Operation, anybody: bool) -> di
         content = {operation.request_type: {"schema": operation.body, "examples": examples}}
         body = {"requestBody": {"required": operation.body_required, "content": content}}
     security: list[dict[str, list[str]]] = [{token: []} for token in operation.tokens]
-    if anybody and "clientKey" in operation.tokens:
+    if is_open and "clientKey" in operation.tokens:
         security.append({})
     return body | {
         "operationId": "_".join(re.findall(r"[a-z0-9]+", f"{method}/{name}".lower())),

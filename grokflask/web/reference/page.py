@@ -59,7 +59,7 @@ def show_file(name: str) -> Response:
 
 
 @cache
-def render(anybody: bool) -> tuple[bytes, str]:
+def render(is_open: bool) -> tuple[bytes, str]:
     """The document as JSON, and its ETag."""
-    body = msgspec.json.encode(build_document(VERSION, anybody=anybody))
+    body = msgspec.json.encode(build_document(VERSION, is_open=is_open))
     return body, hashlib.sha256(body).hexdigest()[:16]

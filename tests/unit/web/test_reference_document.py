@@ -111,4 +111,4 @@ def test_who_may_call() -> None:
     assert {"anthropicKey": []} in paths["/api/v1/messages"]["post"]["security"]
     assert paths["/admin/api/keys"]["get"]["security"] == [{"adminToken": []}]
     assert paths["/health"]["get"]["security"] == []
-    assert {} in build_document("1", anybody=True)["paths"]["/api/v1/models"]["get"]["security"]
+    assert {} in build_document("1", is_open=True)["paths"]["/api/v1/models"]["get"]["security"]
