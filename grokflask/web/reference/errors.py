@@ -10,29 +10,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from grokflask.errors import ClientGoneError, ConfigError, GrokflaskError, UpstreamStatusError, render_json
-from grokflask.web.reference.schemas import MAYBE_TEXT, OBJECT, TEXT, Schema, describe, make_object, refer
+from grokflask.web.reference.schemas import MAYBE_TEXT, OBJECT, TEXT, Schema, describe, make_answer, refer
+
+_CODE = describe(MAYBE_TEXT, "One of the codes listed above, or xAI's own.")
+_PARAM = describe(MAYBE_TEXT, "The request field that caused it.")
+_TYPE = describe(TEXT, "OpenAI's type of the error.")
 
 SCHEMAS: dict[str, Schema] = {
-    "Error": make_object(
-        "error",
-        error=make_object(
-            "message type param code",
-            message=TEXT,
-            type=describe(TEXT, "OpenAI's type of the error."),
-            param=describe(MAYBE_TEXT, "The request field that caused it."),
-            code=describe(MAYBE_TEXT, "One of the codes listed above, or xAI's own."),
-        ),
-    ),
+    "Error": make_answer(error=make_answer(message=TEXT, type=_TYPE, param=_PARAM, code=_CODE)),
     "ErrorEvent": describe(
-        make_object("error", error={"anyOf": [TEXT, OBJECT]}),
+        make_answer(error={"anyOf": [TEXT, OBJECT]}),
         "`error` is the object of `Error` if the request's Accept header names application/json, "
         "otherwise the text `API error: …`. On /responses the event also has a `type`.",
     ),
-    "MessagesError": make_object(
-        "type error",
-        type={"const": "error"},
-        error=make_object("type message", type=TEXT, message=TEXT),
-    ),
+    "MessagesError": make_answer(type={"const": "error"}, error=make_answer(type=TEXT, message=TEXT)),
 }
 
 _NEVER_SENT = (ConfigError, ClientGoneError, UpstreamStatusError)

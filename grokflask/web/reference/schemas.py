@@ -18,6 +18,7 @@ MAYBE_TEXT: Schema = {"type": ["string", "null"]}
 BOOL: Schema = {"type": "boolean"}
 FLAG: Schema = {"type": ["boolean", "null"]}
 OBJECT: Schema = {"type": "object"}
+_MAYBE_OBJECT: Schema = {"type": ["object", "null"]}
 ITEMS: Schema = {"type": "array", "items": OBJECT}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 MAYBE_COUNT: Schema = {"type": ["integer", "null"], "minimum": 0}
@@ -36,9 +37,15 @@ def describe(schema: Schema, text: str) -> Schema:
     return schema | {"description": text}
 
 
-def make_object(required: str = "", /, **properties: Schema) -> Schema:
-    """An object; `required` is the names of its required properties, separated by spaces."""
-    return {"type": "object", "properties": properties} | ({"required": required.split()} if required else {})
+def make_object(*required: str, **properties: Schema) -> Schema:
+    """An object with these properties."""
+    schema: Schema = {"type": "object", "properties": properties}
+    return schema | ({"required": list(required)} if required else {})
+
+
+def make_answer(**properties: Schema) -> Schema:
+    """An object that always has all these properties."""
+    return make_object(*properties, **properties)
 
 
 def _list_of(name: str) -> Schema:
@@ -57,7 +64,7 @@ CHAT = make_object(
     messages=_TURNS,
     model=_MODEL,
     stream=_STREAM,
-    stream_options={"type": ["object", "null"], "properties": {"include_usage": FLAG}},
+    stream_options=_MAYBE_OBJECT | {"properties": {"include_usage": FLAG}},
     deferred=describe(FLAG, "Answer with a `request_id`, by which the answer can be fetched later."),
 )
 RESPONSE = make_object(
@@ -109,7 +116,7 @@ _CHANGES = _LIMITS | {
     "expires_at": describe(MAYBE_TEXT, "A future time in ISO 8601, or a duration such as `30d`.")
 }
 _CLOSED: Schema = {"additionalProperties": False}
-KEY_CHANGES = make_object("", **_CHANGES) | _CLOSED
+KEY_CHANGES = make_object(**_CHANGES) | _CLOSED
 NEW_KEY = (
     make_object("name", name=TEXT | {"pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"}, **_CHANGES) | _CLOSED
 )
@@ -137,9 +144,13 @@ _KEY = {
     **_LIMITS,
     "secrets": {
         "type": "array",
-        "items": make_object("hint", hint=_HINT, created_at=_TIME, expires_at=_MAYBE_TIME),
+        "items": make_answer(hint=_HINT, created_at=_TIME, expires_at=_MAYBE_TIME),
     },
 }
+
+_NEXT = describe(MAYBE_TEXT, "The next page's `before`.")
+_COMPLETE = describe(BOOL, "False if the streams of other workers are not known.")
+_STATUS: Schema = {"enum": ["ready", "draining"]}
 
 ANSWERS: dict[str, Schema] = {
     "UpstreamAnswer": {
@@ -148,46 +159,26 @@ ANSWERS: dict[str, Schema] = {
         "description": "The answer of xAI's API, as documented there.",
         "externalDocs": {"url": "https://docs.x.ai/docs/api-reference"},
     },
-    "Analysis": make_object(
-        "model created content usage",
-        model=MAYBE_TEXT,
-        created=MAYBE_COUNT,
-        content=MAYBE_TEXT,
-        usage={"type": ["object", "null"]},
-    ),
-    "LedgerRow": describe(
-        make_object(" ".join(_ROW), **_ROW),
-        "One exchange. 1 USD is 10^10 ticks. It has no prompt and no answer.",
-    ),
-    "Usage": make_object(
-        "key limits remaining spent recent",
+    "Analysis": make_answer(model=MAYBE_TEXT, created=MAYBE_COUNT, content=MAYBE_TEXT, usage=_MAYBE_OBJECT),
+    "LedgerRow": describe(make_answer(**_ROW), "One exchange. 1 USD is 10^10 ticks. Its texts are not kept."),
+    "Usage": make_answer(
         key=TEXT,
-        limits=make_object(" ".join(_LIMITS), **_LIMITS),
+        limits=make_answer(**_LIMITS),
         remaining={"type": "object", "additionalProperties": MAYBE_COUNT},
-        spent=make_object("day_ticks month_ticks", day_ticks=COUNT, month_ticks=COUNT),
+        spent=make_answer(day_ticks=COUNT, month_ticks=COUNT),
         recent=_list_of("LedgerRow"),
     ),
-    "Key": make_object(" ".join(_KEY), **_KEY),
-    "KeyWithSecret": make_object(
-        " ".join((*_KEY, "secret")), **_KEY, secret=describe(TEXT, "Shown in this answer only.")
-    ),
-    "Keys": make_object("keys", keys=_list_of("Key")),
-    "Ledger": make_object(
-        "rows next", rows=_list_of("LedgerRow"), next=describe(MAYBE_TEXT, "The next page's `before`.")
-    ),
-    "Summary": make_object("by since until rows", by=TEXT, since=MAYBE_TEXT, until=MAYBE_TEXT, rows=ITEMS),
-    "Overview": make_object("timings stores", timings=OBJECT, stores=OBJECT),
-    "Streams": make_object(
-        "streams complete",
-        streams=ITEMS,
-        complete=describe(BOOL, "False if the streams of other workers are not known."),
-    ),
-    "Stopped": make_object("request_id stopped asked", request_id=TEXT, stopped=COUNT, asked=COUNT),
-    "DiagnosisEvent": make_object("number of sent_ms", number=COUNT, of=COUNT, sent_ms=COUNT),
-    "Health": make_object("status", status={"const": "ok"}),
-    "Readiness": make_object(
-        "status open upstream", status={"enum": ["ready", "draining"]}, open=COUNT, upstream=TEXT
-    ),
+    "Key": make_answer(**_KEY),
+    "KeyWithSecret": make_answer(**_KEY, secret=describe(TEXT, "Shown in this answer only.")),
+    "Keys": make_answer(keys=_list_of("Key")),
+    "Ledger": make_answer(rows=_list_of("LedgerRow"), next=_NEXT),
+    "Summary": make_answer(by=TEXT, since=MAYBE_TEXT, until=MAYBE_TEXT, rows=ITEMS),
+    "Overview": make_answer(timings=OBJECT, stores=OBJECT),
+    "Streams": make_answer(streams=ITEMS, complete=_COMPLETE),
+    "Stopped": make_answer(request_id=TEXT, stopped=COUNT, asked=COUNT),
+    "DiagnosisEvent": make_answer(number=COUNT, of=COUNT, sent_ms=COUNT),
+    "Health": make_answer(status={"const": "ok"}),
+    "Readiness": make_answer(status=_STATUS, open=COUNT, upstream=TEXT),
     "OpenApi": OBJECT,
 }
 """Answers, by their names in the document."""
