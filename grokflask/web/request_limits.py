@@ -143,9 +143,11 @@ class RequestLimiter(DirectLimiter):
         if is_local:
             self.outages += 1
             fields = {"requests": self._outage_policy, "outages": self.outages, "detail": self._ping()}
-            _log.error("Redis is unavailable, so GROKFLASK_REQUESTS_OUTAGE applies", extra={"fields": fields})
+            _log.error("Redis is away: requests are limited as the settings say", extra={"fields": fields})
         else:
-            _log.warning("Redis is back and counts requests again", extra={"fields": {"store": "redis"}})
+            _log.warning(
+                "Redis is back: requests are counted there again", extra={"fields": {"store": "redis"}}
+            )
 
     def _ping(self) -> str | None:
         """The error of Redis or of the connection, which Flask-Limiter does not report; None if it works."""
