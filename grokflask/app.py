@@ -17,22 +17,17 @@ from grokflask.keys.store import KeyStore
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
-from grokflask.web import api, diagnose, health, hooks, metrics, pages, replies
-from grokflask.web.admin import keys_and_ledger as admin
-from grokflask.web.admin import streams
-from grokflask.web.application import Application
+from grokflask.web import admin, api, diagnose, health, hooks, metrics, pages, responses
 from grokflask.web.attempts import Attempts
-from grokflask.web.dashboard import api as admin_figures
 from grokflask.web.dashboard.sessions import set_up_sessions
 from grokflask.web.playground import page as playground
 from grokflask.web.reference import page as reference
 from grokflask.web.request_limits import RequestLimiter, allow_origins
+from grokflask.web.shortcuts import Application
 
 _RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
 
-_ADMIN = (admin.blueprint, admin_figures.blueprint, streams.blueprint)
-_OTHERS = (health.blueprint, metrics.blueprint, diagnose.blueprint)
-_BLUEPRINTS = (*_OTHERS, *_ADMIN, pages.blueprint, reference.blueprint)
+_MODULES = (health, metrics, diagnose, admin, pages, reference)
 
 _log = logging.getLogger("grokflask")
 
@@ -58,8 +53,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.config["BODY_TIMEOUT_S"] = settings.body_timeout_s
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # a doubled slash is a 404, not a redirect
-    # Nothing here is a coroutine, and Flask would look whether it is a dozen times a request.
-    app.ensure_sync = lambda func: func  # type: ignore[method-assign]
     if settings.trusted_proxies:
         app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
             app.wsgi_app, x_for=settings.trusted_proxies, x_proto=settings.trusted_proxies
@@ -76,13 +69,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions |= vars(services)
 
     # The order of hooks: request id, who calls, is there room, how often (flask-limiter), view, headers.
-    hooks.register_before(app)
-    app.extensions["request_limits"] = RequestLimiter(app, settings, services.redis_pool, api.is_counted)
-    hooks.register_after(app)
+    hooks.register(app)
+    app.extensions["request_limits"] = RequestLimiter(app, settings, services.redis_pool)
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
-    replies.register_errors(app)
-    for blueprint in (*api.make_blueprints(), *_BLUEPRINTS):
+    responses.register_errors(app)
+    for blueprint in (*api.make_blueprints(), *(module.blueprint for module in _MODULES)):
         app.register_blueprint(blueprint)
     _open_dashboard(app, settings.admin_token)
     if settings.playground:

@@ -14,7 +14,7 @@ from itsdangerous import URLSafeTimedSerializer
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
 from werkzeug.test import TestResponse
 
-from grokflask.web.attempts import BY_ADDRESS, OVER_ALL
+from grokflask.web.attempts import BY_ADDRESS, IN_TOTAL
 from grokflask.web.dashboard.sessions import COOKIE, SESSION_S
 
 TOKEN = "admin-token-0123456789"
@@ -270,8 +270,8 @@ def test_guessing_is_limited(admin: FlaskClient, bearer: bool) -> None:
 def test_guessing_from_many_addresses(admin: FlaskClient) -> None:
     """All together are limited as well, but for addresses that have had the right token before."""
     assert guess(admin, "10.9.9.9", True, TOKEN).status_code == 200
-    statuses = [guess(admin, f"10.0.1.{number}", True).status_code for number in range(OVER_ALL.amount + 5)]
-    assert statuses == [401] * OVER_ALL.amount + [429] * 5
+    statuses = [guess(admin, f"10.0.1.{number}", True).status_code for number in range(IN_TOTAL.amount + 5)]
+    assert statuses == [401] * IN_TOTAL.amount + [429] * 5
     assert guess(admin, "10.0.3.1", True, TOKEN).status_code == 429
     assert guess(admin, "10.9.9.9", True, TOKEN).status_code == 200
 

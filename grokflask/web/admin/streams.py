@@ -1,17 +1,15 @@
-"""GET and DELETE `/admin/api/streams`: which streams are open, and ending one of them.
+"""/admin/api/streams: lists the open streams and ends them.
 
-What a stream has sent is known to the worker that carries it; that other workers' streams are open is known
-from the ledger. Ending one of theirs goes through Redis.
+A worker knows what its own streams have sent. It finds the streams of other workers in the ledger, and ends
+them through Redis.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
-import msgspec
-from flask import Blueprint, Response, current_app, g
+from flask import Response, current_app
 
 from grokflask.errors import RouteNotFoundError, StoreUnavailableError, StreamElsewhereError
 from grokflask.gateway import Gateway
@@ -19,25 +17,17 @@ from grokflask.ledger.reports import read_open
 from grokflask.ledger.row import LedgerRow
 from grokflask.limits.admission import Limits
 from grokflask.times import to_iso
-from grokflask.web.admin.keys_and_ledger import PREFIX, forbid_storing, read_query
+from grokflask.web.admin.api import blueprint, log_change, read_query, reply
+from grokflask.web.current import get_database
 from grokflask.web.hooks import is_sane_id
-from grokflask.web.replies import reply_json
-
-Sent = tuple[LedgerRow, int | None, int | None]
-"""A stream with its events and bytes so far, as far as they are known here."""
-
-blueprint = Blueprint("admin_streams", __name__, url_prefix=PREFIX)
-blueprint.after_request(forbid_storing)
-
-_log = logging.getLogger("grokflask.admin")
 
 
 @blueprint.get("/streams")
 def list_streams() -> Response:
-    """Open streams, the oldest first; without those of other workers while the database is away."""
+    """Open streams, oldest first; without those of other workers during an outage of the database."""
     read_query()
     streams, complete = find_streams()
-    return reply_json(msgspec.json.encode({"streams": streams, "complete": complete}))
+    return reply({"streams": streams, "complete": complete})
 
 
 @blueprint.delete("/streams/<request_id>")
@@ -46,39 +36,37 @@ def stop_streams(request_id: str) -> Response:
     read_query()
     stopped, asked = end_streams(request_id)
     document = {"request_id": request_id, "stopped": stopped, "asked": asked}
-    return reply_json(msgspec.json.encode(document), 200 if stopped else 202)
+    return reply(document, 200 if stopped else 202)
 
 
 def find_streams() -> tuple[list[dict[str, Any]], bool]:
-    """Open streams, the oldest first, and whether those of other workers are among them."""
-    here: list[Sent] = [(each.row, *each.count_sent()) for each in _gateway().exchanges.streams]
-    elsewhere: list[Sent] = []
+    """Open streams, oldest first, and whether those of other workers are among them."""
+    streams: list[tuple[LedgerRow, int | None, int | None]] = []  # rows with the events and bytes sent
+    streams += [(each.row, *each.count_sent()) for each in _get_gateway().exchanges.streams]
     complete = True
     try:
-        elsewhere = [(row, None, None) for row in _find_elsewhere()]
+        streams += [(row, None, None) for row in _find_elsewhere()]
     except StoreUnavailableError:
         complete = False
-    found = sorted([*here, *elsewhere], key=lambda each: each[0].id)
+    streams.sort(key=lambda each: each[0].id)
     now = time.time()
-    return [_show(row, now, events, bytes_out) for row, events, bytes_out in found], complete
+    return [_show(row, now, events, bytes_out) for row, events, bytes_out in streams], complete
 
 
 def end_streams(request_id: str) -> tuple[int, int]:
-    """Ends the streams with this request id; how many were ended here, and how many others were asked to.
+    """Ends the streams with this request id; how many were ended here, and how many others were asked to end.
 
-    Raises RouteNotFoundError when there are none, and StreamElsewhereError when they cannot be reached.
+    Raises RouteNotFoundError if there are none, and StreamElsewhereError if their worker cannot be reached.
     """
-    exchanges = _gateway().exchanges
-    here = [each.row.id for each in exchanges.streams if each.row.request_id == request_id]
-    stopped = exchanges.stop(here)
+    exchanges = _get_gateway().exchanges
+    stopped = exchanges.stop([each.row.id for each in exchanges.streams if each.row.request_id == request_id])
     elsewhere = [] if stopped else [row.id for row in _find_elsewhere(request_id)]
     limits: Limits = current_app.extensions["limits"]
     if elsewhere and not limits.stop_elsewhere(elsewhere):
         raise StreamElsewhereError
     if not stopped and not elsewhere:
         raise RouteNotFoundError(f"There is no open stream with the request id {request_id[:128]!r}.")
-    fields = {"request_id": g.request_id, "who": "admin", "action": "stop", "stopped": request_id}
-    _log.info("stream", extra={"fields": fields})
+    log_change("stream", "stop", stopped=request_id)
     return stopped, len(elsewhere)
 
 
@@ -86,9 +74,8 @@ def _find_elsewhere(request_id: str | None = None) -> list[LedgerRow]:
     """Open streams of other workers. Raises StoreUnavailableError."""
     if request_id is not None and not is_sane_id(request_id):
         return []
-    own = current_app.extensions["ledger_writer"].worker
-    rows = read_open(current_app.extensions["database"], request_id)
-    return [row for row in rows if row.worker != own]
+    worker = current_app.extensions["ledger_writer"].worker
+    return [row for row in read_open(get_database(), request_id) if row.worker != worker]
 
 
 def _show(row: LedgerRow, now: float, events: int | None, bytes_out: int | None) -> dict[str, Any]:
@@ -104,6 +91,6 @@ def _show(row: LedgerRow, now: float, events: int | None, bytes_out: int | None)
     }
 
 
-def _gateway() -> Gateway:
+def _get_gateway() -> Gateway:
     gateway: Gateway = current_app.extensions["gateway"]
     return gateway

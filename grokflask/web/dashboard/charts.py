@@ -1,6 +1,6 @@
-"""Charts as geometry, which a template draws as SVG. No Flask, no style: shapes have classes.
+"""The geometry of charts, which a template draws as SVG.
 
-A chart is drawn in a box of its own units and stretched to its place, so words stand beside it in HTML.
+A chart has units of its own and is stretched to its place, so its labels are in HTML beside it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ HEIGHT = 200.0
 SPARK_WIDTH = 100.0
 SPARK_HEIGHT = 24.0
 ROUND = (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10)
-"""What an axis may end at, times a power of ten."""
+"""Where an axis may end, times a power of ten."""
 GAP = 0.25
-"""Of a day's width, the part that is left free."""
+"""The part of a day's width that stays empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A rectangle of the series with the number `series`."""
+    """A rectangle of the series number `series`."""
 
     x: float
     y: float
@@ -33,7 +33,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One place on the axis: its bars from bottom to top, and the strip that they stand in."""
+    """One place on the axis: its bars from bottom to top, and the strip behind them."""
 
     label: str
     x: float
@@ -51,7 +51,7 @@ class Stack:
 
 
 def stack_bars(labels: Sequence[str], series: Sequence[Sequence[int]]) -> Stack:
-    """A column for each label, in it a bar for each of `series` that has something there."""
+    """A column for each label, with a bar for each of `series` that is not zero there."""
     top = find_top(max((sum(values) for values in zip(*series, strict=True)), default=0))
     step = WIDTH / max(1, len(labels))
     columns = []
@@ -73,7 +73,7 @@ def stack_bars(labels: Sequence[str], series: Sequence[Sequence[int]]) -> Stack:
 
 
 def find_top(highest: int) -> int:
-    """The next round number that is not below `highest`, at least 1; its half is round as well."""
+    """The next round number from `highest` on, at least 1. Its half is round, too."""
     power = 1
     while power * 10 < highest:
         power *= 10
@@ -81,7 +81,7 @@ def find_top(highest: int) -> int:
 
 
 def draw_spark(values: Sequence[int]) -> tuple[str, str]:
-    """A line over `values` and the area below it, as the points of a polyline and of a polygon."""
+    """The points of a polyline through `values`, and of a polygon for the area below it."""
     highest = max([*values, 1])
     step = SPARK_WIDTH / max(1, len(values) - 1)
     points = [

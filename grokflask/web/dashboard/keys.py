@@ -1,4 +1,4 @@
-"""The dashboard's keys: listed, made, changed, rotated and revoked. A secret is on one page, once."""
+"""The dashboard's pages for keys. A secret is shown on one page, once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from werkzeug.wrappers import Response as AnyResponse
 from grokflask.billing.money import TICKS_PER_USD
 from grokflask.config import Settings
 from grokflask.errors import ClientError, InvalidRequestError
-from grokflask.keys.limits import FIELDS, read_changes, read_name
-from grokflask.keys.store import KeyStore
+from grokflask.keys.limits import FIELDS
 from grokflask.keys.stored import StoredKey
 from grokflask.ledger.overview import KeyUse, read_uses
-from grokflask.times import read_duration, to_day
-from grokflask.web.admin.keys_and_ledger import note_change
+from grokflask.times import to_day
+from grokflask.web.admin import keys as admin_keys
+from grokflask.web.current import get_database, get_key_store
 from grokflask.web.dashboard.login import blueprint
+from grokflask.web.formats import show_count
 from grokflask.web.pages import reply_page
 
 PAGE_KEYS = 25
@@ -27,28 +28,26 @@ _ORDER = {"active": 0, "environment": 0, "expired": 1, "revoked": 2}
 
 
 def list_keys() -> dict[str, Any]:
-    """A page of the keys with what they may do and have used, those that work first.
-
-    Raises StoreUnavailableError.
-    """
-    now, wanted = time.time(), request.args.get("find", "").strip()
+    """A page of keys with their limits and use, active ones first. Raises StoreUnavailableError."""
+    now, search = time.time(), request.args.get("find", "").strip()
     settings: Settings = current_app.extensions["settings"]
-    fixed: list[tuple[str, StoredKey | None]] = [(name, None) for name, _ in settings.keys]
-    stored: list[tuple[str, StoredKey | None]] = [(key.name, key) for key in _store().list()]
-    found = [each for each in [*fixed, *stored] if wanted.lower() in each[0].lower()]
-    found.sort(key=lambda each: (_ORDER[_find_status(each[1], now)], each[0]))
-    pages = max(1, -(-len(found) // PAGE_KEYS))
+    keys: dict[str, StoredKey | None] = {
+        **{name: None for name, _ in settings.keys},
+        **{key.name: key for key in get_key_store().list()},
+    }
+    names = [name for name in keys if search.lower() in name.lower()]
+    names.sort(key=lambda name: (_ORDER[_find_status(keys[name], now)], name))
+    pages = max(1, -(-len(names) // PAGE_KEYS))
     page = min(max(1, _read_page()), pages)
-    shown = found[(page - 1) * PAGE_KEYS : page * PAGE_KEYS]
-    uses = read_uses(current_app.extensions["database"], [name for name, _ in shown], to_day(now))
-    rows = [_describe(name, key, uses[name], now) for name, key in shown]
+    shown = names[(page - 1) * PAGE_KEYS : page * PAGE_KEYS]
+    uses = read_uses(get_database(), shown, to_day(now))
     return {
-        "rows": rows,
-        "total": len(found),
-        "all": len(fixed) + len(stored),
+        "rows": [_describe(name, keys[name], uses[name], now) for name in shown],
+        "total": len(names),
+        "all": len(keys),
         "page": page,
         "pages": pages,
-        "find": wanted,
+        "find": search,
         "mode": settings.auth_mode,
     }
 
@@ -61,63 +60,54 @@ def show_form() -> Response:
 
 @blueprint.post("/keys")
 def create_key() -> Response:
-    """A new key, and the only page with its secret; or the form again, with what is wrong."""
-    values = g.form
+    """A new key, on the only page that shows its secret; or the form again, with the error."""
+    texts = {field: text for field, text in _read_texts(g.form).items() if text is not None}
     try:
-        name = read_name(values.get("name", "").strip())
-        wanted = {field: text for field, text in _read_texts(values).items() if text is not None}
-        key, secret = _store().create(name, read_changes(wanted, time.time()))
+        key, secret = admin_keys.create_key(g.form.get("name", "").strip(), texts)
     except ClientError as error:
-        return reply_page("dashboard/key_new.html", error.status, values=values, problem=error)
-    note_change("create", name)
+        return reply_page("dashboard/key_new.html", error.status, values=g.form, problem=error)
     return reply_page("dashboard/secret.html", key=key, secret=secret, done="made")
 
 
 @blueprint.get("/keys/<name>")
 def show_key(name: str) -> Response:
-    """A key: its limits in a form, its secrets' hints, and what else can be done."""
-    return _reply_key(_store().show(name))
+    """A key: its limits in a form, its secrets' hints, and what can be done with it."""
+    return _reply_key(get_key_store().show(name))
 
 
 @blueprint.post("/keys/<name>")
 def change_key(name: str) -> Response | AnyResponse:
-    """Changes what is not as it was; an empty field takes a limit away."""
-    key = _store().show(name)
+    """Stores the fields that differ; an empty field removes a limit."""
+    key = get_key_store().show(name)
     old = _show_fields(key)
-    changed = {field: text for field, text in _read_texts(g.form).items() if text != old[field]}
+    changes = {field: text for field, text in _read_texts(g.form).items() if text != old[field]}
     try:
-        if changed:
-            _store().set(name, read_changes(changed, time.time()))
-            note_change("change", name, fields=",".join(changed))
+        if changes:
+            admin_keys.change_key(name, changes)
     except InvalidRequestError as error:
         return _reply_key(key, 400, g.form, error)
-    return redirect(url_for("dashboard.show_key", name=name, saved=len(changed)), 303)
+    return redirect(url_for("dashboard.show_key", name=name, saved=len(changes)), 303)
 
 
 @blueprint.post("/keys/<name>/rotate")
 def rotate_key(name: str) -> Response:
-    """A new secret beside the old one, on a page of its own."""
-    try:
-        overlap_s = read_duration(g.form.get("overlap", ""))
-    except ValueError as error:
-        raise InvalidRequestError(f"'overlap' {error}.", param="overlap") from None
-    key, secret = _store().rotate(name, overlap_s)
-    note_change("rotate", name)
-    words = dict(OVERLAPS).get(g.form["overlap"], g.form["overlap"])
-    return reply_page("dashboard/secret.html", key=key, secret=secret, done="rotated", overlap=words)
+    """A new secret, on a page of its own."""
+    overlap = g.form.get("overlap", "")
+    key, secret = admin_keys.rotate_key(name, overlap)
+    overlap = dict(OVERLAPS).get(overlap, overlap)
+    return reply_page("dashboard/secret.html", key=key, secret=secret, done="rotated", overlap=overlap)
 
 
 @blueprint.get("/keys/<name>/revoke")
 def ask_to_revoke(name: str) -> Response:
-    """What revoking the key will do, and the button."""
-    return reply_page("dashboard/revoke.html", key=_store().show(name))
+    """Explains what revoking the key does, and has the button."""
+    return reply_page("dashboard/revoke.html", key=get_key_store().show(name))
 
 
 @blueprint.post("/keys/<name>/revoke")
 def revoke_key(name: str) -> AnyResponse:
-    """Revokes it."""
-    _store().revoke(name)
-    note_change("revoke", name)
+    """Revokes the key."""
+    admin_keys.revoke_key(name)
     return redirect(url_for("dashboard.show_overview", notice="revoked") + "#keys", 303)
 
 
@@ -128,7 +118,7 @@ def _reply_key(
     problem: InvalidRequestError | None = None,
 ) -> Response:
     now = time.time()
-    use = read_uses(current_app.extensions["database"], [key.name], to_day(now))[key.name]
+    use = read_uses(get_database(), [key.name], to_day(now))[key.name]
     return reply_page(
         "dashboard/key.html",
         status,
@@ -142,7 +132,7 @@ def _reply_key(
 
 
 def _describe(name: str, key: StoredKey | None, use: KeyUse, now: float) -> dict[str, Any]:
-    """A key as the list shows it; None is one of GROKFLASK_KEYS."""
+    """A key as the list shows it; None is a key of GROKFLASK_KEYS."""
     limits = key.limits if key else None
     return {
         "name": name,
@@ -152,24 +142,23 @@ def _describe(name: str, key: StoredKey | None, use: KeyUse, now: float) -> dict
         "use": use,
         "day_budget": limits.budget_day_ticks if limits else None,
         "month_budget": limits.budget_month_ticks if limits else None,
-        "limits": [] if limits is None else _list_limits(key),
+        "limits": _list_limits(key) if key else [],
     }
 
 
-def _list_limits(key: StoredKey | None) -> list[str]:
-    """The limits in words, but for budgets, which have bars."""
-    assert key is not None
-    own, words = key.limits, []
-    if own.requests is not None:
-        words.append(own.requests)
-    if own.tokens_per_minute is not None:
-        words.append(f"{own.tokens_per_minute:,} tokens/min".replace(",", "\u2009"))
-    if own.streams is not None:
-        words.append(f"{own.streams} {'stream' if own.streams == 1 else 'streams'}")
-    if own.models:
-        words.append(" ".join(own.models))
-    if own.tools != "all":
-        words.append(f"tools: {own.tools}")
+def _list_limits(key: StoredKey) -> list[str]:
+    """The limits in words, without the budgets, which are shown as bars."""
+    limits, words = key.limits, []
+    if limits.requests is not None:
+        words.append(limits.requests)
+    if limits.tokens_per_minute is not None:
+        words.append(f"{show_count(limits.tokens_per_minute)} tokens/min")
+    if limits.streams is not None:
+        words.append(f"{limits.streams} {'stream' if limits.streams == 1 else 'streams'}")
+    if limits.models:
+        words.append(" ".join(limits.models))
+    if limits.tools != "all":
+        words.append(f"tools: {limits.tools}")
     return words
 
 
@@ -178,32 +167,24 @@ def _find_status(key: StoredKey | None, now: float) -> str:
 
 
 def _show_fields(key: StoredKey) -> dict[str, Any]:
-    """The limits as the form's texts; None is an empty field."""
+    """The limits as texts for the form; None is an empty field."""
     fields = {**key.limits.to_fields(), "expires_at": key.to_fields(0)["expires_at"]}
-    for name, ticks in (
-        ("budget_day", key.limits.budget_day_ticks),
-        ("budget_month", key.limits.budget_month_ticks),
-    ):
+    budgets = {"budget_day": key.limits.budget_day_ticks, "budget_month": key.limits.budget_month_ticks}
+    for name, ticks in budgets.items():
         fields[name] = None if ticks is None else f"{ticks / TICKS_PER_USD:.10f}".rstrip("0").rstrip(".")
-    shown = {name: None if value in (None, []) else str(value) for name, value in fields.items()}
-    return {**shown, "models": list(key.limits.models) or None}
+    texts = {name: None if value in (None, []) else str(value) for name, value in fields.items()}
+    return {**texts, "models": list(key.limits.models) or None}
 
 
-def _read_texts(values: Mapping[str, str]) -> dict[str, Any]:
-    """The form's fields as `read_changes` takes them; None is an empty one."""
-    texts: dict[str, Any] = {name: values.get(name, "").strip() or None for name in FIELDS}
+def _read_texts(form: Mapping[str, str]) -> dict[str, Any]:
+    """The form's fields as the admin API takes them; None is an empty field."""
+    texts: dict[str, Any] = {name: form.get(name, "").strip() or None for name in FIELDS}
     if texts["models"] is not None:
         texts["models"] = texts["models"].replace(",", " ").split()
-    if texts["tools"] is None:
-        texts["tools"] = "all"
+    texts["tools"] = texts["tools"] or "all"
     return texts
 
 
 def _read_page() -> int:
     text = request.args.get("page", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 1
-
-
-def _store() -> KeyStore:
-    store: KeyStore = current_app.extensions["key_store"]
-    return store

@@ -1,85 +1,61 @@
 """Sessions, which only the dashboard has: a signed cookie below /admin that scripts cannot read.
 
-Requests of the API, and all others, share one empty session that nothing is ever stored in.
+All other requests share one empty session that stores nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from flask import Flask, Request, request
-from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface, SessionMixin
+from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
 PATH = "/admin"
 COOKIE = "grokflask_admin"
 SESSION_S = 12 * 3600
-"""How long a login lasts, from the login on, whatever is done meanwhile."""
+"""How long a login lasts. Using the dashboard does not extend it."""
 
-_APART = PATH + "/api"
-_NONE = NullSession()
+_API = PATH + "/api"
+_EMPTY = NullSession()
 
 
 class DashboardSessions(SecureCookieSessionInterface):
-    """Flask's sessions, for the dashboard's paths and no others."""
+    """Flask's sessions, but only below PATH. This saves other requests 20 of 155 µs of CPU."""
 
     salt = "grokflask-dashboard"
     digest_method = staticmethod(hashlib.sha256)
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
-        """The cookie's, if it is of ours and not too old; outside the dashboard one that holds nothing."""
+        """The cookie's session if it is valid; outside the dashboard the empty one."""
         path = request.environ.get("PATH_INFO", "")
         if not path.startswith(PATH) or not is_dashboard(path):
-            return _NONE
+            return _EMPTY
         return super().open_session(app, request)
 
-    def get_cookie_name(self, app: Flask) -> str:
-        """Its own, for cookies know no port."""
-        return COOKIE
-
-    def get_cookie_path(self, app: Flask) -> str:
-        """It is sent to the dashboard only."""
-        return PATH
-
-    def get_cookie_domain(self, app: Flask) -> None:
-        """No other host gets it."""
-
-    def get_cookie_httponly(self, app: Flask) -> bool:
-        """No script sees it."""
-        return True
-
-    def get_cookie_samesite(self, app: Flask) -> str:
-        """Other sites' links and forms come without it."""
-        return "Strict"
-
     def get_cookie_secure(self, app: Flask) -> bool:
-        """Over https it never leaves again over http."""
+        """A cookie that was set over https is never sent over http."""
         return request.is_secure
-
-    def get_expiration_time(self, app: Flask, session: SessionMixin) -> datetime | None:
-        """The browser forgets it when it is worth nothing any more."""
-        return datetime.now(UTC) + timedelta(seconds=SESSION_S)
-
-    def should_set_cookie(self, app: Flask, session: SessionMixin) -> bool:
-        """Only when it has changed: using it makes it last no longer."""
-        return session.modified
 
 
 def is_dashboard(path: str) -> bool:
-    """`path` is one of the dashboard's, and not of the admin API."""
-    return (path == PATH or path.startswith(PATH + "/")) and not (
-        path == _APART or path.startswith(_APART + "/")
-    )
+    """`path` belongs to the dashboard, not to the admin API."""
+    return f"{path}/".startswith(f"{PATH}/") and not f"{path}/".startswith(f"{_API}/")
 
 
 def set_up_sessions(app: Flask, admin_token: str | None) -> None:
-    """Gives `app` these sessions, signed by what follows from the token.
+    """Gives `app` these sessions, signed with a key that is derived from the token.
 
-    So they hold in all workers and after a restart, and with another token none of them does. Without a token
-    there are none.
+    So a session is valid in all workers and after a restart, until the token changes.
     """
     app.session_interface = DashboardSessions()
     app.permanent_session_lifetime = timedelta(seconds=SESSION_S)
+    app.config.update(
+        SESSION_COOKIE_NAME=COOKIE,  # cookies are not separated by port
+        SESSION_COOKIE_PATH=PATH,
+        SESSION_COOKIE_SAMESITE="Strict",
+        SESSION_REFRESH_EACH_REQUEST=False,
+    )
     if admin_token is not None:
         app.secret_key = hmac.digest(admin_token.encode(), b"grokflask dashboard sessions", "sha256")

@@ -1,11 +1,11 @@
-"""A model's Markdown as HTML that can do nothing: no scripts, no styles, no pictures, no relative links.
+"""A model's Markdown as safe HTML: no scripts, no styles, no pictures, no relative links.
 
-CommonMark with tables and strikethrough; HTML in it is shown as text. What comes out of the renderer is
-sanitised all the same, for a page that holds a key takes it in.
+CommonMark with tables and strikethrough; HTML in it is shown as text. The result is sanitised too, because it
+goes into a page that holds a key.
 
-A text may be long, or made to be slow. So others get their turn every few milliseconds (under gevent nothing
-else would run until it is done), only a few texts are under way at once, and one that takes too much is given
-up: it is read as plain text then.
+A text may be long, or crafted to be slow. So rendering yields to other requests every few milliseconds (under
+gevent nothing else runs in between), only a few texts are rendered at once, and one that takes too long is
+refused; the page then shows it as plain text.
 """
 
 from __future__ import annotations
@@ -26,41 +26,40 @@ from markdown_it.token import Token
 from grokflask.errors import ClientError, GatewayFullError
 
 SLICE_S = 0.005
-"""How long others wait at most, as far as the parser asks between its steps."""
+"""How long others wait, if the parser yields often enough."""
 
 WORK_S = 2.0
-"""What one text may take, the turns of others not counted."""
+"""Time limit for one text, without the turns of others."""
 
 STRETCH_CHARS = 16 * 1024
-"""The longest stretch without a blank line: within a table or a paragraph the parser does not ask."""
+"""The longest stretch without a blank line, because the parser does not yield within a table or paragraph."""
 
 STRETCH_BARS = 2_000
-"""And how many signs in it may part a table's cells, of which each costs as much as a paragraph."""
+"""The most `|` in such a stretch, because each cell of a table costs as much as a paragraph."""
 
 AT_ONCE = 4
 WAIT_S = 5.0
-"""How many texts are rendered at once, and how long another waits for that."""
+"""How many texts are rendered at once, and how long another one waits."""
 
 _BLANK = re.compile(r"\n[ \t]*\n")
 _LANGUAGE = re.compile(r"language-[A-Za-z0-9_+#.-]{1,32}")
 _ALIGNMENT = re.compile(r"text-align:(left|center|right)")
 
-_TAGS = {
-    *("p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "blockquote", "ul", "ol", "li"),
-    *("strong", "em", "s", "a", "code", "pre", "table", "thead", "tbody", "tr", "th", "td"),
-}
+_TAGS = set(
+    "p br hr h1 h2 h3 h4 h5 h6 blockquote ul ol li strong em s a code pre table thead tbody tr th td".split()
+)
 
 
 class TooSlowError(ClientError):
-    """The Markdown takes longer to render than a page may ask for."""
+    """The Markdown takes too long to render."""
 
     status = 422
     code = "markdown_too_slow"
-    default_message = "This Markdown takes too long to render; read it as it is."
+    default_message = "This Markdown takes too long to render. Read it as plain text."
 
 
 class _Turns:
-    """Gives others their turn while one text is rendered, and sums up what the text has taken."""
+    """Yields to others while a text is rendered, and adds up the time that it takes."""
 
     def __init__(self, clock: Callable[[], float], work_s: float) -> None:
         self._clock = clock
@@ -87,7 +86,7 @@ _rooms = threading.BoundedSemaphore(AT_ONCE)
 
 
 def render_markdown(text: str, clock: Callable[[], float] = time.thread_time) -> str:
-    """`text` as HTML that may be put into a page. Raises TooSlowError and GatewayFullError."""
+    """`text` as safe HTML. Raises TooSlowError and GatewayFullError."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     stretches = _BLANK.split(text)
     if any(len(each) > STRETCH_CHARS or each.count("|") > STRETCH_BARS for each in stretches):
@@ -109,7 +108,7 @@ def render_markdown(text: str, clock: Callable[[], float] = time.thread_time) ->
 
 
 def _split_blocks(tokens: Sequence[Token]) -> Iterator[list[Token]]:
-    """The tokens of each block that is in no other."""
+    """The tokens of each top-level block."""
     block: list[Token] = []
     for token in tokens:
         block.append(token)
@@ -137,11 +136,11 @@ def _make_parser() -> MarkdownIt:
 
 
 def _make_plain(state: StateCore) -> None:
-    """Pictures become links to them; a column's side becomes an attribute, for pages allow no style."""
+    """Replaces pictures by their URL, and a column's style, which pages do not allow, by an attribute."""
     for token in state.tokens:
-        found = _ALIGNMENT.fullmatch(str(token.attrs.pop("style", "")))
-        if found:
-            token.attrs["align"] = found[1]
+        alignment = _ALIGNMENT.fullmatch(str(token.attrs.pop("style", "")))
+        if alignment:
+            token.attrs["align"] = alignment[1]
         for child in token.children or ():
             if child.type == "image":
                 child.type, child.tag, child.nesting = "text", "", 0

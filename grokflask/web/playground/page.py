@@ -1,7 +1,6 @@
-"""The playground at `/`: the page, and the Markdown of its answers as HTML.
+"""The playground at `/`: the page, and a view that renders the Markdown of answers.
 
-What the page asks of models goes the way of all clients, over the API. GROKFLASK_PLAYGROUND=off leaves both
-out.
+The page calls models through the API, as all clients do. GROKFLASK_PLAYGROUND=off turns both off.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from grokflask.errors import MALFORMED, BodyTooLargeError, InvalidRequestError
 from grokflask.keys.ring import KeyRing
 from grokflask.protocol.routes import PREFIXES
 from grokflask.web.body import read_body
-from grokflask.web.current import get_request
+from grokflask.web.current import get_current
 from grokflask.web.pages import STATIC, reply_page
 from grokflask.web.playground.markdown import render_markdown
-from grokflask.web.replies import reply_json
+from grokflask.web.responses import reply_json
 
 MAX_BODY_BYTES = 256 * 1024
-"""Of a text to render, as JSON."""
+"""Size of the JSON with a text to render."""
 
 _MODULES = ("format.js", *sorted(f"playground/{path.name}" for path in (STATIC / "playground").glob("*.js")))
 
@@ -33,7 +32,7 @@ class _Text(msgspec.Struct):
 
 @blueprint.get("/")
 def show_playground() -> Response:
-    """The page. It is the same for everybody: what a key may do is asked by its script."""
+    """The page. It is the same for all keys; its script asks what the key may do."""
     settings: Settings = current_app.extensions["settings"]
     bootstrap = {
         "auth": settings.auth_mode,
@@ -49,15 +48,15 @@ def show_playground() -> Response:
 
 @blueprint.post("/playground/render")
 def render_text() -> Response:
-    """`{"html": …}` of `{"text": …}`, for whoever may call the API. Raises ClientError and its kin."""
-    asked = get_request()
-    keys: KeyRing = current_app.extensions["keys"]
-    keys.authenticate(asked.headers.get("Authorization"), asked.remote_addr or "unknown")
-    if asked.content_length is None or asked.content_length > MAX_BODY_BYTES:
-        raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, and say how many.")
+    """`{"html": …}` for `{"text": …}`, for callers with a key of the API. Raises GrokflaskError."""
+    app, flask_request, notes = get_current()
+    keys: KeyRing = app.extensions["keys"]
+    keys.authenticate(flask_request.headers.get("Authorization"), flask_request.remote_addr or "unknown")
+    if flask_request.content_length is None or flask_request.content_length > MAX_BODY_BYTES:
+        raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, with a Content-Length.")
     try:
-        text = msgspec.json.decode(read_body(), type=_Text).text
+        text = msgspec.json.decode(read_body(app, flask_request, notes), type=_Text).text
     except MALFORMED as error:
-        raise InvalidRequestError(f"The body is {{'text': '…'}}: {error}.") from None
+        raise InvalidRequestError(f"The body must be {{'text': '…'}}: {error}.") from None
     html = render_markdown(text)
     return reply_json(msgspec.json.encode({"html": html}), headers={"Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""What /openapi.json says of each operation beyond the table of routes. Data, no IO."""
+"""What /openapi.json says about each operation beyond its row in the table of routes. No IO."""
 
 from __future__ import annotations
 
@@ -6,224 +6,176 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grokflask.errors import Outcome
-from grokflask.web.reference.requests import TEXT, Schema
+from grokflask.web.reference import schemas
+from grokflask.web.reference.schemas import TEXT, Schema, describe
 
-PIXELS = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-"""A PNG of one pixel."""
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+"""A PNG of one pixel, as base64."""
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What is told of an operation.
-
-    Attributes:
-        tag: the chapter that it stands in.
-        answer: the schema of what it answers; "" for what is no JSON.
-        body: the schema of what it takes.
-        events: the schema of an event's JSON, where the answer may stream.
-        examples: bodies that work on the sandbox, by what they show.
-        more: further statuses that are no errors, and what they mean.
-        status: of the answer.
-        errors: statuses of errors, for what is none of the API's routes.
-        query: parameters in the query string, for the same.
-        tokens: the security schemes, for the same; none where anybody may ask.
-        media_type: of an answer that is no JSON.
-    """
+class Operation:
+    """The words and schemas of one operation. The fields from `errors` on follow from a row of the table."""
 
     tag: str
     summary: str
-    answer: str = ""
-    body: str = ""
-    events: str = ""
+    #: Schema of the request body; None if it has none.
+    body: Schema | None = None
+    #: Request bodies that work on the sandbox.
     examples: dict[str, Any] = field(default_factory=dict)
-    more: dict[int, str] = field(default_factory=dict)
-    status: int = 200
-    errors: tuple[int, ...] = ()
-    query: dict[str, Schema] = field(default_factory=dict)
-    tokens: tuple[str, ...] = ()
+    #: Name of the answer's schema; "" if the answer is not JSON.
+    answer: str = "UpstreamAnswer"
     media_type: str = "application/json"
+    status: int = 200
+    #: Other statuses that are not errors.
+    more: dict[int, str] = field(default_factory=dict)
     body_required: bool = True
+    request_type: str = "application/json"
+    #: Name of the schema of an event's JSON; "" if the answer is never a stream.
+    events: str = ""
+    errors: tuple[int | str, ...] = (500,)
+    #: Prefix of the errors' names: "", "Stream" or "Messages".
+    shape: str = ""
+    query: dict[str, Schema] = field(default_factory=dict)
+    #: Request headers.
+    parameters: tuple[str, ...] = ("X-Request-ID",)
+    #: Response headers.
+    headers: tuple[str, ...] = ("X-Request-ID",)
+    #: The security schemes, any of which will do; none if no key is needed.
+    tokens: tuple[str, ...] = ()
 
 
-_HELLO = [{"role": "user", "content": "Say hello in one sentence."}]
-_CHAT = {"model": "grok-4.3", "messages": _HELLO}
-_PENDING = "It is not done yet: ask again in a moment."
+def _streams(body: dict[str, Any]) -> dict[str, Any]:
+    return {"whole": body | {"stream": False}, "stream": body | {"stream": True}}
 
-API: dict[tuple[str, str], Words] = {
-    ("POST", "chat"): Words(
-        *("Chat", "Answer a chat", "ChatCompletion", "ChatRequest", "ChatEvent"),
-        examples={"whole": _CHAT | {"stream": False}, "stream": _CHAT | {"stream": True}},
+
+_CHAT = {"model": "grok-4.3", "messages": [{"role": "user", "content": "Say hello in one sentence."}]}
+_STORY = {"model": "grok-4.3", "input": "A short story."}
+_EDIT = {"prompt": "Make it blue", "image": {"url": f"data:image/png;base64,{PIXEL}"}}
+_CLIP = {"prompt": "Waves on a beach", "video": {"url": "https://example.com/beach.mp4"}}
+_PENDING = {202: "Not done yet. Ask again in a moment."}
+
+API: dict[tuple[str, str], Operation] = {
+    ("POST", "chat"): Operation("Chat", "Create a chat completion", schemas.CHAT, _streams(_CHAT)),
+    ("GET", "deferred"): Operation("Chat", "Fetch a deferred chat completion, once", more=_PENDING),
+    ("POST", "vision"): Operation(
+        "Chat",
+        "Ask about a picture",
+        schemas.VISION,
+        {"picture": {"image": {"b64_json": PIXEL}, "prompt": "What is in it?"}},
+        "Analysis",
     ),
-    ("GET", "deferred"): Words(
-        "Chat", "Fetch the answer to a deferred chat, once", "ChatCompletion", more={202: _PENDING}
+    ("POST", "tokenize"): Operation(
+        "Chat", "Split a text into tokens", schemas.OBJECT, {"text": {"model": "grok-4.3", "text": "Hello!"}}
     ),
-    ("POST", "vision"): Words(
-        *("Chat", "Ask about a picture", "Analysis", "VisionRequest"),
-        examples={"picture": {"image": {"b64_json": PIXELS}, "prompt": "What is in it?"}},
+    ("POST", "responses"): Operation("Responses", "Create a response", schemas.RESPONSE, _streams(_STORY)),
+    ("GET", "response"): Operation("Responses", "Fetch a stored response"),
+    ("DELETE", "response-delete"): Operation("Responses", "Delete a stored response"),
+    ("POST", "responses-compact"): Operation(
+        "Responses", "Compact a conversation", schemas.COMPACTION, {"conversation": _STORY}
     ),
-    ("POST", "tokenize"): Words(
-        *("Chat", "Cut a text into tokens", "Tokens", "TokenizeRequest"),
-        examples={"text": {"model": "grok-4.3", "text": "Hello, world!"}},
+    ("POST", "messages"): Operation(
+        "Messages", "Create a message", schemas.MESSAGES, _streams(_CHAT | {"max_tokens": 100})
     ),
-    ("POST", "responses"): Words(
-        *("Responses", "Make a response", "Response", "ResponsesRequest", "ResponseEvent"),
-        examples={
-            "whole": {"model": "grok-4.3", "input": "Say hello."},
-            "stream": {"model": "grok-4.3", "input": "Say hello.", "stream": True},
-        },
+    ("POST", "images"): Operation(
+        "Pictures", "Create pictures", schemas.IMAGE, {"one": {"prompt": "A lighthouse at dusk"}}
     ),
-    ("GET", "response"): Words("Responses", "Fetch a stored response", "Response"),
-    ("DELETE", "response-delete"): Words("Responses", "Delete a stored response", "Deleted"),
-    ("POST", "responses-compact"): Words(
-        *("Responses", "Compact a conversation", "Response", "CompactRequest"),
-        examples={"conversation": {"model": "grok-4.3", "input": "A long story."}},
+    ("POST", "images-edits"): Operation("Pictures", "Edit pictures", schemas.IMAGE_EDIT, {"one": _EDIT}),
+    ("POST", "videos"): Operation("Videos", "Start a video", schemas.VIDEO, {"one": _CLIP}),
+    ("GET", "video"): Operation("Videos", "Fetch a video", more=_PENDING),
+    ("POST", "files"): Operation("Files", "Upload a file", schemas.UPLOAD),
+    ("GET", "files"): Operation("Files", "List the key's files"),
+    ("GET", "file"): Operation("Files", "Show a file"),
+    ("DELETE", "file"): Operation("Files", "Delete a file"),
+    ("GET", "file-content"): Operation("Files", "Download a file", answer="", media_type="*/*"),
+    ("POST", "batches"): Operation(
+        "Batches", "Create a batch", schemas.BATCH, {"empty": {"name": "nightly"}}
     ),
-    ("POST", "messages"): Words(
-        *("Messages", "Answer a message", "Message", "MessagesRequest", "MessageEvent"),
-        examples={
-            "whole": _CHAT | {"max_tokens": 100},
-            "stream": _CHAT | {"max_tokens": 100, "stream": True},
-        },
-    ),
-    ("POST", "images"): Words(
-        *("Pictures", "Make pictures", "Images", "ImageRequest"),
-        examples={"one": {"prompt": "A lighthouse at dusk", "response_format": "b64_json"}},
-    ),
-    ("POST", "images-edits"): Words(
-        *("Pictures", "Edit a picture", "Images", "ImageEditRequest"),
-        examples={
-            "one": {"prompt": "Make it blue", "image": {"url": f"data:image/png;base64,{PIXELS}"}},
-        },
-    ),
-    ("POST", "videos"): Words(
-        *("Videos", "Begin a video", "Begun", "VideoRequest"),
-        examples={
-            "one": {"prompt": "Waves on a beach", "video": {"url": "https://example.com/beach.mp4"}},
-        },
-    ),
-    ("GET", "video"): Words("Videos", "Fetch a video", "Video", more={202: _PENDING}),
-    ("POST", "files"): Words("Files", "Upload a file", "File", "FileUpload"),
-    ("GET", "files"): Words("Files", "List the key's files", "Files"),
-    ("GET", "file"): Words("Files", "Show a file", "File"),
-    ("DELETE", "file"): Words("Files", "Delete a file", "Deleted"),
-    ("GET", "file-content"): Words("Files", "Fetch a file's content", media_type="*/*"),
-    ("POST", "batches"): Words(
-        *("Batches", "Make a batch", "Batch", "BatchRequest"), examples={"empty": {"name": "nightly"}}
-    ),
-    ("GET", "batches"): Words("Batches", "List the key's batches", "Batches"),
-    ("GET", "batch"): Words("Batches", "Show a batch", "Batch"),
-    ("POST", "batch-cancel"): Words("Batches", "Cancel a batch", "Batch"),
-    ("POST", "batch-requests"): Words("Batches", "Add requests to a batch", "Page", "BatchItemsRequest"),
-    ("GET", "batch-requests"): Words("Batches", "List a batch's requests", "Page"),
-    ("GET", "batch-results"): Words("Batches", "List a batch's results", "Page"),
-    ("GET", "models"): Words("Models", "List the models", "ModelList"),
-    ("GET", "model"): Words("Models", "Show a model", "Model"),
+    ("GET", "batches"): Operation("Batches", "List the key's batches"),
+    ("GET", "batch"): Operation("Batches", "Show a batch"),
+    ("POST", "batch-cancel"): Operation("Batches", "Cancel a batch"),
+    ("POST", "batch-requests"): Operation("Batches", "Add requests to a batch", schemas.OBJECT),
+    ("GET", "batch-requests"): Operation("Batches", "List the requests of a batch"),
+    ("GET", "batch-results"): Operation("Batches", "List the results of a batch"),
+    ("GET", "models"): Operation("Models", "List the models that the key may use"),
+    ("GET", "model"): Operation("Models", "Show a model"),
     **{
-        ("GET", f"{kind}-models"): Words("Models", f"List or show the {kind} models", "Models")
+        ("GET", f"{kind}-models"): Operation("Models", f"List or show {kind.replace('-', ' ')} models")
         for kind in ("language", "image-generation", "video-generation")
     },
-    ("GET", "usage"): Words("Usage", "What the key may do, and what it has spent", "Usage"),
+    ("GET", "usage"): Operation("Usage", "Show the key's limits and what it has spent", answer="Usage"),
 }
 """By method and name of a row of the table of routes."""
 
-_OPEN = {"since": TEXT, "until": TEXT}
 _READ = (400, 401, 404, 429, 500, 503)
-_WRITE = (*_READ, 408, 413, 415)
-_ADMIN: dict[str, Any] = {"tag": "Admin", "tokens": ("adminToken",)}
-_ROWS: dict[str, Schema] = {
-    **_OPEN,
-    "key": TEXT | {"maxLength": 512},
-    "model": TEXT | {"maxLength": 512},
-    "outcome": {"enum": [str(each) for each in Outcome]},
-    "request_id": TEXT | {"maxLength": 512},
+_WRITE = (400, 401, 404, 408, 409, 413, 415, 429, 500, 503)
+_DAYS = {"since": TEXT, "until": TEXT}
+_FILTERS: dict[str, Schema] = {
+    **_DAYS,
+    **dict.fromkeys("key model request_id".split(), TEXT | {"maxLength": 512}),
+    "outcome": {"enum": [*map(str, Outcome)]},
 }
 _PAGE: dict[str, Schema] = {
-    **_ROWS,
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-    "before": TEXT | {"pattern": "^[0-9a-f]{28}$", "description": "`next` of an earlier page."},
+    "before": describe(TEXT | {"pattern": "^[0-9a-f]{28}$"}, "`next` of the previous page."),
 }
 _BY: Schema = {"enum": ["key", "model", "day", "outcome"], "default": "key"}
+_VIEW: dict[str, Schema] = {
+    "days": {"enum": [7, 30, 90], "default": 30},
+    "by": {"enum": ["key", "model"], "default": "key"},
+}
+_LIMITED = {"name": "reader", "requests": "100/hour", "budget_day": 2.5}
 
-OWN: dict[tuple[str, str], Words] = {
-    ("GET", "/health"): Words("Operation", "The process is alive", "Health", errors=(500,)),
-    ("GET", "/ready"): Words(
-        *("Operation", "The process takes new work", "Readiness"),
-        more={503: "It is about to end and takes no new work."},
-        errors=(500,),
+
+def _admin(
+    summary: str, answer: str, errors: tuple[int, ...] = _READ, body: Schema | None = None, **more: Any
+) -> Operation:
+    return Operation("Admin", summary, body, answer=answer, errors=errors, tokens=("adminToken",), **more)
+
+
+def _operate(summary: str, answer: str = "", errors: tuple[int, ...] = (500,), **more: Any) -> Operation:
+    return Operation("Operation", summary, answer=answer, errors=errors, **more)
+
+
+OWN: dict[tuple[str, str], Operation] = {
+    ("GET", "/health"): _operate("Is the process running?", "Health"),
+    ("GET", "/ready"): _operate(
+        "Does the process accept new requests?", "Readiness", more={503: "It is shutting down."}
     ),
-    ("GET", "/metrics"): Words(
-        *("Operation", "Figures for Prometheus"),
-        tokens=("metricsToken",),
-        media_type="text/plain",
-        errors=(401, 404, 429, 500),
+    ("GET", "/metrics"): _operate(
+        "Metrics for Prometheus", "", (401, 404, 429, 500), tokens=("metricsToken",), media_type="text/plain"
     ),
-    ("GET", "/diagnose/stream"): Words(
-        *("Operation", "A few timed events, by which `flask doctor` tells what proxies do to streams"),
+    ("GET", "/diagnose/stream"): _operate(
+        "A short timed stream that `flask doctor` uses to find proxies that buffer",
+        "",
+        (401, 403, 429, 500, 503),
         media_type="text/event-stream",
         events="DiagnosisEvent",
         tokens=("clientKey", "adminToken"),
-        errors=(401, 403, 429, 500, 503),
     ),
-    ("GET", "/openapi.json"): Words(
-        *("Operation", "This document", "OpenApi"),
-        more={304: "It is still what the client has."},
-        errors=(500,),
+    ("GET", "/openapi.json"): _operate(
+        "This document", "OpenApi", more={304: "Not modified."}, headers=("X-Request-ID", "ETag")
     ),
-    ("GET", "/admin/api/keys"): Words(**_ADMIN, summary="List the keys", answer="Keys", errors=_READ),
-    ("POST", "/admin/api/keys"): Words(
-        **_ADMIN,
-        summary="Make a key",
-        answer="KeyWithSecret",
-        body="NewKey",
-        status=201,
-        errors=(*_WRITE, 409),
-        examples={"limited": {"name": "reader", "requests": "100/hour", "budget_day": 2.5}},
+    ("GET", "/admin/api/keys"): _admin("List the keys", "Keys"),
+    ("POST", "/admin/api/keys"): _admin(
+        "Create a key", "KeyWithSecret", _WRITE, schemas.NEW_KEY, status=201, examples={"limited": _LIMITED}
     ),
-    ("GET", "/admin/api/keys/{name}"): Words(**_ADMIN, summary="Show a key", answer="Key", errors=_READ),
-    ("PATCH", "/admin/api/keys/{name}"): Words(
-        **_ADMIN, summary="Change a key's limits", answer="Key", body="KeyChanges", errors=(*_WRITE, 409)
+    ("GET", "/admin/api/keys/{name}"): _admin("Show a key", "Key"),
+    ("PATCH", "/admin/api/keys/{name}"): _admin("Change a key", "Key", _WRITE, schemas.KEY_CHANGES),
+    ("DELETE", "/admin/api/keys/{name}"): _admin("Revoke a key", "Key"),
+    ("POST", "/admin/api/keys/{name}/rotate"): _admin(
+        "Give a key a new secret", "KeyWithSecret", _WRITE, schemas.ROTATION, body_required=False
     ),
-    ("DELETE", "/admin/api/keys/{name}"): Words(**_ADMIN, summary="Revoke a key", answer="Key", errors=_READ),
-    ("POST", "/admin/api/keys/{name}/rotate"): Words(
-        **_ADMIN,
-        summary="Give a key a new secret",
-        answer="KeyWithSecret",
-        body="Rotation",
-        body_required=False,
-        errors=(*_WRITE, 409),
-    ),
-    ("GET", "/admin/api/ledger"): Words(
-        **_ADMIN, summary="List exchanges, newest first", answer="Ledger", errors=_READ, query=_PAGE
-    ),
-    ("GET", "/admin/api/summary"): Words(
-        **_ADMIN, summary="Sum up whole days", answer="Summary", errors=_READ, query={**_OPEN, "by": _BY}
-    ),
-    ("GET", "/admin/api/overview"): Words(
-        **_ADMIN,
-        summary="The dashboard's figures",
-        answer="Overview",
-        errors=_READ,
-        query={
-            "days": {"enum": [7, 30, 90], "default": 30},
-            "by": {"enum": ["key", "model"], "default": "key"},
-        },
-    ),
-    ("GET", "/admin/api/ledger.csv"): Words(
-        **_ADMIN,
-        summary="Export exchanges",
-        media_type="text/csv",
-        errors=_READ,
-        query=_ROWS,
-    ),
-    ("GET", "/admin/api/streams"): Words(
-        **_ADMIN, summary="List open streams", answer="Streams", errors=(400, 401, 404, 429, 500)
-    ),
-    ("DELETE", "/admin/api/streams/{request_id}"): Words(
-        **_ADMIN,
-        summary="End a stream",
-        answer="Stopped",
-        more={202: "Other workers have it, and have been told."},
-        errors=(*_READ, 409),
+    ("GET", "/admin/api/ledger"): _admin("List exchanges, newest first", "Ledger", query=_FILTERS | _PAGE),
+    ("GET", "/admin/api/summary"): _admin("Sums of whole UTC days", "Summary", query=_DAYS | {"by": _BY}),
+    ("GET", "/admin/api/overview"): _admin("The figures of the dashboard", "Overview", query=_VIEW),
+    ("GET", "/admin/api/ledger.csv"): _admin("Export exchanges", "", media_type="text/csv", query=_FILTERS),
+    ("GET", "/admin/api/streams"): _admin("List open streams", "Streams", (400, 401, 404, 429, 500)),
+    ("DELETE", "/admin/api/streams/{request_id}"): _admin(
+        "End a stream",
+        "Stopped",
+        (*_READ, 409),
+        more={202: "The workers that carry it have been asked to end it."},
     ),
 }
-"""What is no row of the table of routes, by method and path."""
+"""Operations that are not in the table of routes, by method and path."""

@@ -1,13 +1,12 @@
-"""The reference: /openapi.json, and /docs, where Swagger UI shows it and lets one try it.
+"""The reference: /openapi.json, and Swagger UI at /docs.
 
-Swagger UI's files come from the package flask-swagger-ui, of which nothing else is used: its page would run
-a script within the page.
+Swagger UI's files come from the package flask-swagger-ui, whose page is not used: it has an inline script.
 """
 
 from __future__ import annotations
 
 import hashlib
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from flask import Blueprint, Response, current_app, request, send_from_directory
 from grokflask.config import Settings
 from grokflask.errors import RouteNotFoundError
 from grokflask.runtime import VERSION
-from grokflask.web.pages import reply_page
+from grokflask.web.pages import find_asset, keep_assets, reply_page
 from grokflask.web.reference.document import build_document
 
 FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
-"""What of Swagger UI is served."""
+"""The files of Swagger UI that are served."""
 
 CACHE_S = 300
 
@@ -35,7 +34,7 @@ blueprint = Blueprint("reference", __name__)
 
 @blueprint.get("/openapi.json")
 def show_document() -> Response:
-    """The document, or 304 where the client has it."""
+    """The document, or 304 if the client has it."""
     settings: Settings = current_app.extensions["settings"]
     body, tag = render(settings.auth_mode == "open")
     response = Response(body, content_type="application/json")
@@ -47,31 +46,20 @@ def show_document() -> Response:
 
 @blueprint.get("/docs/")
 def show_page() -> Response:
-    """Swagger UI in the frame of all pages."""
-    return reply_page("reference.html", swagger=_find_file)
+    """Swagger UI."""
+    return reply_page("reference.html", swagger=partial(find_asset, folder=_DIRECTORY, prefix="/docs"))
 
 
 @blueprint.get("/docs/<name>")
 def show_file(name: str) -> Response:
-    """One of Swagger UI's files. Raises RouteNotFoundError for any other."""
+    """One of Swagger UI's files. Raises RouteNotFoundError."""
     if name not in FILES:
         raise RouteNotFoundError
-    response = send_from_directory(_DIRECTORY, name, max_age=CACHE_S)
-    if request.args.get("v"):
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
+    return keep_assets(send_from_directory(_DIRECTORY, name, max_age=CACHE_S))
 
 
 @cache
-def render(anybody: bool) -> tuple[bytes, str]:
-    """The document as JSON, and its tag. Made when it is first asked for, and kept."""
-    body = msgspec.json.encode(build_document(VERSION, anybody=anybody))
+def render(is_open: bool) -> tuple[bytes, str]:
+    """The document as JSON, and its ETag."""
+    body = msgspec.json.encode(build_document(VERSION, is_open=is_open))
     return body, hashlib.sha256(body).hexdigest()[:16]
-
-
-@cache
-def _find_file(name: str) -> str:
-    """The path of one of Swagger UI's files, with its content's hash."""
-    digest = hashlib.sha256((_DIRECTORY / name).read_bytes()).hexdigest()
-    return f"/docs/{name}?v={digest[:12]}"

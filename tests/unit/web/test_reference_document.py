@@ -12,7 +12,6 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from grokflask import errors
 from grokflask.protocol.routes import ROUTES
 from grokflask.web.reference.document import build_document
-from grokflask.web.reference.errors import name_response
 from grokflask.web.reference.operations import API
 
 DOCUMENT = build_document("1.2.3")
@@ -77,7 +76,7 @@ UNSEEN = {errors.ConfigError, errors.ClientGoneError, errors.UpstreamStatusError
 )
 def test_every_error_has_its_code_and_status(kind: type[errors.GrokflaskError]) -> None:
     """Each class of the tree that a client may see is an example of its status, and in the table of codes."""
-    told = DOCUMENT["components"]["responses"][name_response(kind.status, "")]
+    told = DOCUMENT["components"]["responses"][f"Error{kind.status}"]
     assert told["content"]["application/json"]["examples"][kind.code]["value"]["error"]["code"] == kind.code
     assert f"| {kind.status} | `{kind.code}` |" in DOCUMENT["info"]["description"]
 
@@ -112,4 +111,4 @@ def test_who_may_call() -> None:
     assert {"anthropicKey": []} in paths["/api/v1/messages"]["post"]["security"]
     assert paths["/admin/api/keys"]["get"]["security"] == [{"adminToken": []}]
     assert paths["/health"]["get"]["security"] == []
-    assert {} in build_document("1", anybody=True)["paths"]["/api/v1/models"]["get"]["security"]
+    assert {} in build_document("1", is_open=True)["paths"]["/api/v1/models"]["get"]["security"]
