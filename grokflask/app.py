@@ -33,10 +33,7 @@ _log = logging.getLogger("grokflask")
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The WSGI application. Assembles, decides nothing.
-
-    Args:
-        settings: from the environment and `.env` when not given.
+    """The WSGI application. `settings` come from the environment and `.env` when not given.
 
     Raises:
         ConfigError: the settings cannot work; it lists every problem.
@@ -45,27 +42,11 @@ def create_app(settings: Settings | None = None) -> Flask:
         try:
             settings = load_settings()
         except ConfigError as error:
-            return _stand_in(error)
+            return _make_doctor_app(error)
     configure_logging(settings.log_level, settings.secrets)
-
-    app = Application("grokflask", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.config["BODY_TIMEOUT_S"] = settings.body_timeout_s
-    app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.url_map.merge_slashes = False  # a doubled slash is a 404, not a redirect
-    if settings.trusted_proxies:
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=settings.trusted_proxies, x_proto=settings.trusted_proxies
-        )
-
-    base_url = settings.upstream_base
-    if settings.uses_sandbox:
-        sandbox = Sandbox(events_per_s=settings.sandbox_events_per_s)
-        app.before_request(sandbox.ensure_running)  # not now: a server may fork after it has made the app
-        app.extensions["sandbox"] = sandbox
-        base_url = sandbox.base_url
-    app.extensions["upstream_name"] = "sandbox" if settings.uses_sandbox else base_url
-    services = build_services(settings, base_url)
+    app = _make_flask(settings)
+    upstream_url = _find_upstream(app, settings)
+    services = build_services(settings, upstream_url)
     app.extensions |= vars(services)
 
     # The order of hooks: request id, who calls, is there room, how often (flask-limiter), view, headers.
@@ -81,14 +62,36 @@ def create_app(settings: Settings | None = None) -> Flask:
         app.register_blueprint(playground.blueprint)
     for group in GROUPS:
         app.cli.add_command(group)
-
-    if not _RUNS_COMMAND:  # a command's output is for its reader alone
-        _announce(settings, base_url, services.key_store)
+    if not _RUNS_COMMAND:  # a command prints its own output only
+        _announce(settings, upstream_url, services.key_store)
     return app
 
 
+def _make_flask(settings: Settings) -> Flask:
+    app = Application("grokflask", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["BODY_TIMEOUT_S"] = settings.body_timeout_s
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.url_map.merge_slashes = False  # a doubled slash is a 404, not a redirect
+    if settings.trusted_proxies:
+        hops = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
+    return app
+
+
+def _find_upstream(app: Flask, settings: Settings) -> str:
+    """The base URL of xAI, or of the built-in sandbox, which starts with the first request."""
+    if not settings.uses_sandbox:
+        app.extensions["upstream_name"] = settings.upstream_base
+        return settings.upstream_base
+    sandbox = Sandbox(events_per_s=settings.sandbox_events_per_s)
+    app.before_request(sandbox.ensure_running)  # not now: a server may fork after it has made the app
+    app.extensions |= {"sandbox": sandbox, "upstream_name": "sandbox"}
+    return sandbox.base_url
+
+
 def _open_dashboard(app: Flask, admin_token: str | None) -> None:
-    """With a token there is a dashboard; without one not even its forms' library is loaded."""
+    """Adds the dashboard if there is a token. Without one, not even its form library is loaded."""
     set_up_sessions(app, admin_token)
     if admin_token is None:
         return
@@ -99,8 +102,8 @@ def _open_dashboard(app: Flask, admin_token: str | None) -> None:
     app.register_blueprint(dashboard.blueprint)
 
 
-def _stand_in(error: ConfigError) -> Flask:
-    """An app for the doctor's use. Raises `error` for all others, for a command without a traceback."""
+def _make_doctor_app(error: ConfigError) -> Flask:
+    """An app for `flask doctor` alone. Raises `error` for everything else; commands print no traceback."""
     if not _RUNS_COMMAND:
         raise error
     if asks_for_doctor():
@@ -109,25 +112,25 @@ def _stand_in(error: ConfigError) -> Flask:
 
 
 def _announce(settings: Settings, base_url: str, store: KeyStore) -> None:
-    """Says at start what this process will do, and what its operator may still have to do."""
+    """Logs how this process is set up, and what its operator still has to do."""
     for warning in find_unknown(os.environ):
         _log.warning(warning)
     upstream = f"the built-in sandbox at {base_url}" if settings.uses_sandbox else base_url
     fields = {"upstream": upstream, "auth": settings.auth_mode, "keys": len(settings.keys)}
     _log.info("ready", extra={"fields": fields})
     if settings.uses_sandbox:
-        _log.warning("no XAI_API_KEY: answers come from the sandbox, they are made up and cost nothing")
+        _log.warning("no XAI_API_KEY: answers come from the sandbox; they are made up and cost nothing")
     if settings.auth_mode == "keys" and not settings.keys and not _has_stored_keys(store):
         _log.warning(
-            "no keys yet, every call gets a 401: make the first with `flask --app wsgi keys create NAME`, "
+            "there are no keys yet, so every call gets a 401: run `flask --app wsgi keys create NAME` "
             "or set GROKFLASK_KEYS=NAME:SECRET"
         )
     if settings.auth_mode == "open" and not settings.uses_sandbox:
-        _log.warning("GROKFLASK_AUTH=open: anybody who reaches this address spends the xAI key's money")
+        _log.warning("GROKFLASK_AUTH=open: everyone who can reach this address spends the xAI key's money")
 
 
 def _has_stored_keys(store: KeyStore) -> bool:
-    """There are keys in the database; taken for granted when it is away, which says so itself."""
+    """There are keys in the database. True if it is unreachable, which is logged elsewhere."""
     try:
         return bool(store.list())
     except StoreUnavailableError:
