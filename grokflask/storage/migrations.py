@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from sqlalchemy import Connection, insert, text
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from grokflask.storage.tables import key_changes, metadata
 
@@ -26,6 +27,27 @@ class DatabaseVersionError(Exception):
 def is_current(connection: Connection) -> bool:
     """Whether the tables are up to date. Raises DBAPIError if there are none."""
     return _read_version(connection) == FIRST_VERSION + len(STEPS)
+
+
+def prepare_tables(connection: Connection, *, create: bool) -> None:
+    """Migrates if necessary, outside a transaction; `create` allows new tables. Up-to-date ones need no lock.
+
+    Raises DatabaseVersionError, and DBAPIError if there are no tables.
+    """
+    try:
+        with connection.begin():
+            if is_current(connection):
+                return
+    except (OperationalError, ProgrammingError):
+        if not create:
+            raise
+        # There are no tables yet; any other cause makes the next statements fail too.
+    connection.info["begin"] = "BEGIN IMMEDIATE"
+    try:
+        with connection.begin():
+            migrate(connection)
+    finally:
+        connection.info.pop("begin", None)
 
 
 def migrate(connection: Connection) -> int:

@@ -250,8 +250,8 @@ def test_a_locked_file_fails_writes_alone(sqlite: Database, sqlite_path: Path, l
         other.execute("ROLLBACK")
     recover(sqlite)
     assert sqlite.outages == 1
-    assert logged.getvalue().count('msg="the database is away"') == 1
-    assert logged.getvalue().count('msg="the database is back"') == 1
+    assert logged.getvalue().count('msg="the database is unavailable"') == 1
+    assert logged.getvalue().count('msg="the database is available again"') == 1
 
 
 def test_a_writer_waits_for_the_lock(sqlite: Database, sqlite_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_the_directory_is_taken_away(sqlite: Database, sqlite_path: Path, logged
     fail(lambda: sqlite.read(count))
     fail(lambda: sqlite.write(add("second")))
     assert not sqlite_path.parent.exists()
-    assert logged.getvalue().count('msg="the database is away"') == 1
+    assert logged.getvalue().count('msg="the database is unavailable"') == 1
     aside.rename(sqlite_path.parent)
     recover(sqlite)
     assert sqlite.read(count) == 2
@@ -401,11 +401,11 @@ def test_postgresql_ends_and_returns(
     getattr(postgres_server, how)()
     fail(lambda: postgres.read(count))
     fail(lambda: postgres.write(add("second")))
-    assert logged.getvalue().count('msg="the database is away"') == 1
+    assert logged.getvalue().count('msg="the database is unavailable"') == 1
     postgres_server.start()
     recover(postgres)
     assert postgres.outages == 1
-    assert logged.getvalue().count('msg="the database is back"') == 1
+    assert logged.getvalue().count('msg="the database is available again"') == 1
 
 
 def test_postgresql_that_hangs(postgres: Database, postgres_server: PostgresServer) -> None:
