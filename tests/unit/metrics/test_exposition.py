@@ -41,7 +41,7 @@ def read(metrics: Metrics | Tallies) -> Samples:
 
 
 def test_an_exchange_is_counted() -> None:
-    """Outcome, tokens by kind, cost in USD, times; what is not known of it adds nothing."""
+    """By outcome, tokens, cost in USD and duration; unknown values add nothing."""
     tallies = Tallies()
     tallies.settled.append(
         make_row(
@@ -96,7 +96,7 @@ def test_counts_kept_elsewhere() -> None:
 
 
 def test_refusals_are_counted_by_code() -> None:
-    """The gateway's own codes, limits among them from the start; anything else is `other`."""
+    """By the gateway's own codes; limits start at 0, and any other code is `other`."""
     tallies = Tallies()
     tallies.answered.extend([("chat", 429, "rate_limit_exceeded")] * 3)
     tallies.answered.extend([("none", 404, "not_found"), ("chat", 400, "made-up"), ("chat", 502, None)])
@@ -122,7 +122,7 @@ def test_refusals_are_counted_by_code() -> None:
     ],
 )
 def test_upstream_errors_are_counted_by_kind(outcome: str, code: str, status: int, kind: str) -> None:
-    """By the gateway's own name for them or upstream's status: its codes are any text."""
+    """By the gateway's own name or upstream's status, because upstream's codes can be any text."""
     tallies = Tallies()
     tallies.settled.append(make_row(outcome, code=code, status=status))
     figures = read(tallies)
@@ -142,8 +142,8 @@ def test_upstream_errors_are_counted_by_kind(outcome: str, code: str, status: in
         ([("upstream_error", "upstream_unreachable"), ("complete", None)], 1),
     ],
 )
-def test_whether_upstream_is_there(rows: list[tuple[str, str | None]], up: int | None) -> None:
-    """As the last exchange has found it that could tell; unknown before that."""
+def test_whether_upstream_can_be_reached(rows: list[tuple[str, str | None]], up: int | None) -> None:
+    """The last exchange that shows it decides; before that the gauge is missing."""
     tallies = Tallies()
     for number, (outcome, code) in enumerate(rows):
         tallies.settled.append(make_row(outcome, code=code, started_at=1000.0 + number, duration_ms=1))
@@ -151,7 +151,7 @@ def test_whether_upstream_is_there(rows: list[tuple[str, str | None]], up: int |
 
 
 def test_names_from_outside_are_bounded() -> None:
-    """So many models and keys have a series of their own; however they are called, they can be read."""
+    """Only a bounded number of models and keys get a series of their own, and any name can be parsed."""
     tallies = Tallies(by_key=True)
     for number in range(500):
         name = f'm{number}"\\\n{{}}é'
@@ -169,7 +169,7 @@ def test_names_from_outside_are_bounded() -> None:
 
 
 def test_delays_of_a_stream() -> None:
-    """Each write counts once; prompt ones are told together, at the end at the latest."""
+    """Each write counts once; prompt ones are counted in batches, the last when the stream ends."""
     tallies = Tallies()
     metrics = Metrics(tallies, lambda: NO_STATES)
     deliveries = Deliveries(tallies)
@@ -189,7 +189,7 @@ def test_delays_of_a_stream() -> None:
 
 
 def test_nothing_is_lost_among_threads() -> None:
-    """Notes from many threads, while others read, are all counted, once."""
+    """Notes from many threads are counted exactly once, also while other threads scrape."""
     tallies = Tallies()
     metrics = Metrics(tallies, lambda: NO_STATES)
 
@@ -232,8 +232,8 @@ def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[Share]:
     close_all_multiprocess_files()  # type: ignore[no-untyped-call]
 
 
-def test_workers_tell_of_each_other(tmp_path: Path, share: Share) -> None:
-    """Any of them tells the sums of counts, histograms and gauges; states as each family's mode says."""
+def test_workers_answer_for_each_other(tmp_path: Path, share: Share) -> None:
+    """Any worker returns the sums of all; gauges are combined by their family's mode."""
     tallies = [Tallies(), Tallies()]
     states: list[States] = [
         {
@@ -266,7 +266,7 @@ def test_workers_tell_of_each_other(tmp_path: Path, share: Share) -> None:
     assert read(workers[1])["grokflask_upstream_up"] == 0
 
 
-def test_shared_or_not_it_says_the_same(tmp_path: Path, share: Share) -> None:
+def test_one_worker_shows_the_same_shared_or_not(tmp_path: Path, share: Share) -> None:
     """One worker's text is the same with a directory and without, to the last sample."""
     states: States = {families.OPEN_STREAMS: {(): 1}, families.BUILD: {("1", "3.11"): 1}}
     tallies = [Tallies(by_key=True), Tallies(by_key=True)]
@@ -324,8 +324,8 @@ def test_files_are_allocated_ahead(tmp_path: Path, share: Share) -> None:
     }
 
 
-def test_the_next_worker_of_a_slot_counts_on(tmp_path: Path, share: Share) -> None:
-    """Counts outlive their worker, in as many files as before; only gauges begin anew."""
+def test_the_next_worker_of_a_slot_continues_its_counts(tmp_path: Path, share: Share) -> None:
+    """Counts outlive their worker, in the same files; only gauges start anew."""
     for number in (1, 2, 3):
         tallies = Tallies()
         tallies.settled.append(make_row(duration_ms=5, cost_ticks=3, model_served="m"))
@@ -342,16 +342,16 @@ def test_the_next_worker_of_a_slot_counts_on(tmp_path: Path, share: Share) -> No
     assert {name.rpartition("_")[2] for name in files} == {"0.db"}
 
 
-def test_without_a_directory_it_tells_of_itself(tmp_path: Path, share: Share) -> None:
-    """A directory that has gone, or cannot be written, costs the sums, not the answer."""
+def test_without_a_directory_a_worker_shows_its_own(tmp_path: Path, share: Share) -> None:
+    """Without a usable directory the worker still answers, with its own counts."""
     tallies = Tallies()
     tallies.answered.append(("chat", 200, None))
     figures = parse_figures(share(tmp_path / "gone", 0, tallies).render().decode())
     assert figures["grokflask_requests_total{route=chat,status=200}"] == 1
 
 
-def test_the_last_figures_are_brought_when_it_closes(tmp_path: Path, share: Share) -> None:
-    """What was counted just before the end is in the files, for others to tell."""
+def test_closing_updates_the_files(tmp_path: Path, share: Share) -> None:
+    """Counts from just before the end are in the files, where other workers find them."""
     tallies = Tallies()
     metrics = share(tmp_path, 0, tallies)
     metrics.start()
