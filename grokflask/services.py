@@ -30,7 +30,7 @@ from grokflask.limits.memory import MemoryCounters
 from grokflask.limits.reconciliation import check_counters
 from grokflask.metrics import families
 from grokflask.metrics.exposition import Metrics
-from grokflask.metrics.families import Figures
+from grokflask.metrics.families import States
 from grokflask.metrics.tallies import Tallies
 from grokflask.replay.recordings import Recordings
 from grokflask.replay.replays import Replays
@@ -184,10 +184,10 @@ def _make_recordings(
 
 def read_states(
     settings: Settings, exchanges: OpenExchanges, database: Database, limits: Limits, writer: LedgerWriter
-) -> Figures:
+) -> States:
     """What /metrics shows of the present: open exchanges, stores, the ledger's queue. Asks no store."""
     store = limits.state
-    figures: Figures = {
+    states: States = {
         families.BUILD: {(VERSION, platform.python_version()): 1},
         families.WORKERS: {(): 1},
         families.DRAINING: {(): int(exchanges.draining)},
@@ -205,6 +205,6 @@ def read_states(
         families.OUTAGES: {("database",): database.outages},
     }
     if settings.redis_url:
-        figures[families.REDIS_UP] = {(): int(store.store != "local")}
-        figures[families.OUTAGES][("redis",)] = store.outages
-    return figures
+        states[families.REDIS_UP] = {(): int(store.store != "local")}
+        states[families.OUTAGES][("redis",)] = store.outages
+    return states

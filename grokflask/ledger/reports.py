@@ -28,7 +28,8 @@ from sqlalchemy import (
 from grokflask.billing.prices import price_saved
 from grokflask.ledger.row import COLUMNS, LedgerRow
 from grokflask.ledger.statements import SUMS
-from grokflask.storage.database import READ_TIMEOUT_S, Database
+from grokflask.storage.database import Database
+from grokflask.storage.outages import READ_TIMEOUT_S
 from grokflask.storage.tables import daily, exchanges
 
 PAGE_ROWS = 1_000

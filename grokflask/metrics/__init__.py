@@ -1,1 +1,1 @@
-"""What is counted while requests are served, and how /metrics shows it for all workers."""
+"""Counts kept while requests are served, and /metrics, which shows them for all workers."""

@@ -1,1 +1,1 @@
-"""Connections to the database and to Redis, and the tables with their migrations."""
+"""Access to the database and to Redis, and the database's tables with their versions."""

@@ -1,4 +1,4 @@
-"""Connections to Redis that give up soon and never retry: a limit must not make a request hang."""
+"""Connections to Redis that give up soon and never retry, so that a limit cannot make a request hang."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TIMEOUT_S = 0.2
 CONNECTIONS = 32
 
 WAIT_S = 2.0
-"""How long a request waits for one of the connections. A burst of a thousand has them all in use for longer
-than a step may take, and is no outage: if Redis is away, those that have a connection will find out."""
+"""How long a request waits for a connection. A burst of a thousand requests keeps all of them busy for longer
+than TIMEOUT_S, and that is not an outage: if Redis is unavailable, the requests with a connection notice."""
 
 
 def open_pool(url: str) -> BlockingConnectionPool:
-    """A pool for `url` that connects when it is first used. No step of it takes longer than TIMEOUT_S."""
+    """A pool for `url` that connects on first use. Connecting and each answer are limited to TIMEOUT_S."""
     return BlockingConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS,
@@ -33,9 +33,9 @@ def open_pool(url: str) -> BlockingConnectionPool:
 
 
 def prepare(client: Redis, folder: Path, *files: str) -> Callable[[Sequence[str], Sequence[Any]], Any]:
-    """A function that runs the Lua script made of these files of `folder`, joined in this order.
+    """Returns a function that runs the Lua script made of these files of `folder`, joined in this order.
 
-    The function raises StoreUnavailableError.
+    That function raises StoreUnavailableError.
     """
     text = "\n".join((folder / f"{name}.lua").read_text("utf-8") for name in files)
     script = client.register_script(text)

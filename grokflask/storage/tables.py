@@ -1,8 +1,21 @@
-"""The database's tables, for writing queries. `migrations` is what makes them."""
+"""The database's tables and indexes: `migrations` creates them, and queries are written with them."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    text,
+)
 
 metadata = MetaData()
 
@@ -19,28 +32,29 @@ keys = Table(
     Column("budget_day_ticks", BigInteger),
     Column("budget_month_ticks", BigInteger),
     Column("models", Text, nullable=False),  # a JSON list
-    Column("tools", Text, nullable=False),  # all, client or none
+    Column("tools", Text, nullable=False, server_default="all"),  # all, client or none
 )
-"""Keys, without their secrets. Times are epoch seconds."""
+"""Keys without their secrets. Times are epoch seconds."""
 
 key_secrets = Table(
     "key_secrets",
     metadata,
-    Column("sha256", Text, primary_key=True),  # of the secret, in hex: the secret itself is nowhere
-    Column("key_name", Text, nullable=False),
+    Column("sha256", Text, primary_key=True),  # of the secret, in hex: the secret itself is not stored
+    Column("key_name", Text, ForeignKey("keys.name"), nullable=False),
     Column("hint", Text, nullable=False),  # its first and last characters, for people
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double),
+    Index("key_secrets_by_key", "key_name"),
 )
 """A key's secrets: one, or two while it is being rotated."""
 
 key_changes = Table(
     "key_changes",
     metadata,
-    Column("id", Integer, primary_key=True),  # 1
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
     Column("number", BigInteger, nullable=False),
 )
-"""How often any key has been changed: while that stands still, what was read of all of them holds."""
+"""One row with the number of changes to keys. Keys that were read are valid until it increases."""
 
 exchanges = Table(
     "exchanges",
@@ -69,9 +83,19 @@ exchanges = Table(
     Column("estimated", Boolean, nullable=False),
     Column("bytes_out", BigInteger),
     Column("upstream_request_id", Text),
-    Column("server_tools", BigInteger),
+    Column("server_tools", BigInteger),  # calls of xAI's own tools, which are billed apart from tokens
+    # Ids are in the order of time, so the newest rows of a key need no sorting.
+    Index("exchanges_by_key", "key", "id"),
+    Index("exchanges_by_request", "request_id", "id"),
+    Index("exchanges_by_day", "day"),
+    Index(
+        "exchanges_open",
+        "worker",
+        sqlite_where=text("outcome IS NULL"),
+        postgresql_where=text("outcome IS NULL"),
+    ),
 )
-"""The ledger: a row for each exchange, open while `outcome` is null. LedgerRow's fields, and its day."""
+"""The ledger: a row for each exchange, open while `outcome` is null. The fields of LedgerRow, and its day."""
 
 daily = Table(
     "daily",
@@ -88,8 +112,17 @@ daily = Table(
     Column("cost_ticks", BigInteger, nullable=False),
     Column("estimated_ticks", BigInteger, nullable=False),  # the part of cost_ticks that is an estimate
     Column("bytes_out", BigInteger, nullable=False),
+    Index("daily_by_day", "day"),
 )
-"""Sums of settled rows, kept in the transaction that settles them: what is asked often never counts rows."""
+"""Sums of settled rows, updated in the transaction that settles them. Frequent queries read these sums."""
+
+retention = Table(
+    "retention",
+    metadata,
+    Column("id", Integer, CheckConstraint("id = 1"), primary_key=True, autoincrement=False),
+    Column("complete_since", Text, nullable=False),
+)
+"""One row with the first day of which all rows are kept. Retention has deleted rows of earlier days."""
 
 workers = Table(
     "workers",
@@ -99,7 +132,7 @@ workers = Table(
     Column("host", Text, nullable=False),
     Column("pid", Integer, nullable=False),
 )
-"""Processes that write to the ledger, and when each was last heard of."""
+"""Processes that write to the ledger, and when each last reported."""
 
 owned = Table(
     "owned",
@@ -111,5 +144,6 @@ owned = Table(
     Column("made_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("billed_at", Double),  # when its cost was booked, if that comes later
+    Index("owned_by_end", "expires_at"),
 )
-"""Which key made what upstream keeps. Times are epoch seconds."""
+"""Which key created what upstream keeps. Times are epoch seconds."""

@@ -193,8 +193,8 @@ def test_keys_while_the_database_is_away(
             assert ask(gateway, fixed) == (200, None)
     wait_for(lambda: ask(gateway, unseen) == (200, None), "the database to be asked again")
     wait_for(lambda: ask(gateway, wrong) == (401, "invalid_api_key"), "wrong keys to be known as such")
-    gateway.server.wait_for_line("the database is away")
-    gateway.server.wait_for_line("the database is back")
+    gateway.server.wait_for_line("the database is unavailable")
+    gateway.server.wait_for_line("the database is available again")
 
 
 def test_starting_without_a_database(
@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written(
         DATABASE_URL=f"sqlite:///{tmp_path}/file/ledger.db", GROKFLASK_KEYS=f"env:{CLIENT_KEY}"
     )
     assert ask(gateway, {"Authorization": f"Bearer {CLIENT_KEY}"}) == (200, None)
-    gateway.server.wait_for_line("the database is away")
+    gateway.server.wait_for_line("the database is unavailable")
     assert gateway.read_ready()["database"]["state"] == "away"
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from support.figures import parse_figures
 
 from grokflask.delivery.clients import ClientWatcher, Departure
 from grokflask.delivery.relay import Relay
@@ -27,7 +28,7 @@ from grokflask.errors import (
     UpstreamStatusError,
     UpstreamTimeoutError,
 )
-from grokflask.metrics.families import EVENT_DELAY, HEARTBEATS, Distribution
+from grokflask.metrics.exposition import Metrics
 from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.protocol.usage import Settlement, Usage
 
@@ -671,12 +672,11 @@ def test_delays_and_heartbeats_are_told() -> None:
     for item in exchange.relay:
         exchange.clock.now += 0.2 if item == frame(chunk("b")) else 0.0005
     exchange.relay.close()
-    figures = exchange.tallies.read()
-    delays = figures[EVENT_DELAY][()]
-    assert isinstance(delays, Distribution)
-    assert (delays.counts[0], sum(delays.counts)) == (2, 3)
-    assert delays.sum == pytest.approx(0.2 + 2 * 0.0005)
-    assert figures[HEARTBEATS][()] == 3
+    figures = parse_figures(Metrics(exchange.tallies, dict).render().decode())
+    assert figures["grokflask_event_delay_seconds_bucket{le=0.001}"] == 2
+    assert figures["grokflask_event_delay_seconds_count"] == 3
+    assert figures["grokflask_event_delay_seconds_sum"] == pytest.approx(0.2 + 2 * 0.0005)
+    assert figures["grokflask_heartbeats_total"] == 3
 
 
 def test_heartbeats_come_while_upstream_sends_only_comments() -> None:

@@ -1,4 +1,4 @@
-"""Metrics: what is counted, what is told of it, and how workers tell of each other."""
+"""Metrics: what is counted, what /metrics shows of it, and how workers answer for each other."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.values import close_all_multiprocess_files
 from support.figures import Samples, parse_figures
 
 from grokflask.errors import Outcome
 from grokflask.ledger.row import LedgerRow, make_id
 from grokflask.metrics import families
 from grokflask.metrics.exposition import Metrics
-from grokflask.metrics.families import Dated, Figures
+from grokflask.metrics.families import CODES, FAMILIES, LIMIT_CODES, States
 from grokflask.metrics.tallies import (
     BATCH_WRITES,
-    CODES,
-    LIMIT_CODES,
     MAX_KEYS,
     MAX_MODELS,
     Deliveries,
     Tallies,
 )
 
-NO_STATES: Figures = {}
+NO_STATES: States = {}
 
 
 def make_row(outcome: str = "complete", **fields: object) -> LedgerRow:
@@ -34,13 +33,15 @@ def make_row(outcome: str = "complete", **fields: object) -> LedgerRow:
     return row
 
 
-def read(tallies: Tallies, states: Figures = NO_STATES) -> Samples:
-    """What a process that shares nothing tells."""
-    return parse_figures(Metrics(tallies, lambda: states).render().decode())
+def read(metrics: Metrics | Tallies) -> Samples:
+    """The samples of a process; with tallies alone, of one that shares nothing."""
+    if isinstance(metrics, Tallies):
+        metrics = Metrics(metrics, lambda: NO_STATES)
+    return parse_figures(metrics.render().decode())
 
 
 def test_an_exchange_is_counted() -> None:
-    """Outcome, tokens by kind, cost in USD, times; what is not known of it adds nothing."""
+    """By outcome, tokens, cost in USD and duration; unknown values add nothing."""
     tallies = Tallies()
     tallies.settled.append(
         make_row(
@@ -71,18 +72,31 @@ def test_an_exchange_is_counted() -> None:
     assert not any(name.startswith("grokflask_key_") for name in figures)
 
 
-def test_figures_go_on() -> None:
-    """What has been told is counted further, not anew; nothing is counted twice by being told."""
+def test_each_note_is_counted_once() -> None:
+    """Counts continue after a scrape, and a scrape adds nothing to them."""
     tallies = Tallies()
+    metrics = Metrics(tallies, lambda: NO_STATES)
     name = "grokflask_requests_total{route=chat,status=200}"
     for number in (1, 2, 3):
         tallies.answered.append(("chat", 200, None))
-        assert read(tallies)[name] == number
-    assert read(tallies)[name] == 3
+        assert read(metrics)[name] == number
+    assert read(metrics)[name] == 3
+
+
+def test_counts_kept_elsewhere() -> None:
+    """A counter among the states is set, not added up; a gauge follows its state."""
+    states: States = {families.OUTAGES: {("redis",): 0}, families.LEDGER_QUEUED: {(): 7}}
+    metrics = Metrics(Tallies(), lambda: states)
+    for outages, queued in ((0, 7), (2, 0), (2, 3)):
+        states[families.OUTAGES]["redis",] = outages
+        states[families.LEDGER_QUEUED][()] = queued
+        figures = read(metrics)
+        assert figures["grokflask_outages_total{store=redis}"] == outages
+        assert figures["grokflask_ledger_queued_rows"] == queued
 
 
 def test_refusals_are_counted_by_code() -> None:
-    """The gateway's own codes, limits among them from the start; anything else is `other`."""
+    """By the gateway's own codes; limits start at 0, and any other code is `other`."""
     tallies = Tallies()
     tallies.answered.extend([("chat", 429, "rate_limit_exceeded")] * 3)
     tallies.answered.extend([("none", 404, "not_found"), ("chat", 400, "made-up"), ("chat", 502, None)])
@@ -108,7 +122,7 @@ def test_refusals_are_counted_by_code() -> None:
     ],
 )
 def test_upstream_errors_are_counted_by_kind(outcome: str, code: str, status: int, kind: str) -> None:
-    """By the gateway's own name for them or upstream's status: its codes are any text."""
+    """By the gateway's own name or upstream's status, because upstream's codes can be any text."""
     tallies = Tallies()
     tallies.settled.append(make_row(outcome, code=code, status=status))
     figures = read(tallies)
@@ -128,8 +142,8 @@ def test_upstream_errors_are_counted_by_kind(outcome: str, code: str, status: in
         ([("upstream_error", "upstream_unreachable"), ("complete", None)], 1),
     ],
 )
-def test_whether_upstream_is_there(rows: list[tuple[str, str | None]], up: int | None) -> None:
-    """As the last exchange has found it that could tell; unknown before that."""
+def test_whether_upstream_can_be_reached(rows: list[tuple[str, str | None]], up: int | None) -> None:
+    """The last exchange that shows it decides; before that the gauge is missing."""
     tallies = Tallies()
     for number, (outcome, code) in enumerate(rows):
         tallies.settled.append(make_row(outcome, code=code, started_at=1000.0 + number, duration_ms=1))
@@ -137,7 +151,7 @@ def test_whether_upstream_is_there(rows: list[tuple[str, str | None]], up: int |
 
 
 def test_names_from_outside_are_bounded() -> None:
-    """So many models and keys have a series of their own; however they are called, they can be read."""
+    """Only a bounded number of models and keys get a series of their own, and any name can be parsed."""
     tallies = Tallies(by_key=True)
     for number in range(500):
         name = f'm{number}"\\\n{{}}é'
@@ -155,26 +169,27 @@ def test_names_from_outside_are_bounded() -> None:
 
 
 def test_delays_of_a_stream() -> None:
-    """Each write counts once; prompt ones are told together, at the end at the latest."""
+    """Each write counts once; prompt ones are counted in batches, the last when the stream ends."""
     tallies = Tallies()
+    metrics = Metrics(tallies, lambda: NO_STATES)
     deliveries = Deliveries(tallies)
     for _ in range(BATCH_WRITES + 1):
         deliveries.note(0.0005)
     deliveries.note(0.3)
     deliveries.note_heartbeat()
-    figures = read(tallies)
+    figures = read(metrics)
     assert figures["grokflask_event_delay_seconds_bucket{le=0.001}"] == BATCH_WRITES
     assert figures["grokflask_event_delay_seconds_bucket{le=0.5}"] == BATCH_WRITES + 1
     assert figures["grokflask_heartbeats_total"] == 1
     deliveries.report()
     deliveries.report()
-    figures = read(tallies)
+    figures = read(metrics)
     assert figures["grokflask_event_delay_seconds_count"] == BATCH_WRITES + 2
     assert figures["grokflask_event_delay_seconds_sum"] == pytest.approx((BATCH_WRITES + 1) * 0.0005 + 0.3)
 
 
 def test_nothing_is_lost_among_threads() -> None:
-    """Notes from many threads, while others read, are all counted, once."""
+    """Notes from many threads are counted exactly once, also while other threads scrape."""
     tallies = Tallies()
     metrics = Metrics(tallies, lambda: NO_STATES)
 
@@ -201,11 +216,12 @@ Share = Callable[..., Metrics]
 
 
 @pytest.fixture
-def share() -> Iterator[Share]:
+def share(monkeypatch: pytest.MonkeyPatch) -> Iterator[Share]:
     """Makes workers' metrics that share a directory."""
     made: list[Metrics] = []
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nonexistent")  # what sharing sets ends with the test
 
-    def make(directory: Path, slot: int, tallies: Tallies, states: Figures = NO_STATES) -> Metrics:
+    def make(directory: Path, slot: int, tallies: Tallies, states: States = NO_STATES) -> Metrics:
         made.append(Metrics(tallies, lambda: states))
         made[-1].share(str(directory), slot)
         return made[-1]
@@ -213,26 +229,26 @@ def share() -> Iterator[Share]:
     yield make
     for metrics in made:
         metrics.close(5)
+    close_all_multiprocess_files()  # type: ignore[no-untyped-call]
 
 
-def test_workers_tell_of_each_other(tmp_path: Path, share: Share) -> None:
-    """Any of them tells the sums of counts, histograms and gauges; states as each family's mode says."""
+def test_workers_answer_for_each_other(tmp_path: Path, share: Share) -> None:
+    """Any worker returns the sums of all; gauges are combined by their family's mode."""
     tallies = [Tallies(), Tallies()]
-    states: list[Figures] = [
+    states: list[States] = [
         {
             families.OPEN_STREAMS: {(): 3},
             families.DATABASE_UP: {(): 1},
-            families.UPSTREAM_UP: {(): Dated(0, 5)},
         },
         {
             families.OPEN_STREAMS: {(): 4},
             families.DATABASE_UP: {(): 0},
-            families.UPSTREAM_UP: {(): Dated(1, 6)},
         },
     ]
     workers = [share(tmp_path, number, tallies[number], states[number]) for number in (0, 1)]
     for number in (0, 1):
-        tallies[number].settled.extend([make_row(duration_ms=700, cost_ticks=10**10, model_served="m")] * 2)
+        row = make_row(duration_ms=700, cost_ticks=10**10, model_served="m", started_at=1000.0 + number)
+        tallies[number].settled.extend([row] * 2)
         workers[number].render()
     seen = [parse_figures(worker.render().decode()) for worker in workers]
     assert seen[0] == seen[1]
@@ -244,44 +260,98 @@ def test_workers_tell_of_each_other(tmp_path: Path, share: Share) -> None:
     assert seen[0]["grokflask_open_streams"] == 7
     assert seen[0]["grokflask_database_up"] == 0
     assert seen[0]["grokflask_upstream_up"] == 1
+    row = make_row("upstream_error", code="upstream_unreachable", started_at=1002.0)
+    tallies[0].settled.append(row)
+    workers[0].render()
+    assert read(workers[1])["grokflask_upstream_up"] == 0
 
 
-def test_shared_or_not_it_says_the_same(tmp_path: Path, share: Share) -> None:
+def test_one_worker_shows_the_same_shared_or_not(tmp_path: Path, share: Share) -> None:
     """One worker's text is the same with a directory and without, to the last sample."""
+    states: States = {families.OPEN_STREAMS: {(): 1}, families.BUILD: {("1", "3.11"): 1}}
+    tallies = [Tallies(by_key=True), Tallies(by_key=True)]
+    for each in tallies:
+        each.settled.append(
+            make_row(duration_ms=700, ttft_ms=20, cost_ticks=5, model_served="m", total_tokens=2)
+        )
+        each.answered.append(("chat", 200, None))
+    alone = Metrics(tallies[0], lambda: states).render().decode()
+    shared = share(tmp_path, 0, tallies[1], states).render().decode()
+    assert parse_figures(shared) == parse_figures(alone)
+    heads = [[line for line in text.splitlines() if line.startswith("# ")] for text in (shared, alone)]
+    assert heads[0] == heads[1]
+
+
+def test_apps_in_one_process_are_apart(tmp_path: Path, share: Share) -> None:
+    """Each app counts for itself, in its memory or in its own server's directory."""
+    tallies = [Tallies() for _ in range(4)]
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    apps = [
+        *(Metrics(each, lambda: NO_STATES) for each in tallies[:2]),
+        *(share(folder, 0, each) for folder, each in zip(folders, tallies[2:], strict=True)),
+    ]
+    for number, each in enumerate(tallies, start=1):
+        each.answered.extend([("chat", 200, None)] * number)
+        each.settled.append(make_row())
+    name = "grokflask_requests_total{route=chat,status=200}"
+    assert [read(app)[name] for app in apps] == [1, 2, 3, 4]
+    assert [read(app)["grokflask_upstream_up"] for app in apps] == [1] * 4
+
+
+def test_files_are_allocated_ahead(tmp_path: Path, share: Share) -> None:
+    """The disk has room for all counters when the worker starts, and no file is added or grows."""
+
+    def measure() -> dict[str, tuple[int, int]]:
+        return {path.name: (path.stat().st_size, path.stat().st_blocks * 512) for path in tmp_path.iterdir()}
+
     tallies = Tallies(by_key=True)
-    tallies.settled.append(
-        make_row(duration_ms=700, ttft_ms=20, cost_ticks=5, model_served="m", total_tokens=2)
-    )
-    tallies.answered.append(("chat", 200, None))
-    states: Figures = {families.OPEN_STREAMS: {(): 1}, families.BUILD: {("1", "3.11"): 1}}
-    alone = parse_figures(Metrics(tallies, lambda: states).render().decode())
-    assert parse_figures(share(tmp_path, 0, tallies, states).render().decode()) == alone
+    states: States = {family: {(): 1} for family in FAMILIES if family.kind == "gauge" and not family.labels}
+    metrics = share(tmp_path, 3, tallies, states)
+    allocated = measure()
+    assert all(size > 0 and room >= size for size, room in allocated.values())
+    for number in range(2 * MAX_KEYS):
+        name = f"{number:04d}".ljust(64, "x")  # as long as a key's name may be
+        for outcome in Outcome:
+            tallies.settled.append(
+                make_row(outcome.value, key=name, model_served=name, cost_ticks=1, prompt_tokens=1, ttft_ms=1)
+            )
+    metrics.render()
+    assert measure().keys() == allocated.keys(), "prometheus_client names its files in another way now"
+    assert {name: size for name, (size, _) in measure().items()} == {
+        name: size for name, (size, _) in allocated.items()
+    }
 
 
-def test_the_next_worker_of_a_slot_counts_on(tmp_path: Path, share: Share) -> None:
-    """Counts outlive their worker, in as many files as before; only gauges begin anew."""
+def test_the_next_worker_of_a_slot_continues_its_counts(tmp_path: Path, share: Share) -> None:
+    """Counts outlive their worker, in the same files; only gauges start anew."""
     for number in (1, 2, 3):
         tallies = Tallies()
-        tallies.settled.append(make_row(duration_ms=5))
-        metrics = share(tmp_path, 0, tallies, {families.OPEN_STREAMS: {(): 2}})
+        tallies.settled.append(make_row(duration_ms=5, cost_ticks=3, model_served="m"))
+        states: States = {families.OPEN_STREAMS: {(): 2}, families.OUTAGES: {("redis",): 1}}
+        metrics = share(tmp_path, 0, tallies, states)
+        metrics.render()
         figures = parse_figures(metrics.render().decode())
         assert figures["grokflask_exchanges_total{outcome=complete,route=chat}"] == number
         assert figures["grokflask_exchange_duration_seconds_count{stream=false}"] == number
+        assert figures["grokflask_cost_usd_total{model=m}"] == pytest.approx(3e-10 * number)
+        assert figures["grokflask_outages_total{store=redis}"] == number
         assert figures["grokflask_open_streams"] == 2
         files = {path.name for path in tmp_path.iterdir()}
     assert {name.rpartition("_")[2] for name in files} == {"0.db"}
 
 
-def test_without_a_directory_it_tells_of_itself(tmp_path: Path, share: Share) -> None:
-    """A directory that has gone, or cannot be written, costs the sums, not the answer."""
+def test_without_a_directory_a_worker_shows_its_own(tmp_path: Path, share: Share) -> None:
+    """Without a usable directory the worker still answers, with its own counts."""
     tallies = Tallies()
     tallies.answered.append(("chat", 200, None))
     figures = parse_figures(share(tmp_path / "gone", 0, tallies).render().decode())
     assert figures["grokflask_requests_total{route=chat,status=200}"] == 1
 
 
-def test_the_last_figures_are_brought_when_it_closes(tmp_path: Path, share: Share) -> None:
-    """What was counted just before the end is in the files, for others to tell."""
+def test_closing_updates_the_files(tmp_path: Path, share: Share) -> None:
+    """Counts from just before the end are in the files, where other workers find them."""
     tallies = Tallies()
     metrics = share(tmp_path, 0, tallies)
     metrics.start()

@@ -1,4 +1,4 @@
-"""The way to the database: many threads and processes at once, and every way in which it can be away."""
+"""Access to the database: many threads and processes at once, and every kind of outage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.processes import ROOT, wait_for
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.storage.database import Database
-from grokflask.storage.migrations import MIGRATIONS
+from grokflask.storage.migrations import FIRST_VERSION
 from grokflask.storage.tables import metadata, workers
 
 BOUND_S = 5.0
@@ -46,7 +46,7 @@ TABLES = ("workers", "schema_version")
 
 
 def fail(use: Callable[[], object]) -> StoreUnavailableError:
-    """`use` says in bounded time that the database is away."""
+    """`use` reports in bounded time that the database is unavailable."""
     began = time.monotonic()
     with pytest.raises(StoreUnavailableError) as caught:
         use()
@@ -63,7 +63,7 @@ def works(use: Callable[[], object]) -> bool:
 
 
 def recover(database: Database) -> None:
-    """Reads and writes work again, by themselves."""
+    """Reads and writes work again without help."""
     wait_for(lambda: works(lambda: database.read(count)), "reads to work again")
     wait_for(lambda: works(lambda: database.write(add(f"again-{time.time()}"))), "writes to work again")
     assert database.state == "up"
@@ -93,7 +93,7 @@ def postgres(postgres_server: PostgresServer) -> Iterator[Database]:
 
 
 def test_tables_are_what_the_code_thinks(database: Database) -> None:
-    """The steps make exactly the columns that the tables in the code have."""
+    """A new database has exactly the columns that the tables in the code have."""
 
     def look(connection: Connection) -> None:
         found = inspect(connection)
@@ -102,7 +102,7 @@ def test_tables_are_what_the_code_thinks(database: Database) -> None:
             assert names == [column.name for column in table.columns]
 
     database.read(look, timeout_s=20)
-    assert database.upgrade() == len(MIGRATIONS)
+    assert database.upgrade() == FIRST_VERSION
 
 
 def test_nothing_is_opened_before_the_first_use(sqlite_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_nothing_is_opened_before_the_first_use(sqlite_path: Path) -> None:
 
 
 def test_threads_write_at_once(database: Database) -> None:
-    """8 threads with 25 changes each: all of them are there, none twice."""
+    """8 threads with 25 changes each: every change happens once."""
 
     def work(thread: int) -> None:
         for number in range(25):
@@ -143,7 +143,7 @@ database.close()
 
 
 def test_processes_open_a_new_database_at_once(database_url: str) -> None:
-    """4 processes meet on an empty database: each step runs once, and all that they write is there."""
+    """4 processes open an empty database: one creates the tables, and no write is lost."""
     started = [
         subprocess.Popen(
             [sys.executable, "-c", WORK, database_url, str(number)],
@@ -166,11 +166,11 @@ def test_processes_open_a_new_database_at_once(database_url: str) -> None:
     with closing(Database(database_url)) as database:
         assert database.read(count) == 100
         versions = database.read(lambda c: c.execute(text("SELECT version FROM schema_version")).all())
-        assert sorted(versions) == [(number + 1,) for number in range(len(MIGRATIONS))]
+        assert [tuple(row) for row in versions] == [(FIRST_VERSION,)]
 
 
 def test_a_fork_uses_connections_of_its_own(database: Database) -> None:
-    """After a fork both sides go on, and the child's end does not harm the parent's connections."""
+    """After a fork both processes work, and the child's exit does not harm the parent's connections."""
     database.write(add("before"))
     child = os.fork()
     if child == 0:
@@ -188,7 +188,7 @@ def test_a_fork_uses_connections_of_its_own(database: Database) -> None:
 
 
 def test_reads_do_not_wait_for_a_writer(database: Database) -> None:
-    """While a transaction writes, others read what was there before it."""
+    """While a transaction writes, others read the state before it."""
     database.write(add("first"))
 
     def change(connection: Connection) -> int:
@@ -200,7 +200,7 @@ def test_reads_do_not_wait_for_a_writer(database: Database) -> None:
 
 
 def test_a_change_happens_whole_or_not_at_all(database: Database) -> None:
-    """What a change did before it failed is undone."""
+    """A change that fails is undone."""
 
     def change(connection: Connection) -> None:
         add("first")(connection)
@@ -211,8 +211,8 @@ def test_a_change_happens_whole_or_not_at_all(database: Database) -> None:
     assert database.read(count) == 0
 
 
-def test_the_askers_own_faults_are_no_outage(database: Database) -> None:
-    """A row that exists, a value out of range and bad SQL come as they are; the database stays up."""
+def test_errors_of_the_query_are_no_outage(database: Database) -> None:
+    """A duplicate row, a value out of range and bad SQL raise their own errors, and are no outage."""
     database.write(add("first"))
     with pytest.raises(IntegrityError):
         database.write(add("first"))
@@ -224,8 +224,8 @@ def test_the_askers_own_faults_are_no_outage(database: Database) -> None:
     assert (database.state, database.outages) == ("up", 0)
 
 
-def test_a_slow_question_is_no_outage(database: Database) -> None:
-    """A read that takes too long ends in time, and nobody else is held up."""
+def test_a_slow_query_is_no_outage(database: Database) -> None:
+    """A read that takes too long ends in time, and delays no others."""
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
     query = endless if database.is_sqlite else "SELECT pg_sleep(60)"
     database.read(count)
@@ -235,20 +235,8 @@ def test_a_slow_question_is_no_outage(database: Database) -> None:
     assert database.read(count) == 0
 
 
-def test_tables_of_a_later_version(database: Database, database_url: str) -> None:
-    """Old code leaves a newer database alone and says why."""
-    database.upgrade()
-    later = text("INSERT INTO schema_version (version, applied_at) VALUES (999, 0)")
-    database.write(lambda connection: connection.execute(later).rowcount)
-    with closing(Database(database_url)) as old:
-        error = fail(lambda: old.read(count))
-        assert error.detail is not None
-        assert "use a newer one" in error.detail
-        assert old.state == "away"
-
-
 def test_a_locked_file_fails_writes_alone(sqlite: Database, sqlite_path: Path, logged: io.StringIO) -> None:
-    """Somebody who keeps SQLite's lock holds writers up for their timeout, and readers not at all."""
+    """A process that keeps SQLite's lock stops writers until their timeout, but not readers."""
     sqlite.write(add("first"))
     with closing(sqlite3.connect(sqlite_path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -262,12 +250,12 @@ def test_a_locked_file_fails_writes_alone(sqlite: Database, sqlite_path: Path, l
         other.execute("ROLLBACK")
     recover(sqlite)
     assert sqlite.outages == 1
-    assert logged.getvalue().count('msg="the database is away"') == 1
-    assert logged.getvalue().count('msg="the database is back"') == 1
+    assert logged.getvalue().count('msg="the database is unavailable"') == 1
+    assert logged.getvalue().count('msg="the database is available again"') == 1
 
 
 def test_a_writer_waits_for_the_lock(sqlite: Database, sqlite_path: Path) -> None:
-    """A lock that is given back within the timeout is no outage."""
+    """A lock that is released within the timeout is no outage."""
     sqlite.write(add("first"))
     with closing(sqlite3.connect(sqlite_path, isolation_level=None, check_same_thread=False)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -280,7 +268,7 @@ def test_a_writer_waits_for_the_lock(sqlite: Database, sqlite_path: Path) -> Non
 
 
 def test_a_file_that_is_locked_whole(sqlite: Database, sqlite_path: Path) -> None:
-    """Who takes the file for himself makes reads fail too, in bounded time, until he lets go."""
+    """An exclusive lock makes reads fail too, in bounded time, until it is released."""
     sqlite.write(add("first"))
     sqlite.close()
     with closing(sqlite3.connect(sqlite_path, isolation_level=None)) as other:
@@ -291,13 +279,13 @@ def test_a_file_that_is_locked_whole(sqlite: Database, sqlite_path: Path) -> Non
 
 
 def test_the_directory_is_taken_away(sqlite: Database, sqlite_path: Path, logged: io.StringIO) -> None:
-    """A directory that is gone is an outage, until it is there again with all that was in it."""
+    """A missing directory is an outage until it is back."""
     sqlite.write(add("first"))
     aside = sqlite_path.parent.rename(sqlite_path.parent.with_name("aside"))
     fail(lambda: sqlite.read(count))
     fail(lambda: sqlite.write(add("second")))
     assert not sqlite_path.parent.exists()
-    assert logged.getvalue().count('msg="the database is away"') == 1
+    assert logged.getvalue().count('msg="the database is unavailable"') == 1
     aside.rename(sqlite_path.parent)
     recover(sqlite)
     assert sqlite.read(count) == 2
@@ -305,9 +293,9 @@ def test_the_directory_is_taken_away(sqlite: Database, sqlite_path: Path, logged
 
 
 def test_the_file_is_taken_away(sqlite: Database, sqlite_path: Path) -> None:
-    """A file that is gone is an outage: a new one would be without keys, and nobody's would be right.
+    """A missing file is an outage: a new one would contain no keys, and all callers would be refused.
 
-    A process that starts then makes a new one, and so it can be had.
+    A process that starts later creates a new one.
     """
     sqlite.write(add("first"))
     sqlite_path.unlink()
@@ -324,7 +312,7 @@ def test_the_file_is_taken_away(sqlite: Database, sqlite_path: Path) -> None:
 
 
 def test_the_tables_are_taken_away(database: Database) -> None:
-    """Tables that are gone, while a backup is being restored, say, are an outage until they are there."""
+    """Missing tables, for example during a restore, are an outage until they are back."""
     database.write(add("first"))
 
     def rename(old: str, new: str) -> Callable[[Connection], object]:
@@ -345,7 +333,7 @@ def test_the_tables_are_taken_away(database: Database) -> None:
 
 @pytest.mark.parametrize("name", ["a b.db", "ü?x=1#y%20.db", "c'\"d.db"])
 def test_files_with_any_name(tmp_path: Path, name: str) -> None:
-    """The path is taken as it stands, whatever it would mean in a URI."""
+    """The path is taken literally, whatever its characters mean in a URI."""
     url = URL.create("sqlite", database=f"{tmp_path}/{name}").render_as_string()
     with closing(Database(url)) as database:
         database.write(add("first"))
@@ -354,7 +342,7 @@ def test_files_with_any_name(tmp_path: Path, name: str) -> None:
 
 
 def test_a_file_that_is_no_database(sqlite: Database, sqlite_path: Path) -> None:
-    """Rubbish in the file's place is an outage, not a crash, and left as it is."""
+    """A file that is no database is an outage, not a crash, and stays unchanged."""
     sqlite_path.parent.mkdir()
     sqlite_path.write_text("no database " * 1000)
     fail(lambda: sqlite.read(count))
@@ -398,7 +386,7 @@ print("done")
 
 
 def test_a_full_disk(sqlite_path: Path) -> None:
-    """Where nothing more fits in, writes fail whole and reads go on; with room again all is well."""
+    """On a full disk writes fail as a whole and reads work; with room again both work."""
     command = [sys.executable, "-c", FILL, f"sqlite:///{sqlite_path}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.stdout == "done\n", done.stderr
@@ -408,20 +396,20 @@ def test_a_full_disk(sqlite_path: Path) -> None:
 def test_postgresql_ends_and_returns(
     postgres: Database, postgres_server: PostgresServer, how: str, logged: io.StringIO
 ) -> None:
-    """A stopped or killed server is an outage with one line, and its return needs no help."""
+    """A stopped or killed server is one outage with one log line, and ends without help."""
     postgres.write(add("first"))
     getattr(postgres_server, how)()
     fail(lambda: postgres.read(count))
     fail(lambda: postgres.write(add("second")))
-    assert logged.getvalue().count('msg="the database is away"') == 1
+    assert logged.getvalue().count('msg="the database is unavailable"') == 1
     postgres_server.start()
     recover(postgres)
     assert postgres.outages == 1
-    assert logged.getvalue().count('msg="the database is back"') == 1
+    assert logged.getvalue().count('msg="the database is available again"') == 1
 
 
 def test_postgresql_that_hangs(postgres: Database, postgres_server: PostgresServer) -> None:
-    """A server that stands still with its connections open is away in about the timeout."""
+    """A server that hangs with open connections is unavailable after about the timeout."""
     postgres.write(add("first"))
     postgres_server.pause()
     fail(lambda: postgres.read(count))
@@ -431,7 +419,7 @@ def test_postgresql_that_hangs(postgres: Database, postgres_server: PostgresServ
 
 
 def test_postgresql_that_hangs_from_the_start(postgres: Database, postgres_server: PostgresServer) -> None:
-    """The same where no connection has been open before."""
+    """The same without an earlier connection."""
     postgres_server.pause()
     fail(lambda: postgres.read(count))
     fail(lambda: postgres.write(add("first"), timeout_s=0.5))
@@ -440,7 +428,7 @@ def test_postgresql_that_hangs_from_the_start(postgres: Database, postgres_serve
 
 
 def test_connections_that_died_in_the_pool(postgres: Database, postgres_server: PostgresServer) -> None:
-    """Kept connections that have died meanwhile are replaced without anybody's noticing."""
+    """Pooled connections that have died are replaced, and callers do not notice."""
     name = postgres._url.database
     kill = sql.SQL("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}").format(
         sql.Literal(name)
@@ -456,7 +444,7 @@ def test_connections_that_died_in_the_pool(postgres: Database, postgres_server: 
 
 
 def test_postgresql_that_only_reads(postgres: Database, postgres_server: PostgresServer) -> None:
-    """A server that takes no writes is away for these alone."""
+    """A read-only server is unavailable for writes alone."""
     postgres.write(add("first"))
     name = sql.Identifier(str(postgres._url.database))
     alter = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
@@ -472,7 +460,7 @@ def test_postgresql_that_only_reads(postgres: Database, postgres_server: Postgre
 
 
 def test_transactions_in_each_others_way(postgres: Database) -> None:
-    """Of two that wait for each other PostgreSQL ends one, which is done again."""
+    """Of two transactions in a deadlock PostgreSQL ends one, which is tried again."""
     postgres.write(add("a"))
     postgres.write(add("b"))
     both = threading.Barrier(2)
@@ -537,10 +525,10 @@ print(f"{longest:.3f} {time.monotonic() - began:.3f}")
 
 
 def test_greenlets_and_the_hub(database: Database, database_url: str) -> None:
-    """Under gevent 40 greenlets read and write at once, and the hub turns while somebody holds the lock.
+    """Under gevent 40 greenlets read and write at once, and the hub runs while a lock is held.
 
-    The lock is held for two seconds; the hub may not have stood still for half of that. As in the gateway
-    SQLite has threads of its own.
+    The lock is held for two seconds, and the hub may not stall for half of that. As in the gateway, SQLite
+    has its own threads.
     """
     database.upgrade()
     with closing(HeldLock(database)) as lock:
@@ -558,7 +546,7 @@ def test_greenlets_and_the_hub(database: Database, database_url: str) -> None:
 
 
 class HeldLock:
-    """Keeps others from writing to `workers`, from a thread, until told otherwise."""
+    """Keeps others from writing to `workers`, from a thread, until it is released."""
 
     def __init__(self, database: Database) -> None:
         self._free = threading.Event()
@@ -592,5 +580,5 @@ class HeldLock:
     [("sqlite:///x.db", True), ("postgres://u:p@h/d", False), ("postgresql://u:p@h/d", False)],
 )
 def test_urls(url: str, is_sqlite: bool) -> None:
-    """Heroku's spelling of PostgreSQL is understood too."""
+    """Heroku's URLs work too."""
     assert Database(url).is_sqlite is is_sqlite

@@ -1,115 +1,118 @@
-"""The tables' history: old databases with data come up to date, once and whole."""
+"""The tables' versions: new databases, existing ones, and those that this code cannot use."""
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import ProgrammingError
 
 from grokflask.errors import StoreUnavailableError
-from grokflask.ledger.reports import check_daily, summarize
+from grokflask.storage import migrations
 from grokflask.storage.database import Database
-from grokflask.storage.migrations import MIGRATIONS, is_current, migrate
-
-OLD_ROW = text(
-    "INSERT INTO exchanges (id, request_id, key, route, model, started_at, day, worker, stream, outcome, "
-    "model_served, prompt_tokens, cost_ticks, estimated, bytes_out) "
-    "VALUES (:id, 'r', :key, 'chat', 'grok-4', 0, '2026-01-01', 'w', :no, :outcome, :served, 10, :cost, "
-    ":estimated, NULL)"
-)
+from grokflask.storage.migrations import FIRST_VERSION, is_current, migrate
+from grokflask.storage.tables import metadata
 
 
-def make_old(connection: Connection, steps: int) -> None:
-    """What an installation of that age has."""
-    connection.execute(
-        text(
-            "CREATE TABLE schema_version (version INTEGER PRIMARY KEY, applied_at DOUBLE PRECISION NOT NULL)"
-        )
-    )
-    for number, step in enumerate(MIGRATIONS[:steps], start=1):
-        step(connection)
-        connection.execute(text("INSERT INTO schema_version VALUES (:number, 0)"), {"number": number})
+def read_versions(database: Database) -> list[int]:
+    query = text("SELECT version FROM schema_version ORDER BY version")
+    return list(database.read(lambda c: c.execute(query).scalars().all(), timeout_s=20))
 
 
-def use_bare(database: Database) -> Database:
-    """The database without the tables that its first use has made."""
+def set_version(database: Database, version: int) -> None:
+    query = text("UPDATE schema_version SET version = :version")
+    database.write(lambda c: c.execute(query, {"version": version}).rowcount)
 
-    def drop(connection: Connection) -> None:
-        tables = ("key_secrets", "keys", "key_changes", "exchanges", "workers", "daily", "retention")
-        for table in (*tables, "owned", "schema_version"):
-            connection.execute(text(f"DROP TABLE {table}"))
+
+def test_a_new_database(database: Database) -> None:
+    """The first use creates all tables and notes the version; a second upgrade changes nothing."""
+    assert database.upgrade() == database.upgrade() == FIRST_VERSION
+    assert database.read(is_current)
+    assert read_versions(database) == [FIRST_VERSION]
+    names = database.read(lambda c: inspect(c).get_table_names(), timeout_s=20)
+    assert set(names) == {*metadata.tables, "schema_version"}
+    found = database.read(lambda c: c.execute(text("SELECT id, number FROM key_changes")).all())
+    assert [tuple(row) for row in found] == [(1, 0)]
+
+
+def test_a_new_step(database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes an existing database once, and a new one never: its tables are created with the change."""
+
+    def add_column(connection: Connection) -> None:
+        connection.execute(text("ALTER TABLE workers ADD COLUMN added TEXT"))
 
     database.upgrade()
+    monkeypatch.setattr(migrations, "STEPS", (add_column,))
+    assert not database.read(is_current)
+    assert database.upgrade() == database.upgrade() == FIRST_VERSION + 1
+    assert database.read(is_current)
+    assert read_versions(database) == [FIRST_VERSION, FIRST_VERSION + 1]
+    database.read(lambda c: c.execute(text("SELECT added FROM workers")).all())
+    with closing(Database(database_url)) as again:
+        assert read_versions(again) == [FIRST_VERSION, FIRST_VERSION + 1]
+
+    def drop(connection: Connection) -> None:
+        metadata.drop_all(connection)
+        connection.execute(text("DROP TABLE schema_version"))
+
     database.write(drop)
-    return database
+    assert database.upgrade() == FIRST_VERSION + 1
+    assert read_versions(database) == [FIRST_VERSION + 1]
+    columns = database.read(lambda c: inspect(c).get_columns("workers"), timeout_s=20)
+    assert "added" not in [column["name"] for column in columns]
 
 
-def test_each_step_runs_once(database: Database) -> None:
-    """A second migration changes nothing, and the versions are noted."""
-    assert database.upgrade() == len(MIGRATIONS)
-    assert database.upgrade() == len(MIGRATIONS)
-    assert database.read(is_current)
-    versions = database.read(lambda c: c.execute(text("SELECT version FROM schema_version")).scalars().all())
-    assert sorted(versions) == list(range(1, len(MIGRATIONS) + 1))
+def test_a_step_that_fails_leaves_no_trace(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All missing steps run in one transaction: if one fails, none has happened."""
+
+    def succeed(connection: Connection) -> None:
+        connection.execute(text("ALTER TABLE workers ADD COLUMN added TEXT"))
+
+    def fail(connection: Connection) -> None:
+        connection.execute(text("ALTER TABLE nowhere ADD COLUMN added TEXT"))
+
+    database.upgrade()
+    monkeypatch.setattr(migrations, "STEPS", (succeed, fail))
+    with pytest.raises((StoreUnavailableError, ProgrammingError)) as caught:
+        database.upgrade()
+    assert "nowhere" in str(getattr(caught.value, "detail", None) or caught.value)
+    monkeypatch.undo()
+    with closing(Database(database._url.render_as_string(hide_password=False))) as other:
+        assert read_versions(other) == [FIRST_VERSION]
+        columns = other.read(lambda c: inspect(c).get_columns("workers"), timeout_s=20)
+        assert "added" not in [column["name"] for column in columns]
 
 
-def test_an_old_ledger_gets_its_sums(database: Database) -> None:
-    """Rows that were there before the sums are in them afterwards; open ones are not."""
-    rows = [
-        {
-            "id": "a",
-            "key": "alice",
-            "outcome": "complete",
-            "served": "grok-4-0709",
-            "cost": 5,
-            "estimated": False,
-        },
-        {
-            "id": "b",
-            "key": "alice",
-            "outcome": "complete",
-            "served": "grok-4-0709",
-            "cost": 6,
-            "estimated": True,
-        },
-        {"id": "c", "key": "alice", "outcome": "complete", "served": None, "cost": None, "estimated": False},
-        {"id": "d", "key": "bob", "outcome": "lost", "served": None, "cost": 7, "estimated": True},
-        {"id": "e", "key": "bob", "outcome": None, "served": None, "cost": 8, "estimated": True},
-    ]
+def test_a_table_in_the_way(database: Database) -> None:
+    """A database with tables of someone else gets none of ours, and keeps its own."""
 
-    def age(connection: Connection) -> None:
-        make_old(connection, 2)
-        connection.execute(OLD_ROW, [{**row, "no": False} for row in rows])
-
-    use_bare(database).write(age)
-    assert database.write(migrate) == len(MIGRATIONS)
-    sums = summarize(database, None, None, by="model")
-    assert [(each.name, each.exchanges, each.cost_ticks, each.estimated_ticks) for each in sums] == [
-        ("grok-4", 2, 7, 7),
-        ("grok-4-0709", 2, 11, 6),
-    ]
-    assert check_daily(database) == []
-
-
-@pytest.mark.parametrize("steps", range(len(MIGRATIONS) + 1))
-def test_from_every_age(database: Database, steps: int) -> None:
-    """A database of any version becomes one of the last."""
-    use_bare(database).write(lambda connection: make_old(connection, steps))
-    assert database.write(migrate) == len(MIGRATIONS)
-    assert database.read(is_current)
-    assert check_daily(database) == []
-
-
-def test_a_step_that_fails_leaves_no_trace(database: Database) -> None:
-    """All missing steps happen in one transaction: with a table in the way none does."""
-
-    def age(connection: Connection) -> None:
-        make_old(connection, 2)
+    def make_foreign(connection: Connection) -> None:
+        metadata.drop_all(connection)
+        connection.execute(text("DROP TABLE schema_version"))
         connection.execute(text("CREATE TABLE daily (obstacle INTEGER)"))
 
-    use_bare(database).write(age)
+    database.upgrade()
+    database.write(make_foreign)
     with pytest.raises((StoreUnavailableError, ProgrammingError)) as caught:  # SQLite tells no difference
         database.write(migrate)
     assert "daily" in str(getattr(caught.value, "detail", None) or caught.value)
-    version = database.read(lambda c: c.execute(text("SELECT max(version) FROM schema_version")).scalar_one())
-    assert version == 2
+    assert database.read(lambda c: inspect(c).get_table_names(), timeout_s=20) == ["daily"]
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"), [(FIRST_VERSION - 1, "set DATABASE_URL to a new one"), (999, "use a newer one")]
+)
+def test_a_version_that_cannot_be_used(
+    database: Database, database_url: str, version: int, remedy: str
+) -> None:
+    """The error says what to do, and nothing is changed."""
+    database.upgrade()
+    set_version(database, version)
+    with closing(Database(database_url)) as other:
+        with pytest.raises(StoreUnavailableError) as caught:
+            other.read(is_current)
+        assert caught.value.detail is not None
+        assert remedy in caught.value.detail
+        assert other.state == "away"
+    assert read_versions(database) == [version]
