@@ -15,12 +15,12 @@
     │   ├── MethodNotAllowedError   405 method_not_allowed
     │   ├── BodyTimeoutError        408 body_timeout
     │   ├── KeyExistsError          409 key_exists
-    │   ├── KeyInUseError           409 idempotency_key_in_use
+    │   ├── IdempotencyKeyInUseError  409 idempotency_key_in_use
     │   ├── StreamElsewhereError    409 stream_elsewhere: of a process that cannot be told to end it
     │   ├── StreamGoneError         410 stream_gone: there is nothing to go on with
     │   ├── BodyTooLargeError       413 body_too_large
     │   ├── MediaTypeError          415 unsupported_media_type
-    │   ├── KeyReusedError          422 idempotency_key_reused
+    │   ├── IdempotencyKeyReusedError 422 idempotency_key_reused
     │   ├── RateLimitError          429 rate_limit_exceeded
     │   │   ├── TokenLimitError         429 token_limit_exceeded
     │   │   ├── TooManyStreamsError     429 too_many_streams
@@ -229,7 +229,7 @@ class StreamElsewhereError(ClientError):
     default_message = "Another worker has this stream, and without Redis it cannot be told."
 
 
-class KeyInUseError(ClientError):
+class IdempotencyKeyInUseError(ClientError):
     """A request with this Idempotency-Key is running, and its answer cannot be read along.
 
     The status is the one of draft-ietf-httpapi-idempotency-key-header, the code is Stripe's.
@@ -243,7 +243,7 @@ class KeyInUseError(ClientError):
         super().__init__(message, headers={"Retry-After": "1"})
 
 
-class KeyReusedError(ClientError):
+class IdempotencyKeyReusedError(ClientError):
     """The Idempotency-Key belongs to a request with another body, or to another route.
 
     The status is the one of draft-ietf-httpapi-idempotency-key-header.

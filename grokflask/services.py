@@ -32,8 +32,8 @@ from grokflask.metrics import families
 from grokflask.metrics.exposition import Metrics
 from grokflask.metrics.families import Figures
 from grokflask.metrics.tallies import Tallies
+from grokflask.replay.idempotency import Idempotency
 from grokflask.replay.recordings import Recordings
-from grokflask.replay.replays import Replays
 from grokflask.replay.shared import SharedRecordings
 from grokflask.runtime import VERSION, Background
 from grokflask.storage.database import Database
@@ -65,7 +65,7 @@ class Services:
     metrics: Metrics
     background: Background
     gateway: Gateway
-    replays: Replays
+    idempotency: Idempotency
     checks: list[Callable[[bool], list[Drift]]]
 
 
@@ -113,7 +113,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, tallies=tallies)
     metrics = Metrics(tallies, lambda: read_states(settings, gateway.exchanges, database, limits, writer))
     recordings = _make_recordings(settings, pool, lambda: writer.worker)
-    replays = Replays(gateway, recordings, clients, settings)
+    idempotency = Idempotency(gateway, recordings, clients, settings)
     return Services(
         settings=settings,
         upstream=upstream,
@@ -128,9 +128,9 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         ownership=ownership,
         tallies=tallies,
         metrics=metrics,
-        background=Background(replays, limits, writer, metrics),
+        background=Background(idempotency, limits, writer, metrics),
         gateway=gateway,
-        replays=replays,
+        idempotency=idempotency,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],
     )
 

@@ -13,7 +13,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from grokflask.errors import KeyInUseError, KeyReusedError, StreamGoneError, TooManyStreamsError
+from grokflask.errors import (
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
+    StreamGoneError,
+    TooManyStreamsError,
+)
 from grokflask.replay.recording import Failure, Place, Recording
 from grokflask.runtime import get_pid
 
@@ -98,8 +103,8 @@ class Recordings:
         `make` makes a new one, and is None where only an old one will do; `enter` makes its reader.
 
         Raises:
-            KeyReusedError: the name is another request's.
-            KeyInUseError: the recording runs, and has been given up.
+            IdempotencyKeyReusedError: the name is another request's.
+            IdempotencyKeyInUseError: the recording runs, and has been given up.
             StreamGoneError: there is none and none is to be made.
             TooManyStreamsError: it has as many readers as it may.
         """
@@ -113,9 +118,9 @@ class Recordings:
                 recording = self._by_name[name] = make()
                 self._running.add(recording)
             elif recording.fingerprint != fingerprint:
-                raise KeyReusedError
+                raise IdempotencyKeyReusedError
             elif recording.given_up:
-                raise KeyInUseError
+                raise IdempotencyKeyInUseError
             elif len(recording.readers) >= MAX_READERS:
                 raise TooManyStreamsError("Too many clients read this answer.", headers={"Retry-After": "1"})
             reader = enter(recording)

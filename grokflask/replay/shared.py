@@ -12,7 +12,12 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from grokflask.errors import KeyInUseError, KeyReusedError, StoreUnavailableError, StreamGoneError
+from grokflask.errors import (
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
+    StoreUnavailableError,
+    StreamGoneError,
+)
 from grokflask.replay.follower import RecordingFollower
 from grokflask.replay.publisher import RecordingPublisher
 from grokflask.replay.recording import Failure, Place, Recording
@@ -98,9 +103,9 @@ class SharedRecordings:
                 self._to_publish.set()
             return reader, first
         if found.kind == "reused":
-            raise KeyReusedError
+            raise IdempotencyKeyReusedError
         if found.kind == "in use":
-            raise KeyInUseError
+            raise IdempotencyKeyInUseError
         if found.kind == "gone":
             raise StreamGoneError
         reader = self._follower.read(name, found, fingerprint, enter)

@@ -16,7 +16,7 @@ from grokflask.delivery.spool import Spool
 from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey
 from grokflask.protocol.routes import PREFIXES, ROUTES, Route
-from grokflask.replay.replays import Repetition, Replays
+from grokflask.replay.idempotency import Idempotency, IdempotencyHeaders
 from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import drop_body, read_body, read_upload
 from grokflask.web.current import get_app, get_notes, get_request
@@ -105,14 +105,14 @@ def _read_query(route: Route, asked: Request) -> str:
 
 
 def _open_once(app: Flask, given: Headers, key: ApiKey, wanted: ClientRequest) -> Reply | StreamReply:
-    """The answer to a request that may be a repetition."""
-    replays: Replays = app.extensions["replays"]
-    repetition = Repetition(
+    """The answer to a request with an Idempotency-Key."""
+    idempotency: Idempotency = app.extensions["idempotency"]
+    headers = IdempotencyHeaders(
         given["Idempotency-Key"],
         resume=given.get("X-Stream-Resume", "").lower() == "true",
         last_event_id=given.get("Last-Event-ID", ""),
     )
-    return replays.open(key, wanted, repetition)
+    return idempotency.open(key, wanted, headers)
 
 
 _ANSWERS: dict[str, Callable[[], Response]] = {"usage": show_usage}

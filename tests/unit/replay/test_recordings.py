@@ -13,8 +13,8 @@ from support.processes import wait_for
 from grokflask.delivery.terms import HEARTBEAT
 from grokflask.errors import (
     ClientGoneError,
-    KeyInUseError,
-    KeyReusedError,
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
     RecordingLostError,
     ShuttingDownError,
     StreamGoneError,
@@ -164,7 +164,7 @@ def test_other_requests_are_turned_away() -> None:
     """Another fingerprint is another request; where only an old one will do, none is begun."""
     bench = Bench()
     bench.record(EVENTS[0])
-    with pytest.raises(KeyReusedError):
+    with pytest.raises(IdempotencyKeyReusedError):
         bench.claim(fingerprint="g")
     with pytest.raises(StreamGoneError):
         bench.claim("b", only_old=True)
@@ -334,7 +334,7 @@ def test_given_up() -> None:
     recording = first.recording
     bench.register.keep(recording, event)
     assert recording.given_up
-    with pytest.raises(KeyInUseError):
+    with pytest.raises(IdempotencyKeyInUseError):
         bench.claim()
     writer = in_thread(lambda: bench.register.keep(recording, event))
     wait_for(lambda: recording.end == 4 * len(event), "the fourth event")

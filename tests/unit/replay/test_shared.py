@@ -12,8 +12,8 @@ from support.processes import RedisServer, find_free_port, wait_for
 
 from grokflask.errors import (
     GrokflaskError,
-    KeyInUseError,
-    KeyReusedError,
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
     StoreUnavailableError,
     StreamGoneError,
     UpstreamError,
@@ -189,7 +189,7 @@ def test_turned_away(pair: tuple[Worker, Worker]) -> None:
     """Another request under the name, and one that only goes on where nothing is."""
     carrier, other = pair
     carrier.begin(EVENTS[0])
-    with pytest.raises(KeyReusedError):
+    with pytest.raises(IdempotencyKeyReusedError):
         other.claim(fingerprint="g")
     with pytest.raises(StreamGoneError):
         other.claim("b", only_old=True)
@@ -208,7 +208,7 @@ def test_given_up(pair: tuple[Worker, Worker]) -> None:
     def turned_away() -> bool:
         try:
             other.leave(other.claim()[0])
-        except KeyInUseError:
+        except IdempotencyKeyInUseError:
             return True
         return False
 

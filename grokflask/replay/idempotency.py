@@ -46,8 +46,8 @@ _log = logging.getLogger("grokflask.replay")
 
 
 @dataclass(frozen=True, slots=True)
-class Repetition:
-    """What a request's headers say of repetition.
+class IdempotencyHeaders:
+    """A request's headers for idempotency and resume.
 
     Attributes:
         key: its Idempotency-Key.
@@ -74,7 +74,7 @@ class _Log:
         _log.info("replay", extra={"fields": {**fields, "outcome": outcome, "bytes_out": bytes_out}})
 
 
-class Replays:
+class Idempotency:
     """Opens requests that may be repeated. One for each process.
 
     Args:
@@ -98,16 +98,17 @@ class Replays:
         self._settings = settings
         self._clock = clock
 
-    def open(self, key: ApiKey, request: ClientRequest, repetition: Repetition) -> Reply | StreamReply:
+    def open(self, key: ApiKey, request: ClientRequest, headers: IdempotencyHeaders) -> Reply | StreamReply:
         """The answer to `request`, or to the one that it repeats.
 
-        Raises what `Gateway.open` does, or did for the first; KeyReusedError, KeyInUseError, StreamGoneError.
+        Raises what `Gateway.open` does, or did for the first request; IdempotencyKeyReusedError,
+        IdempotencyKeyInUseError, StreamGoneError.
         """
         if not self._settings.replay_bytes:
             return self._gateway.open(key, request)
         log = _Log(request.request_id, key.name, request.route.name)
         try:
-            reader, first = self._claim(key, request, repetition)
+            reader, first = self._claim(key, request, headers)
         except GrokflaskError as error:
             log.write(None, error.code, 0)
             raise
@@ -116,7 +117,7 @@ class Replays:
             reader.on_close.append(lambda: log.write(of, reader.outcome, reader.bytes_out))
         try:
             self._seat(reader, request)
-            return self._carry(key, request, reader) if first else self._attach(reader, repetition)
+            return self._carry(key, request, reader) if first else self._attach(reader, headers)
         except BaseException as error:
             if first:
                 failure = error if isinstance(error, GrokflaskError) else GrokflaskError()
@@ -126,15 +127,15 @@ class Replays:
             reader.close()
             raise
 
-    def _claim(self, key: ApiKey, request: ClientRequest, repetition: Repetition) -> tuple[Reader, bool]:
+    def _claim(self, key: ApiKey, request: ClientRequest, headers: IdempotencyHeaders) -> tuple[Reader, bool]:
         """A reader of the key's recording, and whether the exchange is still to be begun."""
-        if not 1 <= len(repetition.key) <= MAX_KEY_CHARS or not repetition.key.isprintable():
+        if not 1 <= len(headers.key) <= MAX_KEY_CHARS or not headers.key.isprintable():
             text = f"Idempotency-Key must have 1 to {MAX_KEY_CHARS} printable characters."
             raise InvalidRequestError(text, param="Idempotency-Key")
         settings = self._settings
-        name = _digest(key.limit_id, repetition.key)
+        name = _digest(key.limit_id, headers.key)
         print_ = _take_fingerprint(request)
-        grace_s = settings.resume_grace_s if repetition.resume else LINGER_S
+        grace_s = settings.resume_grace_s if headers.resume else LINGER_S
 
         def make() -> Recording:
             return Recording(secrets.token_hex(6), name, print_, request.request_id, max(grace_s, LINGER_S))
@@ -144,7 +145,7 @@ class Replays:
                 recording,
                 dialect=request.route.dialect,
                 wants_json=request.wants_json,
-                with_ids=repetition.resume,
+                with_ids=headers.resume,
                 heartbeat_s=settings.heartbeat_s,
                 on_heartbeat=self._gateway.tallies.note_heartbeat,
                 clock=self._clock,
@@ -152,7 +153,7 @@ class Replays:
             reader.on_close.append(lambda: self._recordings.leave(recording, reader))
             return reader
 
-        return self._recordings.claim(name, print_, None if repetition.last_event_id else make, enter)
+        return self._recordings.claim(name, print_, None if headers.last_event_id else make, enter)
 
     def _seat(self, reader: Reader, request: ClientRequest) -> None:
         """A reader has a place of its own in the gateway, for its connection outlasts the exchange."""
@@ -207,17 +208,17 @@ class Replays:
             self._recordings.end(recording, complete=relay.complete and not failure, failure=failure)
             relay.close()
 
-    def _attach(self, reader: Reader, repetition: Repetition) -> Reply | StreamReply:
+    def _attach(self, reader: Reader, headers: IdempotencyHeaders) -> Reply | StreamReply:
         """A repeated request: the answer of the first, from its beginning or from where its client was."""
         head = reader.wait_for_head()
-        headers = {**head.headers, "Idempotent-Replayed": "true"}
+        shown = {**head.headers, "Idempotent-Replayed": "true"}
         if head.stream:
-            if repetition.last_event_id:
-                reader.seek(repetition.last_event_id)
-            return StreamReply(reader, headers)
+            if headers.last_event_id:
+                reader.seek(headers.last_event_id)
+            return StreamReply(reader, shown)
         body = reader.read_body()
         reader.close()
-        return Reply(head.status, body, headers)
+        return Reply(head.status, body, shown)
 
     def start(self) -> None:
         """Starts what runs beside the requests. Once for each process."""
