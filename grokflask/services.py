@@ -34,7 +34,6 @@ from grokflask.metrics.families import Figures
 from grokflask.metrics.tallies import Tallies
 from grokflask.replay.idempotency import Idempotency
 from grokflask.replay.recordings import Recordings
-from grokflask.replay.shared import SharedRecordings
 from grokflask.runtime import VERSION, Background
 from grokflask.storage.database import Database
 from grokflask.upstream.client import UpstreamClient
@@ -157,18 +156,20 @@ def _make_counters(settings: Settings, pool: ConnectionPool | None) -> Counters:
 
 def _make_recordings(
     settings: Settings, pool: ConnectionPool | None, worker: Callable[[], str]
-) -> Recordings | SharedRecordings:
-    total_bytes, keep_s = settings.replay_total_bytes, settings.replay_keep_s
-    kept_here_s = keep_s if pool is None else 0
-    own = Recordings(max_bytes=settings.replay_bytes, total_bytes=total_bytes, keep_s=kept_here_s)
-    if pool is None:
-        return own
-    from redis import Redis
+) -> Recordings:
+    store = None
+    if pool is not None:
+        from redis import Redis
 
-    from grokflask.replay.redis import RedisRecordings
+        from grokflask.replay.redis import RedisRecordings
 
-    store = RedisRecordings(Redis(connection_pool=pool))
-    return SharedRecordings(own, store, total_bytes=total_bytes, keep_s=keep_s, worker=worker)
+        store = RedisRecordings(Redis(connection_pool=pool), worker)
+    return Recordings(
+        max_bytes=settings.replay_bytes,
+        total_bytes=settings.replay_total_bytes,
+        keep_s=settings.replay_keep_s,
+        store=store,
+    )
 
 
 def read_states(

@@ -1,9 +1,9 @@
-"""At most one exchange for each Idempotency-Key: whoever repeats a request reads the answer of the first.
+"""At most one exchange for each Idempotency-Key: a repeated request gets the answer of the first one.
 
-The first request with a key is carried by the gateway as any other, but its answer goes into a recording,
-and its client reads that; so does everybody who sends the key again, while the exchange runs or after it.
-The relay knows none of them: it has a client that takes all at once, and leaves when the last of them has
-left. An attached request has a line in the log but no row in the ledger, for it is no exchange.
+The gateway carries the first request as any other, but its answer goes into a recording. The first client
+reads that recording, and so does every client that repeats the request, during the exchange or afterwards. To
+the relay the recording is a client that takes everything at once, and leaves when its last reader has left. A
+repeated request has a line in the log but no row in the ledger, because it is no exchange.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import hashlib
 import logging
 import re
 import secrets
-import time
 from _thread import start_new_thread
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -28,18 +26,18 @@ from grokflask.errors import GrokflaskError, InvalidRequestError, RecordingLostE
 from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey
 from grokflask.replay.reader import Reader
-from grokflask.replay.recording import Head, Recording, describe
-from grokflask.replay.recordings import LINGER_S, Recordings
-from grokflask.replay.shared import SharedRecordings
+from grokflask.replay.recording import Ending, Head, Recording, fail
+from grokflask.replay.recordings import Recordings
 from grokflask.shaping.request import ClientRequest
 from grokflask.sockets import limit_sending
 
-MAX_KEY_CHARS = 255
-"""As many characters has a key at the most (Stripe's limit)."""
+MAX_KEY_CHARS = 255  #: Stripe's limit
 
-_STALE = ("x-ratelimit-", "x-request-id")
-"""Headers of the first answer, by their beginnings, that would not be true of a repeated one."""
+LINGER_S = 0.55
+"""How long an exchange continues after its last client has left: SDKs wait half a second before they retry.
+With the watcher's interval it still ends within a second."""
 
+_STALE = ("x-ratelimit-", "x-request-id")  #: prefixes of headers that would be wrong in a repeated answer
 _BOUNDARY = re.compile(r'(?i)boundary="?([!-~ ]{1,70}?)"?(?:;|$)')
 
 _log = logging.getLogger("grokflask.replay")
@@ -47,211 +45,176 @@ _log = logging.getLogger("grokflask.replay")
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyHeaders:
-    """A request's headers for idempotency and resume.
+    """A request's headers for idempotency and resume."""
 
-    Attributes:
-        key: its Idempotency-Key.
-        resume: the client wants event ids, and the answer to go on for a while if it drops.
-        last_event_id: it goes on behind this event; "" begins at the beginning.
-    """
-
-    key: str
-    resume: bool = False
-    last_event_id: str = ""
+    key: str  #: Idempotency-Key
+    resume: bool = False  #: X-Stream-Resume: event ids, and a grace after the last client has left
+    last_event_id: str = ""  #: Last-Event-ID: continue behind that event
 
 
 @dataclass(frozen=True, slots=True)
-class _Log:
-    """The line of a request that is no exchange. It keeps nothing of the request's body."""
-
-    request_id: str
-    key: str
-    route: str
-
-    def write(self, of: str | None, outcome: str, bytes_out: int) -> None:
-        """`of` is the id of the request whose answer it got."""
-        fields = {"request_id": self.request_id, "key": self.key, "route": self.route, "of": of}
-        _log.info("replay", extra={"fields": {**fields, "outcome": outcome, "bytes_out": bytes_out}})
-
-
 class Idempotency:
-    """Opens requests that may be repeated. One for each process.
+    """Opens requests that have an Idempotency-Key. One for each process."""
 
-    Args:
-        gateway: carries the exchanges.
-        recordings: where their answers are kept.
-        clients: knows who has left.
-        clock: monotonic seconds.
-    """
-
-    def __init__(
-        self,
-        gateway: Gateway,
-        recordings: Recordings | SharedRecordings,
-        clients: ClientWatcher,
-        settings: Settings,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._gateway = gateway
-        self._recordings = recordings
-        self._clients = clients
-        self._settings = settings
-        self._clock = clock
+    gateway: Gateway  #: carries the exchanges
+    recordings: Recordings  #: keeps their answers
+    clients: ClientWatcher  #: notices clients that leave
+    settings: Settings
 
     def open(self, key: ApiKey, request: ClientRequest, headers: IdempotencyHeaders) -> Reply | StreamReply:
         """The answer to `request`, or to the one that it repeats.
 
-        Raises what `Gateway.open` does, or did for the first request; IdempotencyKeyReusedError,
-        IdempotencyKeyInUseError, StreamGoneError.
+        Raises as `Gateway.open`, also what that raised for the first request, and as `Recordings.claim`.
         """
-        if not self._settings.replay_bytes:
-            return self._gateway.open(key, request)
-        log = _Log(request.request_id, key.name, request.route.name)
+        if not self.settings.replay_bytes:
+            return self.gateway.open(key, request)
+        fields = {"request_id": request.request_id, "key": key.name, "route": request.route.name}
         try:
-            reader, first = self._claim(key, request, headers)
+            reader = self._make_reader(key, request, headers)
+            first = self.recordings.claim(reader, begin=not headers.last_event_id)
         except GrokflaskError as error:
-            log.write(None, error.code, 0)
+            _write_line(fields, None, error.code, 0)
             raise
         if not first:
             of = reader.recording.request_id
-            reader.on_close.append(lambda: log.write(of, reader.outcome, reader.bytes_out))
+            reader.on_close.append(lambda: _write_line(fields, of, reader.outcome, reader.bytes_out))
         try:
-            self._seat(reader, request)
-            return self._carry(key, request, reader) if first else self._attach(reader, headers)
+            self._add_client(reader, request)
+            return self._begin(key, request, reader) if first else _repeat(reader, headers.last_event_id)
         except BaseException as error:
             if first:
                 failure = error if isinstance(error, GrokflaskError) else GrokflaskError()
-                self._recordings.end(reader.recording, complete=False, failure=describe(failure))
+                self.recordings.end(reader.recording, fail(failure))
             elif isinstance(error, GrokflaskError):
                 reader.outcome = error.code
             reader.close()
             raise
 
-    def _claim(self, key: ApiKey, request: ClientRequest, headers: IdempotencyHeaders) -> tuple[Reader, bool]:
-        """A reader of the key's recording, and whether the exchange is still to be begun."""
+    def _make_reader(self, key: ApiKey, request: ClientRequest, headers: IdempotencyHeaders) -> Reader:
+        """A reader with a new recording, for the case that the request is the first."""
         if not 1 <= len(headers.key) <= MAX_KEY_CHARS or not headers.key.isprintable():
             text = f"Idempotency-Key must have 1 to {MAX_KEY_CHARS} printable characters."
             raise InvalidRequestError(text, param="Idempotency-Key")
-        settings = self._settings
-        name = _digest(key.limit_id, headers.key)
-        print_ = _take_fingerprint(request)
-        grace_s = settings.resume_grace_s if headers.resume else LINGER_S
+        reader = Reader(
+            Recording(
+                id=secrets.token_hex(6),
+                name=_digest(key.limit_id, headers.key),
+                fingerprint=_take_fingerprint(request),
+                request_id=request.request_id,
+                grace_s=max(LINGER_S, self.settings.resume_grace_s if headers.resume else 0.0),
+            ),
+            dialect=request.route.dialect,
+            wants_json=request.wants_json,
+            with_ids=headers.resume,
+            heartbeat_s=self.settings.heartbeat_s,
+            on_heartbeat=self.gateway.tallies.note_heartbeat,
+        )
+        reader.on_close.append(lambda: self.recordings.leave(reader))
+        return reader
 
-        def make() -> Recording:
-            return Recording(secrets.token_hex(6), name, print_, request.request_id, max(grace_s, LINGER_S))
-
-        def enter(recording: Recording) -> Reader:
-            reader = Reader(
-                recording,
-                dialect=request.route.dialect,
-                wants_json=request.wants_json,
-                with_ids=headers.resume,
-                heartbeat_s=settings.heartbeat_s,
-                on_heartbeat=self._gateway.tallies.note_heartbeat,
-                clock=self._clock,
-            )
-            reader.on_close.append(lambda: self._recordings.leave(recording, reader))
-            return reader
-
-        return self._recordings.claim(name, print_, None if headers.last_event_id else make, enter)
-
-    def _seat(self, reader: Reader, request: ClientRequest) -> None:
-        """A reader has a place of its own in the gateway, for its connection outlasts the exchange."""
-        exchanges = self._gateway.exchanges
+    def _add_client(self, reader: Reader, request: ClientRequest) -> None:
+        """Gives the client a place in the gateway, because its connection may outlast the exchange."""
+        exchanges = self.gateway.exchanges
         exchanges.start(lambda: reader)
         reader.on_close.append(lambda: exchanges.end(reader))
-        limit_sending(request.client, self._settings.send_timeout_s)
+        limit_sending(request.client, self.settings.send_timeout_s)
 
         def dismiss(reason: GrokflaskError) -> None:
             reader.cancel(reason)
-            self._recordings.leave(reader.recording, reader)
+            self.recordings.leave(reader)
 
-        departure = Departure(self._clients, request.client, dismiss, total_s=self._settings.total_timeout_s)
+        departure = Departure(self.clients, request.client, dismiss, total_s=self.settings.total_timeout_s)
         reader.on_close.append(departure.end)
 
-    def _carry(self, key: ApiKey, request: ClientRequest, reader: Reader) -> Reply | StreamReply:
+    def _begin(self, key: ApiKey, request: ClientRequest, reader: Reader) -> Reply | StreamReply:
         """The first request: an ordinary exchange, whose client is the recording."""
-        recording, recordings = reader.recording, self._recordings
-        answer = self._gateway.open(key, replace(request, client=None, bind_leave=recording.bind))
-        kept = {name: text for name, text in answer.headers.items() if not name.lower().startswith(_STALE)}
+        recording, recordings = reader.recording, self.recordings
+        answer = self.gateway.open(key, replace(request, client=None, bind_leave=recording.bind))
+        headers = {name: text for name, text in answer.headers.items() if not name.lower().startswith(_STALE)}
         if isinstance(answer, Reply):
-            recording.put_head(Head(answer.status, kept, stream=False))
-            if len(answer.body) <= self._settings.replay_bytes:
+            recording.put_head(Head(answer.status, headers, stream=False))
+            ending = fail(RecordingLostError())
+            if len(answer.body) <= self.settings.replay_bytes:
                 body = answer.body if isinstance(answer.body, bytes) else b"".join(answer.body)
                 recordings.keep(recording, body)
-                recordings.end(recording, complete=True)
-            else:
-                recordings.end(recording, complete=False, failure=describe(RecordingLostError()))
+                ending = Ending(complete=True)
+            recordings.end(recording, ending)
             reader.close()
             return answer
         relay = answer.relay
         assert isinstance(relay, Relay)
         try:
-            recording.put_head(Head(200, kept, stream=True, answered=relay.answered))
-            start_new_thread(self._fill, (recording, relay))
+            recording.put_head(Head(200, headers, stream=True, answered=relay.answered))
+            start_new_thread(self._record, (recording, relay))
         except BaseException:
             relay.close()
             raise
         return StreamReply(reader, answer.headers)
 
-    def _fill(self, recording: Recording, relay: Relay) -> None:
-        """Takes the relay's bytes as they come, to its end."""
-        failure = None
+    def _record(self, recording: Recording, relay: Relay) -> None:
+        """Appends the relay's bytes as they come."""
+        ending = fail(GrokflaskError())
         try:
             for data in relay:
-                if data is not HEARTBEAT:  # every reader has its own
-                    self._recordings.keep(recording, data)
+                if data is not HEARTBEAT:  # every reader makes its own
+                    self.recordings.keep(recording, data)
+            ending = Ending(complete=relay.complete)
         except BaseException:
-            _log.exception("a recording failed")
-            failure = describe(GrokflaskError())
+            _log.exception("recording an answer failed")
         finally:
-            self._recordings.end(recording, complete=relay.complete and not failure, failure=failure)
+            self.recordings.end(recording, ending)
             relay.close()
 
-    def _attach(self, reader: Reader, headers: IdempotencyHeaders) -> Reply | StreamReply:
-        """A repeated request: the answer of the first, from its beginning or from where its client was."""
-        head = reader.wait_for_head()
-        shown = {**head.headers, "Idempotent-Replayed": "true"}
-        if head.stream:
-            if headers.last_event_id:
-                reader.seek(headers.last_event_id)
-            return StreamReply(reader, shown)
-        body = reader.read_body()
-        reader.close()
-        return Reply(head.status, body, shown)
-
     def start(self) -> None:
-        """Starts what runs beside the requests. Once for each process."""
-        self._recordings.start()
+        """Starts the background threads, once in each process."""
+        self.recordings.start()
 
     def close(self, timeout_s: float) -> None:
-        """Ends what still runs here, for nobody reads it any more. Idempotent."""
-        if self._recordings.running:
-            self._gateway.exchanges.cut(timeout_s)
-        self._recordings.close(timeout_s)
+        """Ends the exchanges that continue without a client, and the threads. Idempotent."""
+        if self.recordings.running:
+            self.gateway.exchanges.cut(timeout_s)
+        self.recordings.close(timeout_s)
+
+
+def _repeat(reader: Reader, last_event_id: str) -> Reply | StreamReply:
+    """The answer of the first request, from its beginning or behind an event."""
+    head = reader.wait_for_head()
+    headers = {**head.headers, "Idempotent-Replayed": "true"}
+    if head.stream:
+        if last_event_id:
+            reader.seek(last_event_id)
+        return StreamReply(reader, headers)
+    body = reader.read_body()
+    reader.close()
+    return Reply(head.status, body, headers)
+
+
+def _write_line(fields: dict[str, str], of: str | None, outcome: str, bytes_out: int) -> None:
+    """The log line of a request that is no exchange; `of` is the id of the request whose answer it got."""
+    _log.info("replay", extra={"fields": {**fields, "of": of, "outcome": outcome, "bytes_out": bytes_out}})
 
 
 def _take_fingerprint(request: ClientRequest) -> str:
-    """What two requests have in common only if they ask the same."""
+    """A digest that two requests share only if they ask for the same."""
     route, body = request.route, request.body
     where = _digest(route.upstream_path, request.model_id or "", request.item_id or "", request.query)
     if isinstance(body, bytes):
         return _digest(where, body)
-    # A form's boundary is made anew for each try (RFC 2046, section 5.1.1), and says nothing.
-    named = _BOUNDARY.search(request.media_type)
-    boundary = named[1].encode() if named else b"\n"
+    # A form's boundary is new in each attempt (RFC 2046, section 5.1.1), so it is left out.
+    match = _BOUNDARY.search(request.media_type)
+    boundary = match[1].encode() if match else b"\n"
     digest = hashlib.sha256(where.encode())
     rest = b""
     for piece in body:
         rest = (rest + piece).replace(boundary, b"")
-        digest.update(rest[: -len(boundary)])  # what is left may be the beginning of one
+        digest.update(rest[: -len(boundary)])  # the last bytes may be the beginning of a boundary
         rest = rest[-len(boundary) :]
     digest.update(rest)
     return digest.hexdigest()
 
 
 def _digest(*parts: str | bytes) -> str:
-    """One short text for all of them, none of which can be told from it."""
+    """A digest of all parts and of where each begins."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
