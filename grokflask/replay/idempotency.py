@@ -153,14 +153,16 @@ class Idempotency:
 
     def _record(self, recording: Recording, relay: Relay) -> None:
         """Appends the relay's bytes as they come."""
-        ending = fail(GrokflaskError())
+        ending = fail(RecordingLostError())  # read by one that came after the last reader had left
         try:
             for data in relay:
                 if data is not HEARTBEAT:  # every reader makes its own
                     self.recordings.keep(recording, data)
-            ending = Ending(complete=relay.complete)
+            if relay.complete or recording.left_at is None:
+                ending = Ending(complete=relay.complete)
         except BaseException:
             _log.exception("recording an answer failed")
+            ending = fail(GrokflaskError())
         finally:
             self.recordings.end(recording, ending)
             relay.close()

@@ -43,6 +43,7 @@ class _Progress:
     renew_at: float  #: when the lease has to be renewed
     position: int = 0
     kind: int = 0
+    read_until: float = 0.0  #: when the last known leases of readers elsewhere end
 
 
 class Mirror:
@@ -68,7 +69,7 @@ class Mirror:
             found = self._store.claim(own, begin=begin)
         except StoreUnavailableError as error:
             self._note_outage(error)
-            return None, False
+            return None, not own.ending
         self._unavailable = False
         return found
 
@@ -85,13 +86,16 @@ class Mirror:
 
     def abandon(self, recording: Recording) -> float:
         """Frees the name and returns 0; if another worker has a reader, the seconds until to ask again."""
-        if recording not in self._own or recording.given_up:
+        progress = self._own.get(recording)
+        if progress is None or recording.given_up:
             return 0.0
         try:
-            return 0.0 if self._store.abandon(recording.name, recording.id) else POLL_S
+            if self._store.abandon(recording.name, recording.id):
+                return 0.0
+            progress.read_until = time.monotonic() + LEASE_S
         except StoreUnavailableError as error:
             self._note_outage(error)
-            return 0.0  # no other worker can read it either
+        return POLL_S if time.monotonic() < progress.read_until else 0.0
 
     def delete(self, recording: Recording) -> None:
         """Removes a recording that has ended from Redis, in the background."""
@@ -192,7 +196,8 @@ class Mirror:
             if progress.kind == HEAD:
                 recording.put_head(msgspec.json.decode(value, type=Head))
             elif progress.kind == DATA:
-                recording.append(value)
+                # A batch whose confirmation was lost comes again, and may overlap with what is there.
+                recording.append(value[recording.end - (progress.position - len(value)) :])
             else:
                 self._end(recording, msgspec.json.decode(value, type=Ending))
 

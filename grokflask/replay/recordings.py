@@ -163,7 +163,8 @@ class Recordings:
                 return
             self.running.remove(recording)
             recording.finish(ending)
-            if ending.complete and self._keep_s and not (recording.given_up or recording.is_copy):
+            lost = recording.given_up or recording.is_copy or recording.left_at
+            if ending.complete and self._keep_s and not lost:
                 self._due.pop(recording, None)
                 self._kept[recording] = self._clock() + self._keep_s
             else:

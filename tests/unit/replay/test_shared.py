@@ -21,7 +21,7 @@ from grokflask.errors import (
 from grokflask.protocol.dialects import CHAT
 from grokflask.replay.idempotency import LINGER_S
 from grokflask.replay.reader import Reader
-from grokflask.replay.recording import DATA, HEAD, Ending, Entry, Head, Recording, fail
+from grokflask.replay.recording import DATA, HEAD, LAST, Ending, Entry, Head, Recording, fail
 from grokflask.replay.recordings import OVERHEAD_BYTES, Recordings
 from grokflask.replay.redis import PREFIX, RedisRecordings
 from grokflask.storage.redis import open_pool
@@ -285,6 +285,24 @@ def test_publishing_twice(client: Redis) -> None:
     more: list[Entry] = [*entries, (18, DATA, b"data: 1\n\n")]
     assert store.publish(recording, "running", 5, more)
     assert store.read({"x1": (0, 0)}, wait=False)["x1"] == more
+
+
+def test_publishing_more_than_before(client: Redis, make_worker: Callable[..., Worker]) -> None:
+    """A batch that Redis took though its confirmation was lost comes again with more behind it: read once."""
+    store = RedisRecordings(client, lambda: "w")
+    recording = Recording("x1", "a", "f", "r1", 0.0)
+    store.claim(recording, begin=True)
+    head: Entry = (0, HEAD, b'{"status":200,"headers":{},"stream":true}')
+    store.publish(recording, "running", 5, [head, (9, DATA, EVENTS[0])])
+    reader, _ = make_worker().claim()
+    assert take(iter(reader), 1)
+    again: list[Entry] = [head, (27, DATA, b"".join(EVENTS[:3])), (27, LAST, b'{"complete":true}')]
+    store.publish(recording, "ended", 5, again)
+    late, _ = make_worker().claim()
+    b"".join(reader)
+    assert late.wait_for_head()
+    assert b"".join(late).count(b"data: ") == 3
+    assert (reader.recording.end, late.recording.end) == (27, 27)
 
 
 def test_a_lost_name(client: Redis, make_worker: Callable[..., Worker]) -> None:
