@@ -193,7 +193,7 @@ def test_another_model_answers(page: Page) -> None:
     """When another model has answered than the one asked for, that is told."""
     page.evaluate("location.search = '?model=grok-4'")
     page.wait_for_selector("html[data-ready]")
-    expect(ask(page, "Tell me a story")).to_contain_text("You asked for grok-4; grok-4.3 has answered.")
+    expect(ask(page, "Tell me a story")).to_contain_text("You asked for grok-4; grok-4.3 answered.")
 
 
 @pytest.mark.parametrize("address", re.findall(r"`(/\?model=sandbox-\S+)`", DOCS.read_text(encoding="utf-8")))

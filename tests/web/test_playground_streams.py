@@ -254,8 +254,8 @@ def end_early(exchange: Exchange) -> None:
         ),
         (reply(503, "unavailable", "overloaded"), ["The service failed (503).", "overloaded", "Retry in a"]),
         (reply(400, "bad", "no such field"), ["The request was refused (400).", "no such field"]),
-        (break_off, ["Half", "The answer broke off.", "it broke", "What had come is kept above"]),
-        (end_early, ["Half", "The answer broke off.", "What had come is kept above"]),
+        (break_off, ["Half", "The answer broke off.", "it broke", "The text so far is kept above"]),
+        (end_early, ["Half", "The answer broke off.", "The text so far is kept above"]),
     ],
     ids=["403", "429", "503", "400", "event", "truncated"],
 )

@@ -141,7 +141,7 @@ export class Chat {
     }
   }
 
-  /** Send and Stop take turns; whoever is on the one is on the other then. */
+  /** Send and Stop share a place, and keep the focus when they swap. */
   #showRunning() {
     const [shown, hidden] = this.isRunning ? [find("stop"), find("send")] : [find("send"), find("stop")];
     const moves = document.activeElement === hidden || document.activeElement === document.body;

@@ -1,4 +1,4 @@
-// What is told below an answer: figures, and notices of what was not as asked.
+// Below an answer: its figures, and notices about changes.
 
 import { showCount, showDuration, showMoney } from "../format.js";
 import { make } from "./dom.js";
@@ -23,15 +23,15 @@ export function makeFacts(answer) {
   return facts;
 }
 
-/** What the reader should know about how this answer came about. */
+/** What the reader should know about this answer. */
 export function makeNotices(answer) {
   const notices = [];
   const add = (state, text) => notices.push(make("p", { class: "notice small", "data-state": state }, text));
   const served = answer.served ?? (answer.model === answer.body.model ? null : answer.model);
-  if (answer.state === "stopped") add("warn", bootstrap.cancels ? "Stopped. The gateway has hung up on the model too, so nobody pays for the rest." : "Stopped. What had come stays.");
-  if (answer.fallback) add("warn", `It came whole instead of token by token: X-Stream-Fallback: ${answer.fallback}.`);
-  if (served) add("muted", `You asked for ${answer.body.model}; ${served} has answered.`);
-  if (answer.dropped) add("muted", `Left out, as the model would refuse it: ${answer.dropped}.`);
+  if (answer.state === "stopped") add("warn", bootstrap.cancels ? "Stopped. The gateway has cancelled the model's answer too, so you do not pay for the rest." : "Stopped. The text so far is kept.");
+  if (answer.fallback) add("warn", `The answer came whole instead of as a stream: X-Stream-Fallback: ${answer.fallback}.`);
+  if (served) add("muted", `You asked for ${answer.body.model}; ${served} answered.`);
+  if (answer.dropped) add("muted", `Removed, because the model would reject it: ${answer.dropped}.`);
   if (answer.finish === "length") add("warn", "It ends here because of the limit on tokens. Raise “Max tokens” for more.");
   if (answer.finish === "content_filter") add("warn", "The model's filter ended it.");
   if (answer.state === "complete" && !answer.text && !answer.toolCalls.length) add("muted", "The answer is empty.");

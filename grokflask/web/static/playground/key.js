@@ -1,4 +1,4 @@
-// The key: kept in this tab's session and nowhere else, sent to this gateway and nobody else.
+// The key: kept in this tab's session only, sent to this gateway only.
 
 const NAME = "grokflask-key";
 let held = ""; // where storage is forbidden it lasts as long as the page

@@ -17,7 +17,7 @@ const events = new EventLog();
 const chat = new Chat(new Pane(), events, refreshUsage);
 const field = find("message");
 
-/** Figures of the key; that they cannot be had is no reason to disturb anybody. */
+/** Figures of the key; a failure to load them is not shown. */
 async function refreshUsage() {
   if (lacksKey()) return hideUsage();
   try {

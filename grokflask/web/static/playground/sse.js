@@ -24,6 +24,6 @@ export async function* readEvents(body) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {}); // whoever stops reading lets go of the connection too
+    reader.cancel().catch(() => {}); // stop reading closes the connection, too
   }
 }

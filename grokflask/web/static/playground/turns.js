@@ -89,7 +89,7 @@ export class AnswerTurn {
     for (const each of this.end.querySelectorAll(".failure button:first-child, .results button")) each.hidden = !allowed;
   }
 
-  /** A field for the result of each call, as there is nobody else to run it. */
+  /** A field for the result of each call: the person runs the tools. */
   #makeResults() {
     const fields = this.answer.toolCalls.map((call) => {
       const field = make("textarea", { rows: "2", id: `result-${call.id}` });

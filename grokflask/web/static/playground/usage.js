@@ -16,7 +16,7 @@ export async function loadUsage() {
   const usd = (text) => (text === null || text === undefined ? null : Number(text) * 1e10);
   left("Left today", remaining.budget_day_ticks, usd(limits.budget_day), showMoney);
   left("Left this month", remaining.budget_month_ticks, usd(limits.budget_month), showMoney);
-  if (key !== "open") add("Spent today", showMoney(spent.day_ticks)); // there nobody's account is kept
+  if (key !== "open") add("Spent today", showMoney(spent.day_ticks)); // in open mode there is no account
   left("Requests left", remaining.requests, null, showCount);
   if (limits.requests) add("Requests allowed", limits.requests);
   left("Tokens left this minute", remaining.tokens_per_minute, limits.tokens_per_minute, showCount);
