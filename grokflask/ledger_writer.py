@@ -23,6 +23,7 @@ from grokflask.ledger_store import Fields, Worker, find_self, read_fields
 from grokflask.process import get_pid
 
 FLUSH_S = 0.25
+FLUSH_TIMEOUT_S = 0.5  # how long a request waits for this worker's own rows to be in the database
 BEAT_S = 5.0
 STALE_S = 15.0
 MAX_QUEUED = 20_000
@@ -144,13 +145,16 @@ class LedgerWriter:
         """Starts the thread, which tells the others that this process lives, and looks for dead ones."""
         self._start_once()
 
-    def flush(self, timeout_s: float) -> bool:
-        """Waits until all rows that were handed over before this call are in the database, or refused."""
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Waits until all rows that were handed over before this call are in the database, or refused.
+
+        False if they are not after `timeout_s` (FLUSH_TIMEOUT_S).
+        """
         done = threading.Event()
         self._flushes.append(done)
         self._start_once()
         self._wake.set()
-        return done.wait(timeout_s)
+        return done.wait(timeout_s or FLUSH_TIMEOUT_S)
 
     def close(self, timeout_s: float) -> bool:
         """Writes what is queued and ends the thread; False if rows are left after `timeout_s`.

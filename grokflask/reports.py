@@ -25,7 +25,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from grokflask.db import READ_TIMEOUT_S, Database
+from grokflask.db import Database
 from grokflask.ledger_row import COLUMNS, LedgerRow
 from grokflask.ledger_store import SUMS
 from grokflask.prices import price_saved
@@ -97,7 +97,7 @@ def read_rows(
     Raises StoreUnavailableError, after `timeout_s` at the latest; None lets the question decide.
     """
     is_quick = limit <= PAGE_ROWS and not wanted.model and not wanted.outcome
-    timeout_s = timeout_s or (READ_TIMEOUT_S if is_quick else REPORT_TIMEOUT_S)
+    timeout_s = timeout_s or (None if is_quick else REPORT_TIMEOUT_S)
     query = _select_rows(wanted).order_by(exchanges.c.id.desc()).limit(limit)
     if before_id is not None:
         query = query.where(exchanges.c.id < before_id)
@@ -168,7 +168,7 @@ def read_spent(database: Database, key: str, day: str) -> tuple[int, int]:
     Raises StoreUnavailableError.
     """
     values = {"key": key, "day": day, "first": f"{day[:7]}-01", "last": f"{day[:7]}-31"}
-    row = database.read(lambda connection: connection.execute(_SPENT, values).one(), timeout_s=READ_TIMEOUT_S)
+    row = database.read(lambda connection: connection.execute(_SPENT, values).one())
     return int(row[0]), int(row[1])
 
 

@@ -39,9 +39,6 @@ from grokflask.upstream import UpstreamClient
 if TYPE_CHECKING:
     from redis import ConnectionPool
 
-FLUSH_TIMEOUT_S = 0.5
-"""How long an admission waits for this worker's own rows to be in the database, once a key and day."""
-
 
 @dataclass(frozen=True)
 class Services:
@@ -88,12 +85,12 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
 
     def find_spent(key: str, day: str) -> tuple[int, int]:
         # First what this worker has not written yet; others' rows are FLUSH_S old at the most.
-        if writer.state == "away" or not writer.flush(FLUSH_TIMEOUT_S):
+        if writer.state == "away" or not writer.flush():
             raise StoreUnavailableError
         return read_spent(database, key.removeprefix("key:"), day)
 
     def catch_up() -> None:
-        writer.flush(FLUSH_TIMEOUT_S)
+        writer.flush()
         check_counters(counters, database, repair=True)
 
     limits = Limits(

@@ -39,7 +39,6 @@ PREFIX = "/admin/api"
 MAX_BODY_BYTES = 64 * 1024
 PAGE_ROWS = 100
 MAX_PAGE_ROWS = 1000
-FLUSH_TIMEOUT_S = 0.5
 
 FILTERS = ("since", "until", "key", "model", "outcome", "request_id")
 
@@ -220,7 +219,7 @@ def read_row_id(text: object) -> str | None:
 def flush_ledger() -> None:
     """An exchange that this worker has just ended is to be seen."""
     writer: LedgerWriter = current_app.extensions["ledger_writer"]
-    writer.flush(FLUSH_TIMEOUT_S)
+    writer.flush()
 
 
 def _database() -> Database:

@@ -18,7 +18,6 @@ from grokflask.reports import RowFilter, read_rows
 from grokflask.web.extensions import RequestLimiter
 
 RECENT_ROWS = 20
-FLUSH_TIMEOUT_S = 0.5
 
 
 def show_usage() -> Response:
@@ -31,7 +30,7 @@ def show_usage() -> Response:
     writer: LedgerWriter = current_app.extensions["ledger_writer"]
     g.opened = True  # looking at one's figures is no refused exchange
     standing = limits.find_standing(key.limit_id, to_day(time.time()))
-    writer.flush(FLUSH_TIMEOUT_S)  # so that an exchange that has just ended is in it
+    writer.flush()  # so that an exchange that has just ended is in it
     # Where anybody may call there is no telling whose rows they are.
     rows = [] if settings.auth_mode == "open" else read_rows(database, RowFilter(key=key.name), RECENT_ROWS)
     own = key.limits

@@ -14,7 +14,7 @@ import requests
 
 from support.databases import PostgresServer
 from support.processes import ROOT, GatewayServer, RedisServer, start_gateway, wait_for
-from support.scripted import ScriptedUpstream
+from support.scripted import WAIT_S, ScriptedUpstream
 
 ADMIN_TOKEN = "admin-token-0123456789"
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
@@ -40,7 +40,7 @@ class KeyedGateway:
     def make_key(self, name: str, **fields: Any) -> dict[str, str]:
         """A new key by the admin API; the header that sends it."""
         reply = requests.post(
-            f"{self.url}/admin/api/keys", json={"name": name, **fields}, headers=ADMIN, timeout=30
+            f"{self.url}/admin/api/keys", json={"name": name, **fields}, headers=ADMIN, timeout=WAIT_S
         )
         assert reply.status_code == 201, reply.text
         return {"Authorization": f"Bearer {reply.json()['secret']}", "Accept": "application/json"}
@@ -48,7 +48,7 @@ class KeyedGateway:
     def find_rows(self, **filters: str) -> list[dict[str, Any]]:
         """The ledger's rows by the admin API, the newest first."""
         reply = requests.get(
-            f"{self.url}/admin/api/ledger", params={"limit": "1000", **filters}, headers=ADMIN, timeout=30
+            f"{self.url}/admin/api/ledger", params={"limit": "1000", **filters}, headers=ADMIN, timeout=WAIT_S
         )
         assert reply.status_code == 200, reply.text
         rows: list[dict[str, Any]] = reply.json()["rows"]
@@ -66,21 +66,23 @@ class KeyedGateway:
 
     def show_usage(self, key: dict[str, str]) -> dict[str, Any]:
         """What the key's holder sees."""
-        reply = requests.get(f"{self.url}/api/v1/usage", headers=key, timeout=30)
+        reply = requests.get(f"{self.url}/api/v1/usage", headers=key, timeout=WAIT_S)
         assert reply.status_code == 200, reply.text
         document: dict[str, Any] = reply.json()
         return document
 
     def read_ready(self) -> dict[str, Any]:
-        document: dict[str, Any] = requests.get(f"{self.url}/ready", timeout=30).json()
+        document: dict[str, Any] = requests.get(f"{self.url}/ready", timeout=WAIT_S).json()
         return document
 
 
 def run_command(cwd: Path, env: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
     """`flask --app wsgi …`, with a gateway's settings."""
-    command = [sys.executable, "-m", "flask", "--app", "wsgi", *words]
-    base = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(command, cwd=cwd, env={**base, **env}, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "flask", "--app", "support.patient_wsgi", *words]
+    base = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        command, cwd=cwd, env={**base, **env}, capture_output=True, text=True, timeout=WAIT_S
+    )
 
 
 @pytest.fixture
@@ -96,10 +98,10 @@ def make_keyed(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callable[
     """Starts gateways in front of `upstream`, with the admin API on."""
     servers: list[GatewayServer] = []
 
-    def start(**env: str) -> KeyedGateway:
+    def start(*, hasty: bool = False, **env: str) -> KeyedGateway:
         settings = {"GROKFLASK_ADMIN_TOKEN": ADMIN_TOKEN, "GROKFLASK_KEYS": "", **env}
         settings.setdefault("DATABASE_URL", f"sqlite:///{tmp_path}/ledger.db")
-        servers.append(start_gateway(tmp_path, upstream, **settings))
+        servers.append(start_gateway(tmp_path, upstream, hasty=hasty, **settings))
         return KeyedGateway(servers[-1], {**settings, "XAI_API_KEY": "xai-unused", "GROKFLASK_AUTH": "keys"})
 
     yield start

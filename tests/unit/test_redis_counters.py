@@ -23,7 +23,8 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
-from support.processes import ROOT, RedisServer, find_free_port
+from support.ports import refuse_port
+from support.processes import ROOT, RedisServer
 
 from grokflask.counters import LEASE_S, Ask, Grant, Refusal, Settled, Standing
 from grokflask.errors import StoreUnavailableError
@@ -133,7 +134,7 @@ def test_a_restarted_redis_is_no_error(client: CountingRedis) -> None:
 
 def test_an_outage_is_an_error_of_ours() -> None:
     """A Redis that is away does not hinder the start; every operation raises one error, with its cause."""
-    away = Redis(port=find_free_port(), socket_timeout=5, retry=Retry(NoBackoff(), 0))
+    away = Redis(port=refuse_port(), socket_timeout=5, retry=Retry(NoBackoff(), 0))
     store = RedisCounters(away, 100)
     for operation in (
         lambda: store.admit(ask("a"), NOW),

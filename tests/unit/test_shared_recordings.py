@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from support.processes import RedisServer, find_free_port, wait_for
+from support.ports import refuse_port
+from support.processes import RedisServer, wait_for
 
 from grokflask.dialects import CHAT
 from grokflask.errors import (
@@ -331,7 +332,7 @@ def test_a_copy_whose_carrier_has_gone(client: Redis, make_worker: Callable[...,
 
 def test_while_redis_is_away(make_worker: Callable[..., Worker]) -> None:
     """Each worker has its own recordings, and can only not say whether others have one to go on with."""
-    worker = make_worker(to=Redis(connection_pool=open_pool(f"redis://127.0.0.1:{find_free_port()}")))
+    worker = make_worker(to=Redis(connection_pool=open_pool(f"redis://127.0.0.1:{refuse_port()}")))
     first = worker.begin(EVENTS[0])
     second, begins = worker.claim()
     assert not begins

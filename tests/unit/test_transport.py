@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.processes import find_free_port, wait_for
+from support.ports import refuse_port
+from support.processes import wait_for
 from support.scripted import ScriptedUpstream
 
 from grokflask.connections import Attempt
@@ -185,7 +186,7 @@ def test_a_name_is_looked_up_once_for_many_connections(
     for stream in streams:
         stream.close()
 
-    nobody = make_client(f"http://nobody.example:{find_free_port()}/v1")
+    nobody = make_client(f"http://nobody.example:{refuse_port()}/v1")
     for _ in range(2):
         with pytest.raises(UpstreamConnectError):
             ask(nobody)
@@ -194,7 +195,7 @@ def test_a_name_is_looked_up_once_for_many_connections(
 
 def test_a_name_with_several_addresses(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one is tried when the first takes no connection."""
-    dead = find_free_port()
+    dead = refuse_port()
     both = [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in (dead, upstream.port)
     ]

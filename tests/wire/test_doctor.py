@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import requests
-from support.processes import CLIENT_KEY, GatewayServer, find_free_port, wait_for
+from support.ports import refuse_port
+from support.processes import CLIENT_KEY, GatewayServer, wait_for
 from support.proxies import Faults, Proxy
 from support.stores import run_command
 
@@ -100,7 +101,7 @@ def test_nobody_lets_it_in(gateway: GatewayServer, tmp_path: Path) -> None:
     """A wrong key, and no gateway at all, are said in words."""
     found = look(tmp_path, gateway.url, 1, GROKFLASK_KEY="wrong-key-1234567")["url"]
     assert "(401) Give a key with --key" in found["text"]
-    found = look(tmp_path, f"http://127.0.0.1:{find_free_port()}", 1)["url"]
+    found = look(tmp_path, f"http://127.0.0.1:{refuse_port()}", 1)["url"]
     assert "is the gateway running?" in found["text"]
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import requests
 import trustme
-from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, find_free_port, start_gateway
+from support.ports import reserve_port
+from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, start_gateway
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
@@ -24,7 +25,7 @@ CHAT = "/api/v1/chat/completions"
 
 
 def run_gunicorn(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(find_free_port())}
+    base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(reserve_port())}
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), *arguments, "wsgi:app"]
     return subprocess.run(
         command, env={**base, **env}, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -74,7 +75,7 @@ def test_workers_by_flag_need_redis_too(tmp_path: Path) -> None:
 
 def test_dotenv_is_honoured(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """Settings in `.env` count, for gunicorn and for the app; the environment overrides them."""
-    port = find_free_port()
+    port = reserve_port()
     lines = [
         f"PORT={port}",
         f"XAI_API_KEY={UPSTREAM_KEY}",

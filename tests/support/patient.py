@@ -1,0 +1,18 @@
+"""The app of `wsgi`, with stores that may take their time.
+
+A request waits half a second for the database and a fifth for Redis, then it does without. That is right for
+users, and on a machine with more to do than it has cores it happens to stores that are well. So tests that
+are not about slow stores give them more.
+"""
+
+from __future__ import annotations
+
+from grokflask import db, ledger_writer, redis_pool
+
+STORE_S = 4.5
+"""Below the 5 seconds and more that reports have, which are read over other connections than the rest."""
+
+
+def be_patient() -> None:
+    """For all stores of this process that are opened from now on."""
+    db.READ_TIMEOUT_S = ledger_writer.FLUSH_TIMEOUT_S = redis_pool.TIMEOUT_S = STORE_S
