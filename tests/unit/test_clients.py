@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.processes import wait_for
+from support.scripted import WAIT_S
 
 from grokflask.clients import ClientWatcher, Departure, is_gone, limit_sending, shut_down
 
@@ -110,7 +111,7 @@ def test_the_watcher_calls_once(watcher: ClientWatcher, pair: tuple[socket.socke
     watcher.watch(ours, note)
     assert not gone.wait(0.1)
     theirs.close()
-    assert gone.wait(5)
+    assert gone.wait(WAIT_S)
     assert len(watcher) == 0
     assert not watcher._wake.is_set() or calls == ["gone"]
     assert calls == ["gone"]
@@ -133,7 +134,7 @@ def test_early_bytes_neither_call_nor_hide_a_leaving(watcher: ClientWatcher, end
             if end == "reset":
                 theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             theirs.close()
-        assert gone.wait(5)
+        assert gone.wait(WAIT_S)
 
 
 def test_a_descriptor_that_is_used_again(watcher: ClientWatcher) -> None:
@@ -149,7 +150,7 @@ def test_a_descriptor_that_is_used_again(watcher: ClientWatcher) -> None:
         watch = watcher.watch(second, gone.set)
         stale.stop()
         second_peer.close()
-        assert gone.wait(5)
+        assert gone.wait(WAIT_S)
         watch.stop()
     assert len(watcher) == 0
 
@@ -182,7 +183,7 @@ def test_a_stopped_watch_never_calls(
     watch.stop()
     watcher.watch(ours, other.set)
     theirs.close()
-    assert other.wait(5)
+    assert other.wait(WAIT_S)
     assert calls == []
 
 
@@ -199,7 +200,7 @@ def test_a_callback_that_fails_does_not_end_the_watcher(
     watcher.watch(ours, fail)
     watcher.watch(ours, other.set)
     theirs.close()
-    assert other.wait(5)
+    assert other.wait(WAIT_S)
 
 
 def test_a_limit_expires_unless_it_is_stopped(
@@ -210,7 +211,7 @@ def test_a_limit_expires_unless_it_is_stopped(
     expired, stopped = threading.Event(), threading.Event()
     watcher.limit(ours, 0.05, stopped.set).stop()
     watcher.limit(ours, 0.05, expired.set)
-    assert expired.wait(5)
+    assert expired.wait(WAIT_S)
     assert not stopped.is_set()
 
 
@@ -230,7 +231,7 @@ def test_shut_down_ends_a_read_as_an_end(pair: tuple[socket.socket, socket.socke
     reader = threading.Thread(target=lambda: got.append(ours.recv(10)))
     reader.start()
     shut_down(ours, socket.SHUT_RD)
-    reader.join(5)
+    reader.join(WAIT_S)
     assert got == [b""]
     assert ours.fileno() > 0
 

@@ -20,6 +20,7 @@ from sqlalchemy import URL, Connection, create_engine, insert, inspect, select, 
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from support.databases import PostgresServer
 from support.processes import ROOT, wait_for
+from support.scripted import WAIT_S
 
 from grokflask.db import Database
 from grokflask.errors import StoreUnavailableError
@@ -101,7 +102,7 @@ def test_tables_are_what_the_code_thinks(database: Database) -> None:
             names = [column["name"] for column in found.get_columns(table.name)]
             assert names == [column.name for column in table.columns]
 
-    database.read(look, timeout_s=20)
+    database.read(look, timeout_s=WAIT_S)
     assert database.upgrade() == len(MIGRATIONS)
 
 
@@ -484,7 +485,7 @@ def test_transactions_in_each_others_way(postgres: Database) -> None:
             connection.execute(update, {"id": order[0]})
             if not met[order]:
                 met[order] = True
-                both.wait(20)
+                both.wait(WAIT_S)
             connection.execute(update, {"id": order[1]})
 
         postgres.write(change, timeout_s=60)  # it is tried again within half of that
@@ -566,7 +567,7 @@ class HeldLock:
         self._timers: list[threading.Timer] = []
         self._thread = threading.Thread(target=database.write, args=(self._hold, 60.0))
         self._thread.start()
-        assert self._held.wait(20)
+        assert self._held.wait(WAIT_S)
 
     def _hold(self, connection: Connection) -> None:
         if connection.dialect.name == "postgresql":

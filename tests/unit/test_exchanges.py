@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.processes import wait_for
+from support.scripted import WAIT_S
 
 from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
 from grokflask.exchanges import OpenExchanges, OpenStream
@@ -31,7 +32,7 @@ def test_capacity_is_exact_under_parallel_starts() -> None:
     begun: list[Call] = []
 
     def start(_: int) -> bool:
-        barrier.wait(20)
+        barrier.wait(WAIT_S)
         try:
             begun.append(exchanges.start(Call))  # type: ignore[arg-type]
         except GatewayFullError:

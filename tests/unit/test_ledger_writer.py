@@ -22,6 +22,7 @@ import pytest
 from sqlalchemy import Connection, text
 from support.databases import PostgresServer
 from support.processes import ROOT, wait_for
+from support.scripted import WAIT_S
 
 from grokflask import ledger_store
 from grokflask.db import Database
@@ -321,7 +322,7 @@ def crash(url: str, flush_s: float = 60.0) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=WAIT_S)
 
 
 def make_stale(database: Database, worker: str) -> None:
@@ -418,7 +419,7 @@ def test_a_pid_that_is_gone(database: Database) -> None:
     """On SQLite a process that ended beside this one is dead at once; one elsewhere, or alive, is not."""
     me = ledger_store.find_self("me")
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait(30)
+    ended.wait(WAIT_S)
     others = [
         Worker("ended", me.host, ended.pid),
         Worker("alive", me.host, os.getppid()),
@@ -538,7 +539,7 @@ def test_sqlite_is_locked_under_a_flow(tmp_path: Path) -> None:
     flow = Flow(writer)
     try:
         flow.wait_for_more()
-        with closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as other:
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=WAIT_S)) as other:
             other.execute("BEGIN IMMEDIATE")
             before = writer.queued
             time.sleep(3)  # the length of the outage

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support.scripted import WAIT_S
 
 from grokflask.sandbox import FAULTS, Sandbox
 from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS, FORGED_TEXT
@@ -68,7 +69,7 @@ def hear(sandbox: Sandbox, fault: str, stream: bool = True, **fields: Any) -> He
     )
     address = (sandbox.origin.split("/")[2].split(":")[0], int(sandbox.origin.rsplit(":", 1)[1]))
     received, waits, reset = b"", [], False
-    with socket.create_connection(address, timeout=10) as client:
+    with socket.create_connection(address, timeout=WAIT_S) as client:
         started = time.monotonic()
         client.sendall(head.encode() + body)
         while True:

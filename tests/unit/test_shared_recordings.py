@@ -10,6 +10,7 @@ import pytest
 from redis import Redis
 from support.ports import refuse_port
 from support.processes import RedisServer, wait_for
+from support.scripted import WAIT_S
 
 from grokflask.dialects import CHAT
 from grokflask.errors import (
@@ -84,7 +85,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Redis]:
     """A client of it; Redis is empty."""
-    client = Redis(port=redis_server.port, socket_timeout=20)
+    client = Redis(port=redis_server.port, socket_timeout=WAIT_S)
     client.flushall()
     yield client
     client.close()
@@ -254,7 +255,7 @@ def test_kept_alive_by_the_other(pair: tuple[Worker, Worker]) -> None:
     carrier.keep(first, EVENTS[1])
     assert take(pieces, 1).endswith(EVENTS[1])
     other.leave(reader)
-    assert carrier.left.wait(20)
+    assert carrier.left.wait(WAIT_S)
     carrier.end(first, complete=False)
     assert other.claim()[1]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.ports import refuse_port
 from support.processes import wait_for
-from support.scripted import ScriptedUpstream
+from support.scripted import WAIT_S, ScriptedUpstream
 
 from grokflask.connections import Attempt
 from grokflask.errors import (
@@ -104,7 +104,7 @@ def wait_until_readable(client: UpstreamClient, base_url: str) -> None:
     """Until something has come on the one kept connection."""
     adapter: Any = client._session.get_adapter(base_url)
     sock = adapter._idle[0].sock
-    sock.settimeout(5)
+    sock.settimeout(WAIT_S)
     sock.recv(1, socket.MSG_PEEK)
 
 
@@ -134,7 +134,7 @@ def test_a_refusal_that_comes_before_the_body_is_through(upstream: ScriptedUpstr
         client = make_client(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
         with pytest.raises(UpstreamError) as caught:
             ask(client, UpstreamRequest("POST", "/x", b"x" * 3_000_000, {}))
-        thread.join(10)
+        thread.join(WAIT_S)
     assert caught.value.status == 413
 
 

@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from support.browser import DESKTOP, PHONE, Visit
 from support.databases import PostgresServer
 from support.processes import GatewayServer, RedisServer, start_gateway
-from support.scripted import Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 from support.seeding import seed_ledger
 from support.stores import ADMIN, ADMIN_TOKEN, KeyedGateway
 
@@ -73,7 +73,7 @@ def call(url: str, secret: str, **body: Any) -> requests.Response:
 
 
 def make_key(url: str, name: str) -> str:
-    reply = requests.post(f"{url}/admin/api/keys", json={"name": name}, headers=ADMIN, timeout=30)
+    reply = requests.post(f"{url}/admin/api/keys", json={"name": name}, headers=ADMIN, timeout=WAIT_S)
     assert reply.status_code == 201, reply.text
     secret: str = reply.json()["secret"]
     return secret
@@ -221,7 +221,7 @@ def test_filtering_and_exporting(visit: Callable[..., Visit], filled: GatewaySer
     with (tmp_path / "rows.csv").open(newline="") as file:
         exported = [line["id"] for line in csv.DictReader(file)]
     url = f"{filled.url}/admin/api/ledger?limit=1000&key=alice&outcome=complete"
-    asked = [row["id"] for row in requests.get(url, headers=ADMIN, timeout=30).json()["rows"]]
+    asked = [row["id"] for row in requests.get(url, headers=ADMIN, timeout=WAIT_S).json()["rows"]]
     assert exported == asked
     page.get_by_role("link", name="Older").click()
     expect(page.get_by_role("link", name="Newest")).to_be_visible()

@@ -13,7 +13,7 @@ import pytest
 import requests
 from support.ports import reserve_port
 from support.processes import ROOT, UPSTREAM_KEY, Server, wait_for
-from support.scripted import ScriptedUpstream
+from support.scripted import WAIT_S, ScriptedUpstream
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_run_prints_a_line_that_works(checkout: Path, upstream: ScriptedUpstream
         assert done.stdout.endswith("data: [DONE]\n\n"), done.stdout + done.stderr
         page = re.search(r"open (http://\S+) in a browser", server.log)
         assert page, server.log
-        assert "<title>" in requests.get(page[1], timeout=30).text
+        assert "<title>" in requests.get(page[1], timeout=WAIT_S).text
         assert ("flask --app wsgi keys create NAME" in server.log) == (mode != "sandbox")
         assert UPSTREAM_KEY not in server.log
         assert "bobs-long-secret" not in server.log

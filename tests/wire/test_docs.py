@@ -15,6 +15,7 @@ import requests
 from support.pages import find_blocks, list_blocks_of
 from support.ports import reserve_port
 from support.processes import ROOT, GatewayServer, Server, wait_for
+from support.scripted import WAIT_S
 from support.stores import ADMIN_TOKEN
 
 
@@ -150,7 +151,8 @@ def test_keys_gateway(tmp_path: Path) -> None:
     try:
         wait_for(lambda: "msg=ready" in server.log, "gunicorn")
         found = [
-            requests.get(url + path, timeout=30).status_code for path in ("/api/v1/usage", "/admin/api/keys")
+            requests.get(url + path, timeout=WAIT_S).status_code
+            for path in ("/api/v1/usage", "/admin/api/keys")
         ]
         assert found == [401, 401]
     finally:

@@ -12,6 +12,7 @@ import requests
 from support.ports import refuse_port
 from support.processes import CLIENT_KEY, GatewayServer, wait_for
 from support.proxies import Faults, Proxy
+from support.scripted import WAIT_S
 from support.stores import run_command
 
 from grokflask.web import diagnose
@@ -86,12 +87,12 @@ def test_who_leaves_in_silence_gives_the_place_back(gateway: GatewayServer) -> N
     """Though nothing is written that would show it."""
     url, key = f"{gateway.url}{diagnose.PATH}?silence_s=100", {"Authorization": f"Bearer {CLIENT_KEY}"}
     for _ in range(diagnose.MAX_OPEN):
-        with requests.get(url, headers=key, stream=True, timeout=30) as reply:
+        with requests.get(url, headers=key, stream=True, timeout=WAIT_S) as reply:
             assert reply.status_code == 200
             next(reply.iter_content(1))
 
     def is_free() -> bool:
-        with requests.get(url, headers=key, stream=True, timeout=30) as reply:
+        with requests.get(url, headers=key, stream=True, timeout=WAIT_S) as reply:
             return reply.status_code == 200
 
     wait_for(is_free, "a free place")

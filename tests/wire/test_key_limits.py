@@ -15,7 +15,7 @@ import pytest
 import redis
 import requests
 from support.processes import RedisServer, wait_for
-from support.scripted import USAGE, Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.scripted import USAGE, WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 from support.stores import ADMIN, KeyedGateway, run_command
 
 PARALLEL = 200
@@ -141,7 +141,7 @@ def test_a_stream_is_given_back_before_its_client_sees_the_end(
             json={**BODY, "stream": True},
             headers=key,
             stream=True,
-            timeout=30,
+            timeout=WAIT_S,
         ) as reply:
             assert reply.status_code == 200
             got = b""
@@ -156,7 +156,7 @@ def test_what_is_told(keyed: KeyedGateway, upstream: ScriptedUpstream, stream: b
     key = keyed.make_key("teller", tokens_per_minute=10_000, budget_day=1, budget_month=2, requests="50/hour")
     for number in range(1, 4):
         reply = requests.post(
-            f"{keyed.url}/v1/chat/completions", json={**BODY, "stream": stream}, headers=key, timeout=30
+            f"{keyed.url}/v1/chat/completions", json={**BODY, "stream": stream}, headers=key, timeout=WAIT_S
         )
         assert reply.headers["X-RateLimit-Limit-Tokens"] == "10000"
         left = int(reply.headers["X-RateLimit-Remaining-Tokens"])
@@ -188,10 +188,10 @@ def test_nobody_sees_anothers_usage(keyed: KeyedGateway, upstream: ScriptedUpstr
     upstream.handler = answer_chat
     ann, bob = keyed.make_key("ann", requests="1/hour"), keyed.make_key("bob")
     for key in (ann, bob):
-        assert requests.post(f"{keyed.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+        assert requests.post(f"{keyed.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
     wait_for(lambda: len(keyed.show_usage(ann)["recent"]) == 1, "its row")
     assert [row["key"] for row in keyed.show_usage(ann)["recent"]] == ["ann"]
-    assert requests.get(f"{keyed.url}/v1/usage", timeout=30).status_code == 401
+    assert requests.get(f"{keyed.url}/v1/usage", timeout=WAIT_S).status_code == 401
 
 
 def test_nobody_is_told_of_others_where_anybody_may_call(
@@ -200,7 +200,7 @@ def test_nobody_is_told_of_others_where_anybody_may_call(
     """Without keys there is no telling whose an exchange was: /usage shows none."""
     upstream.handler = answer_chat
     gateway = make_keyed(GROKFLASK_AUTH="open")
-    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, timeout=30).ok
+    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, timeout=WAIT_S).ok
     gateway.wait_for_rows(1)
     assert gateway.show_usage({})["recent"] == []
 
@@ -212,7 +212,7 @@ def test_models_and_expiry_and_revocation(keyed: KeyedGateway, upstream: Scripte
 
     def ask(**changes: Any) -> tuple[int, str | None]:
         reply = requests.post(
-            f"{keyed.url}/v1/chat/completions", json={**BODY, **changes}, headers=key, timeout=30
+            f"{keyed.url}/v1/chat/completions", json={**BODY, **changes}, headers=key, timeout=WAIT_S
         )
         return reply.status_code, None if reply.ok else reply.json()["error"]["code"]
 
@@ -221,9 +221,9 @@ def test_models_and_expiry_and_revocation(keyed: KeyedGateway, upstream: Scripte
     assert len(upstream.exchanges) == 1
     # SDKs and user interfaces look at the list first; it costs nothing.
     upstream.handler = lambda exchange: exchange.reply({"object": "list", "data": []})
-    assert requests.get(f"{keyed.url}/v1/models", headers=key, timeout=30).status_code == 200
+    assert requests.get(f"{keyed.url}/v1/models", headers=key, timeout=WAIT_S).status_code == 200
     upstream.handler = answer_chat
-    assert requests.delete(f"{keyed.url}/admin/api/keys/narrow", headers=ADMIN, timeout=30).ok
+    assert requests.delete(f"{keyed.url}/admin/api/keys/narrow", headers=ADMIN, timeout=WAIT_S).ok
     wait_for(lambda: all(ask() == (403, "key_revoked") for _ in range(10)), "the revocation", deadline_s=10)
 
 
@@ -277,7 +277,7 @@ def test_budget_is_remembered_over_a_restart(
     gateway = make_keyed(**stores)
     # Room for the estimate of one more request, but not for much.
     key = gateway.make_key("saver", budget_month=0.0004)
-    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
     assert gateway.show_usage(key)["spent"]["month_ticks"] == USAGE["cost_in_usd_ticks"]
     gateway.server.stop()
     if "REDIS_URL" in stores:
@@ -285,7 +285,7 @@ def test_budget_is_remembered_over_a_restart(
             client.flushall()
     gateway = make_keyed(**stores)
     refused = requests.post(
-        f"{gateway.url}/v1/chat/completions", json={**BODY, "max_tokens": 200}, headers=key, timeout=30
+        f"{gateway.url}/v1/chat/completions", json={**BODY, "max_tokens": 200}, headers=key, timeout=WAIT_S
     )
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == refused.json()["error"]["type"] == "insufficient_quota"
@@ -336,7 +336,7 @@ def test_what_is_spent_beside_a_reload(
 
         wait_for(has_turned, "nobody but the new process to answer")
         upstream.handler = answer_chat
-        assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+        assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
         release.set()
         assert reply.content
     spent = sum(row["cost_ticks"] for row in gateway.wait_for_rows(2))
@@ -352,7 +352,7 @@ def test_drift_is_found_and_mended(
     upstream.handler = answer_chat
     gateway = make_keyed(REDIS_URL=redis_server.url)
     key = gateway.make_key("drifter", budget_day=1)
-    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
     gateway.wait_for_rows(1)
     assert gateway.run("usage", "check") == {"drift": [], "repaired": False}
     spent = USAGE["cost_in_usd_ticks"]
@@ -376,10 +376,10 @@ def test_commands_and_admin_api_see_the_same(keyed: KeyedGateway, upstream: Scri
     made = keyed.run("keys", "create", "typed", "--streams", "3", "--budget-day", "2.5")
     assert (made["name"], made["streams"], made["budget_day"]) == ("typed", 3, 2.5)
     key = {"Authorization": f"Bearer {made['secret']}"}
-    assert requests.post(f"{keyed.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+    assert requests.post(f"{keyed.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
     rows = keyed.wait_for_rows(1, key="typed")
     assert keyed.run("usage", "rows", "--key", "typed") == rows
-    shown = requests.get(f"{keyed.url}/admin/api/keys/typed", headers=ADMIN, timeout=30).json()
+    shown = requests.get(f"{keyed.url}/admin/api/keys/typed", headers=ADMIN, timeout=WAIT_S).json()
     assert keyed.run("keys", "show", "typed") == shown
 
 

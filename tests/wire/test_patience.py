@@ -276,13 +276,13 @@ def test_above_capacity_is_refused_at_once(
         refused = ask(server, "json")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_full")
         assert refused.headers["Retry-After"] == "1"
-        assert requests.get(f"{server.url}/ready", timeout=10).json()["open"] == 3
+        assert requests.get(f"{server.url}/ready", timeout=WAIT_S).json()["open"] == 3
         go_on.set()
         assert [each.result().status_code for each in held] == [200] * 3
     assert len(upstream.exchanges) == 3
     assert ask(server).status_code == 200
     assert ask(server).status_code == 429
-    assert requests.get(f"{server.url}/ready", timeout=10).json()["open"] == 0
+    assert requests.get(f"{server.url}/ready", timeout=WAIT_S).json()["open"] == 0
 
 
 def test_a_slow_upload_does_not_hold_its_place(make_gateway: Callable[..., GatewayServer]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import requests
 from support.processes import UPSTREAM_KEY
+from support.scripted import WAIT_S
 from support.stores import KeyedGateway
 
 from grokflask.prices import price_saved
@@ -58,7 +59,7 @@ class Talk:
         else:
             body |= {"messages": said, "system": SYSTEM}
         url = f"{self.gateway.url}/v1{path}"
-        reply = requests.post(url, json=body, headers=self.key, timeout=30)
+        reply = requests.post(url, json=body, headers=self.key, timeout=WAIT_S)
         assert reply.status_code == 200, reply.text
         return _read_stream(path, reply.text) if stream else _read_whole(path, reply.json())
 
@@ -130,7 +131,7 @@ def test_each_key_and_conversation_has_an_id_of_its_own(
     def ask(headers: dict[str, str], **more: Any) -> str | None:
         count = len(sandbox.journal)
         url = f"{gateway.url}/v1{CHAT}"
-        assert requests.post(url, json=body | more, headers=headers, timeout=30).status_code == 200
+        assert requests.post(url, json=body | more, headers=headers, timeout=WAIT_S).status_code == 200
         sandbox.journal.wait_for(lambda _: len(sandbox.journal) > count)
         return sandbox.journal[count].conv_id
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 from support.processes import CLIENT_KEY, GatewayServer, start_gateway
-from support.scripted import Exchange, ScriptedUpstream
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream
 from support.soak import run_soak
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}", "Content-Type": "application/json"}
@@ -44,7 +44,7 @@ def read_worker_rss_kib(server: GatewayServer) -> int:
 
 def start(tmp_path: Path, upstream: ScriptedUpstream) -> GatewayServer:
     server = start_gateway(tmp_path, upstream)
-    assert requests.post(f"{server.url}{CHAT}", data=BODY, headers=AUTH, timeout=30).status_code == 200
+    assert requests.post(f"{server.url}{CHAT}", data=BODY, headers=AUTH, timeout=WAIT_S).status_code == 200
     return server
 
 
