@@ -46,7 +46,8 @@ class Talk:
         for turn in range(TURNS):
             said.append({"role": "user", "content": f"Question {turn}: tell me a story of 80 words"})
             said.append({"role": "assistant", "content": self._ask(path, said, stream)})
-        self.sandbox.journal.wait_for(lambda _: len(self.sandbox.journal) >= seen + TURNS)
+            # A note is taken behind the last byte: the next turn's could be there first.
+            self.sandbox.journal.wait_for(lambda _, due=seen + turn + 1: len(self.sandbox.journal) >= due)
         return list(self.sandbox.journal)[seen:]
 
     def _ask(self, path: str, said: list[dict[str, Any]], stream: bool) -> str:
