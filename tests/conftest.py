@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from support.databases import database, database_kind, database_url, postgres_server
-from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, start_gateway
+from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, check_left, start_gateway
 from support.scripted import ScriptedUpstream, answer_chat
 from support.stores import keyed, make_keyed, redis_server, stores
 
@@ -32,6 +32,13 @@ hypothesis.settings.load_profile("any-machine")
 
 # Nor because its programs go through a proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _left_servers() -> Iterator[None]:
+    """The servers that tests have left end well."""
+    yield
+    check_left()
 
 
 @pytest.fixture
@@ -136,5 +143,4 @@ def make_gateway(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callabl
 
     yield start
     for server in servers:
-        server.stop()
-        assert "Traceback" not in server.log, server.log
+        server.leave()

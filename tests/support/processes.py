@@ -32,6 +32,18 @@ def wait_for(condition: Callable[[], bool], what: str, deadline_s: float = WAIT_
         time.sleep(0.01)
 
 
+_left: list[Server] = []
+_problems: list[str] = []
+
+
+def check_left() -> None:
+    """All servers that tests have left end by themselves, and have logged no traceback."""
+    for server in _left:
+        server.note_end()
+    _left.clear()
+    assert not _problems, "\n".join(_problems)
+
+
 class Server:
     """A process with a log file, stopped by its own id."""
 
@@ -76,6 +88,21 @@ class Server:
             return self.process.wait(WAIT_S)
         finally:
             self.kill()
+
+    def leave(self) -> None:
+        """SIGTERM, without waiting for the end: that takes a second, and `check_left` looks at it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        ended = [server for server in _left if server.process.poll() is not None]
+        _left[:] = [self, *(server for server in _left if server not in ended)]
+        for server in ended:
+            server.note_end()
+
+    def note_end(self) -> None:
+        """Waits for it; what was wrong is for `check_left` to tell."""
+        self.stop()
+        if "Traceback" in self.log:
+            _problems.append(f"{self.log_path}:\n{self.log}")
 
     def kill(self) -> None:
         if self.process.poll() is None:

@@ -76,7 +76,7 @@ def test_a_million_events(tmp_path: Path, upstream: ScriptedUpstream) -> None:
         assert read_worker_rss_kib(server) - before < 30_000
         server.wait_for_line("outcome=complete", "events=1000000")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_an_event_of_16_mib(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -103,4 +103,4 @@ def test_an_event_of_16_mib(tmp_path: Path, upstream: ScriptedUpstream) -> None:
             b'data: {"error":"API error: The upstream API sent an event of more than'
         )
     finally:
-        server.stop()
+        server.leave()

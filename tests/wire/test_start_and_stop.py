@@ -89,7 +89,7 @@ def test_dotenv_is_honoured(tmp_path: Path, upstream: ScriptedUpstream) -> None:
         reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S)
         assert reply.headers["X-RateLimit-Limit"] == "9"
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_it_says_how_to_make_the_first_key(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -101,7 +101,7 @@ def test_it_says_how_to_make_the_first_key(tmp_path: Path, upstream: ScriptedUps
         )
         assert server.find_lines("no keys yet", "keys create NAME", "GROKFLASK_KEYS=NAME:SECRET")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_a_low_limit_of_open_files_is_kept(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -263,9 +263,9 @@ def test_tls_upstream(tmp_path: Path) -> None:
             assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_unreachable")
             server.wait_for_line("code=upstream_unreachable", "CERTIFICATE_VERIFY_FAILED")
     finally:
-        trusting.stop()
-        wary.stop()
-        elsewhere.stop()
+        trusting.leave()
+        wary.leave()
+        elsewhere.leave()
         upstream.close()
 
 
@@ -330,7 +330,7 @@ def test_other_servers_stream_too(tmp_path: Path, upstream: ScriptedUpstream, na
         )
         server.wait_for_line("msg=exchange", "outcome=complete")
     finally:
-        server.stop()
+        server.leave()
 
 
 @pytest.mark.parametrize("name", ["gthread", "waitress"])
@@ -362,7 +362,7 @@ def test_a_client_that_leaves_is_noticed_under_other_servers(
         assert left.wait(WAIT_S)
         server.wait_for_line("msg=exchange", "outcome=client_abort")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_sandbox_runs_under_other_servers(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_sandbox_runs_under_other_servers(tmp_path: Path) -> None:
         reply = requests.post(f"{server.url}{CHAT}", json={**BODY, "stream": True}, timeout=WAIT_S)
         assert reply.text.endswith("data: [DONE]\n\n")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_procfile(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -391,7 +391,7 @@ def test_procfile(tmp_path: Path, upstream: ScriptedUpstream) -> None:
         reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S)
         assert reply.status_code == 200
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_app_json_and_env_example_name_real_settings() -> None:
