@@ -13,6 +13,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from support.databases import database, database_kind, database_url, postgres_server
+from support.patient import STORES, be_patient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, check_left, start_gateway
 from support.scripted import ScriptedUpstream, answer_chat
 from support.stores import keyed, make_keyed, redis_server, stores
@@ -30,6 +31,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any-machine")
 
+# Nor its stores.
+be_patient()
+
 # Nor because its programs go through a proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
@@ -39,6 +43,13 @@ def _left_servers() -> Iterator[None]:
     """The servers that tests have left end well."""
     yield
     check_left()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stores of this process have the time that users' have."""
+    for (module, name), seconds in STORES.items():
+        monkeypatch.setattr(module, name, seconds)
 
 
 @pytest.fixture
@@ -104,8 +115,7 @@ def shared_gateway(
     """Real gunicorn in front of `shared_upstream`, one for the whole session."""
     server = start_gateway(tmp_path_factory.mktemp("gateway"), shared_upstream)
     yield server
-    server.stop()
-    assert "Traceback" not in server.log, server.log
+    server.leave()
 
 
 @pytest.fixture
@@ -121,15 +131,22 @@ def gateway(shared_gateway: GatewayServer, shared_upstream: ScriptedUpstream) ->
 @pytest.fixture(scope="session")
 def sandbox_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
     """Real gunicorn on the built-in sandbox, as a newcomer starts it, without pauses between events."""
+    server = GatewayServer(tmp_path_factory.mktemp("sandbox"), {"GROKFLASK_SANDBOX_EVENTS_PER_S": "0"})
+    yield server
+    server.leave()
+
+
+@pytest.fixture(scope="session")
+def impatient_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
+    """As `sandbox_gateway`, for faults that are a silence: half a second is too long for it."""
     env = {
         "GROKFLASK_SANDBOX_EVENTS_PER_S": "0",
-        "GROKFLASK_FIRST_EVENT_TIMEOUT_S": "3",
-        "GROKFLASK_IDLE_TIMEOUT_S": "3",
+        "GROKFLASK_FIRST_EVENT_TIMEOUT_S": "0.5",
+        "GROKFLASK_IDLE_TIMEOUT_S": "0.5",
     }
-    server = GatewayServer(tmp_path_factory.mktemp("sandbox"), env)
+    server = GatewayServer(tmp_path_factory.mktemp("impatient"), env)
     yield server
-    server.stop()
-    assert "Traceback" not in server.log, server.log
+    server.leave()
 
 
 @pytest.fixture

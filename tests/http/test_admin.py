@@ -380,6 +380,7 @@ def test_the_admin_api_is_not_counted_and_not_for_other_pages(
     assert response.headers["X-Request-ID"]
 
 
+@pytest.mark.usefixtures("hasty")
 def test_the_database_is_away(make_client: Callable[..., FlaskClient], tmp_path: Path) -> None:
     """Then every question is a 503 that says so, and the token is still asked for.
 

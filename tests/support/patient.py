@@ -7,12 +7,21 @@ are not about slow stores give them more.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from grokflask import db, ledger_writer, redis_pool
 
 STORE_S = 4.5
 """Below the 5 seconds and more that reports have, which are read over other connections than the rest."""
 
+_PLACES = [(db, "READ_TIMEOUT_S"), (ledger_writer, "FLUSH_TIMEOUT_S"), (redis_pool, "TIMEOUT_S")]
+STORES: dict[tuple[ModuleType, str], float] = {
+    (module, name): getattr(module, name) for module, name in _PLACES
+}
+"""The times that users' stores have."""
+
 
 def be_patient() -> None:
     """For all stores of this process that are opened from now on."""
-    db.READ_TIMEOUT_S = ledger_writer.FLUSH_TIMEOUT_S = redis_pool.TIMEOUT_S = STORE_S
+    for module, name in STORES:
+        setattr(module, name, STORE_S)

@@ -27,7 +27,7 @@ from grokflask.reports import RowFilter, check_daily, iterate_rows
 from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 
-TIMEOUT_S = "4"  # so long a silence is a fault, on the busiest machine
+TIMEOUT_S = "3"  # so long a silence is a fault, on the busiest machine
 STORY = [json.dumps(chat_chunk(f"word-{number} ü𝄞")).encode() for number in range(40)]
 WHOLE_STREAM = b"".join(b"data: " + event + b"\n\n" for event in [*STORY, b"[DONE]"])
 

@@ -27,7 +27,7 @@ from grokflask.errors import StoreUnavailableError
 from grokflask.migrations import MIGRATIONS
 from grokflask.tables import metadata, workers
 
-BOUND_S = 5.0
+BOUND_S = 30.0
 """Far more than any timeout used here, far less than a hang."""
 
 
@@ -225,6 +225,7 @@ def test_the_askers_own_faults_are_no_outage(database: Database) -> None:
     assert (database.state, database.outages) == ("up", 0)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_slow_question_is_no_outage(database: Database) -> None:
     """A read that takes too long ends in time, and nobody else is held up."""
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -280,6 +281,7 @@ def test_a_writer_waits_for_the_lock(sqlite: Database, sqlite_path: Path) -> Non
     assert sqlite.outages == 0
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_file_that_is_locked_whole(sqlite: Database, sqlite_path: Path) -> None:
     """Who takes the file for himself makes reads fail too, in bounded time, until he lets go."""
     sqlite.write(add("first"))
@@ -421,6 +423,7 @@ def test_postgresql_ends_and_returns(
     assert logged.getvalue().count('msg="the database is back"') == 1
 
 
+@pytest.mark.usefixtures("hasty")
 def test_postgresql_that_hangs(postgres: Database, postgres_server: PostgresServer) -> None:
     """A server that stands still with its connections open is away in about the timeout."""
     postgres.write(add("first"))
@@ -431,6 +434,7 @@ def test_postgresql_that_hangs(postgres: Database, postgres_server: PostgresServ
     recover(postgres)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_postgresql_that_hangs_from_the_start(postgres: Database, postgres_server: PostgresServer) -> None:
     """The same where no connection has been open before."""
     postgres_server.pause()

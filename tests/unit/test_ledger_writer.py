@@ -505,6 +505,7 @@ def check_flow(database: Database, writer: LedgerWriter, flow: Flow) -> None:
     assert check_daily(database) == []
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("how", ["stop", "kill", "pause"])
 def test_postgresql_goes_away_under_a_flow(postgres_server: PostgresServer, how: str) -> None:
     """Stopped, killed or paused and back, twice, in the midst of batches: nothing lost, nothing double."""

@@ -42,13 +42,15 @@ def client(upstream: ScriptedUpstream) -> Iterator[UpstreamClient]:
     client.close()
 
 
-def make_client(url: str, pool_size: int = 10) -> UpstreamClient:
-    return UpstreamClient(url, connect_timeout_s=5, header_timeout_s=1, pool_size=pool_size)
+def make_client(url: str, pool_size: int = 10, header_timeout_s: float = WAIT_S) -> UpstreamClient:
+    return UpstreamClient(
+        url, connect_timeout_s=WAIT_S, header_timeout_s=header_timeout_s, pool_size=pool_size
+    )
 
 
 def ask(client: UpstreamClient, request: UpstreamRequest = ASK) -> bytes:
     with client.send(request, "key", Attempt()) as stream:
-        return stream.read_what_comes(5, 10**7)
+        return stream.read_what_comes(WAIT_S, 10**7)
 
 
 def test_a_connection_is_used_again(client: UpstreamClient, upstream: ScriptedUpstream) -> None:
@@ -58,7 +60,7 @@ def test_a_connection_is_used_again(client: UpstreamClient, upstream: ScriptedUp
     streams: list[UpstreamStream] = [client.send(ASK, None, Attempt()) for _ in range(2)]
     assert upstream.connections == 2
     for stream in streams:
-        stream.read_what_comes(5, 10**7)
+        stream.read_what_comes(WAIT_S, 10**7)
         stream.close()
     client.close()
     ask(client)
@@ -70,7 +72,7 @@ def test_no_more_connections_are_kept_than_may(upstream: ScriptedUpstream) -> No
     client = make_client(upstream.base_url, pool_size=1)
     streams = [client.send(ASK, None, Attempt()) for _ in range(3)]
     for stream in streams:
-        stream.read_what_comes(5, 10**7)
+        stream.read_what_comes(WAIT_S, 10**7)
         stream.close()
     again = [client.send(ASK, None, Attempt()) for _ in range(2)]
     assert upstream.connections == 4
@@ -160,11 +162,13 @@ def test_what_is_no_answer(
         ask(client)
 
 
-def test_silence_where_the_head_should_be(client: UpstreamClient, upstream: ScriptedUpstream) -> None:
+def test_silence_where_the_head_should_be(upstream: ScriptedUpstream) -> None:
     """It is waited for as long as was said."""
     upstream.handler = lambda exchange: exchange.wait_until_left() and None
+    client = make_client(upstream.base_url, header_timeout_s=0.2)
     with pytest.raises(UpstreamTimeoutError):
         ask(client)
+    client.close()
 
 
 def test_a_name_is_looked_up_once_for_many_connections(
@@ -225,4 +229,4 @@ def test_a_cancelled_attempt_sends_nothing(client: UpstreamClient, upstream: Scr
     with pytest.raises(Exception):  # noqa: B017, PT011 - whoever has cancelled does not ask
         client.send(ASK, None, attempt)
     assert len(upstream.exchanges) == 1
-    wait_for(lambda: ask(client) == b'{"n": 2}', "the next one", 5)
+    wait_for(lambda: ask(client) == b'{"n": 2}', "the next one")

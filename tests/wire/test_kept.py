@@ -107,8 +107,9 @@ def test_the_sdk(gateway: KeyedGateway, sandbox: Sandbox) -> None:
     }
 
 
-def test_large_files_at_once(gateway: KeyedGateway, sandbox: Sandbox) -> None:
+def test_large_files_at_once(make_keyed: Callable[..., KeyedGateway], sandbox: Sandbox) -> None:
     """Several uploads and downloads of 40 MiB arrive byte for byte."""
+    gateway = make_keyed(XAI_API_BASE=sandbox.base_url)
     key = gateway.make_key("ann")
 
     def carry(_: int) -> None:

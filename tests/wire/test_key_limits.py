@@ -420,36 +420,37 @@ def test_redis_restarts_empty_under_open_streams(
     assert log.find_lines("Redis is back: streams")
 
 
-@pytest.mark.parametrize("policy", ["open", "local", "closed"])
+OUTAGES: dict[str, dict[str, Any]] = {
+    "GROKFLASK_STREAMS_OUTAGE": {"streams": 2},
+    "GROKFLASK_TOKENS_OUTAGE": {"tokens_per_minute": 320},
+    "GROKFLASK_BUDGETS_OUTAGE": {"budget_day": 0.0007},
+    "GROKFLASK_REQUESTS_OUTAGE": {"requests": "2/hour"},
+}
+
+
 @pytest.mark.parametrize(
-    ("setting", "fields"),
-    [
-        ("GROKFLASK_STREAMS_OUTAGE", {"streams": 2}),
-        ("GROKFLASK_TOKENS_OUTAGE", {"tokens_per_minute": 320}),
-        ("GROKFLASK_BUDGETS_OUTAGE", {"budget_day": 0.0007}),
-        ("GROKFLASK_REQUESTS_OUTAGE", {"requests": "2/hour"}),
-    ],
+    ("policy", "settings"),
+    [("open", list(OUTAGES)), ("local", list(OUTAGES)), *(("closed", [setting]) for setting in OUTAGES)],
 )
 def test_what_each_limit_does_while_redis_is_away(
     make_keyed: Callable[..., KeyedGateway],
     redis_server: RedisServer,
     upstream: ScriptedUpstream,
-    setting: str,
-    fields: dict[str, Any],
     policy: str,
+    settings: list[str],
 ) -> None:
     """`open` admits all, `local` as many as fit into this worker's part, `closed` nobody, with a 503."""
-    gateway = make_keyed(REDIS_URL=redis_server.url, **{setting: policy})
-    key = gateway.make_key("k", **fields)
+    gateway = make_keyed(REDIS_URL=redis_server.url, **dict.fromkeys(settings, policy))
+    keys = [gateway.make_key(setting[10:], **OUTAGES[setting]) for setting in settings]
     redis_server.kill()
-    with holding(upstream) as release:
-        streams = Streams(gateway, [key] * 4, BODY)
-        release.set()
-        streams.end()
-    admitted = {"open": 4, "local": 2, "closed": 0}[policy]
-    assert len(streams.open) == admitted
-    if policy == "closed":
-        assert {reply.status_code for reply in streams.refused} == {503}
-        assert streams.codes == {"store_unavailable": 4}
-    else:
-        assert {reply.status_code for reply in streams.refused} <= {429}
+    for key in keys:
+        with holding(upstream) as release:
+            streams = Streams(gateway, [key] * 4, BODY)
+            release.set()
+            streams.end()
+        assert len(streams.open) == {"open": 4, "local": 2, "closed": 0}[policy]
+        if policy == "closed":
+            assert {reply.status_code for reply in streams.refused} == {503}
+            assert streams.codes == {"store_unavailable": 4}
+        else:
+            assert {reply.status_code for reply in streams.refused} <= {429}

@@ -18,8 +18,8 @@ CHAT = "/api/v1/chat/completions"
 
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_and_nothing_leaks(tmp_path: Path) -> None:
-    """600 exchanges of all outcomes: each has its one log line, and the process is as it was before."""
-    report = run_soak(600, 40, tmp_path)
+    """300 exchanges of all outcomes: each has its one log line, and the process is as it was before."""
+    report = run_soak(300, 20, tmp_path)
     assert report.wrong == []
     assert report.after["open"] == report.after["watches"] == 0
     assert set(report.after["ours"].values()) == {0}, report.after["ours"]
