@@ -16,14 +16,14 @@ from support.databases import database, database_kind, database_url, postgres_se
 from support.patient import STORES, be_patient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, check_left, start_gateway
 from support.scripted import ScriptedUpstream, answer_chat
-from support.stores import keyed, make_keyed, redis_server, stores
+from support.stores import keyed, make_keyed, module_keyed, redis_server, stores
 
 from grokflask import create_app
 from grokflask.config import load_settings
 from grokflask.log import LineFormatter
 
 __all__ = ["database", "database_kind", "database_url", "postgres_server"]
-__all__ += ["keyed", "make_keyed", "redis_server", "stores"]  # pytest finds them here
+__all__ += ["keyed", "make_keyed", "module_keyed", "redis_server", "stores"]  # pytest finds them here
 
 # No test may fail because the machine is slow.
 hypothesis.settings.register_profile(
@@ -119,13 +119,19 @@ def shared_gateway(
 
 
 @pytest.fixture
-def gateway(shared_gateway: GatewayServer, shared_upstream: ScriptedUpstream) -> Iterator[GatewayServer]:
-    """Real gunicorn; the test says what upstream does by `shared_upstream.handler`."""
+def clean_upstream(shared_upstream: ScriptedUpstream) -> Iterator[ScriptedUpstream]:
+    """`shared_upstream`, which remembers nothing of other tests."""
     shared_upstream.forget()
     shared_upstream.handler = answer_chat
-    yield shared_gateway
+    yield shared_upstream
     shared_upstream.check()
     shared_upstream.forget()
+
+
+@pytest.fixture
+def gateway(shared_gateway: GatewayServer, clean_upstream: ScriptedUpstream) -> GatewayServer:
+    """Real gunicorn; the test says what upstream does by `shared_upstream.handler`."""
+    return shared_gateway
 
 
 @pytest.fixture(scope="session")

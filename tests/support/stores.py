@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -109,7 +110,10 @@ def make_keyed(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callable[
         server.leave()
 
 
-@pytest.fixture(params=["sqlite, memory", "postgresql, redis, 2 workers"])
+PAIRS = ["sqlite, memory", "postgresql, redis, 2 workers"]
+
+
+@pytest.fixture(params=PAIRS)
 def stores(request: pytest.FixtureRequest) -> dict[str, str]:
     """The settings of each pair of stores: a newcomer's, and a larger installation's."""
     if request.param == "sqlite, memory":
@@ -123,3 +127,27 @@ def stores(request: pytest.FixtureRequest) -> dict[str, str]:
 def keyed(make_keyed: Callable[..., KeyedGateway], stores: dict[str, str]) -> KeyedGateway:
     """A gateway over each pair of stores."""
     return make_keyed(**stores)
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def module_keyed(
+    request: pytest.FixtureRequest,
+    shared_upstream: ScriptedUpstream,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[KeyedGateway]:
+    """A gateway over each pair of stores, for all tests of a module."""
+    folder = tmp_path_factory.mktemp("keyed")
+    settings = {"GROKFLASK_ADMIN_TOKEN": ADMIN_TOKEN, "GROKFLASK_KEYS": ""}
+    with contextlib.ExitStack() as stack:
+        if request.param == PAIRS[0]:
+            settings["DATABASE_URL"] = f"sqlite:///{folder}/ledger.db"
+        else:
+            postgres: PostgresServer = request.getfixturevalue("postgres_server")
+            redis = RedisServer(folder)
+            stack.callback(redis.kill)
+            settings |= {"DATABASE_URL": postgres.make_database(), "REDIS_URL": redis.url}
+            settings["WEB_CONCURRENCY"] = "2"
+        server = start_gateway(folder, shared_upstream, **settings)
+        stack.callback(server.stop)
+        yield KeyedGateway(server, {**settings, "XAI_API_KEY": "xai-unused", "GROKFLASK_AUTH": "keys"})
+    assert "Traceback" not in server.log, server.log

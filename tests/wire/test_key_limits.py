@@ -89,6 +89,18 @@ class Streams:
             reply.close()
 
 
+@pytest.fixture
+def upstream(clean_upstream: ScriptedUpstream) -> ScriptedUpstream:
+    """The one that `keyed` is in front of."""
+    return clean_upstream
+
+
+@pytest.fixture
+def keyed(module_keyed: KeyedGateway, clean_upstream: ScriptedUpstream) -> KeyedGateway:
+    """One gateway over each pair of stores for all tests, whose keys have names of their own."""
+    return module_keyed
+
+
 @pytest.fixture(autouse=True)
 def close_streams() -> Iterator[None]:
     """A failing test leaves no sockets to the next one."""
@@ -155,7 +167,8 @@ def test_a_stream_is_given_back_before_its_client_sees_the_end(
 def test_what_is_told(keyed: KeyedGateway, upstream: ScriptedUpstream, stream: bool) -> None:
     """Headers and /usage move with each exchange, by what it really used."""
     upstream.handler = answer_chat
-    key = keyed.make_key("teller", tokens_per_minute=10_000, budget_day=1, budget_month=2, requests="50/hour")
+    name = f"teller-{stream}"
+    key = keyed.make_key(name, tokens_per_minute=10_000, budget_day=1, budget_month=2, requests="50/hour")
     for number in range(1, 4):
         reply = requests.post(
             f"{keyed.url}/v1/chat/completions", json={**BODY, "stream": stream}, headers=key, timeout=WAIT_S
@@ -171,7 +184,7 @@ def test_what_is_told(keyed: KeyedGateway, upstream: ScriptedUpstream, stream: b
         wait_for(lambda n=number: len(keyed.show_usage(key)["recent"]) == n, "its row")
         usage = keyed.show_usage(key)
         spent = number * USAGE["cost_in_usd_ticks"]
-        assert usage["key"] == "teller"
+        assert usage["key"] == name
         assert usage["limits"]["budget_day"] == 1
         assert usage["limits"]["requests"] == "50/hour"
         assert usage["spent"] == {"day_ticks": spent, "month_ticks": spent}
@@ -182,7 +195,7 @@ def test_what_is_told(keyed: KeyedGateway, upstream: ScriptedUpstream, stream: b
             "budget_day_ticks": 10**10 - spent,
             "budget_month_ticks": 2 * 10**10 - spent,
         }
-        assert {row["key"] for row in usage["recent"]} == {"teller"}
+        assert {row["key"] for row in usage["recent"]} == {name}
 
 
 def test_nobody_sees_anothers_usage(keyed: KeyedGateway, upstream: ScriptedUpstream) -> None:
