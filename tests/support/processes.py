@@ -58,6 +58,7 @@ class Server:
         self.log_path = cwd / f"{name}.log"
         self._log = self.log_path.open("wb")
         base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        base["TMPDIR"] = str(cwd)  # a gateway that is killed leaves its directory of metrics behind
         self.process = subprocess.Popen(
             command,
             env={**base, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **env},
@@ -127,7 +128,6 @@ class GatewayServer(Server):
         self.url = f"http://127.0.0.1:{self.port}"
         # Tests close their own connections; a short grace keeps a failing one from holding up the rest.
         defaults = {"PORT": str(self.port), "GROKFLASK_GRACE_S": "5", "GROKFLASK_RATE_LIMIT": "1000000/hour"}
-        defaults["TMPDIR"] = str(cwd)  # one that is killed leaves its directory of metrics behind
         if listener:
             defaults["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
             app = "wsgi:app" if hasty else "support.patient_wsgi:app"
