@@ -512,22 +512,22 @@ database = Database(sys.argv[1])
 if database.is_sqlite:
     threads = gevent.threadpool.ThreadPool(8)
     database.offload = threads.apply
-longest = 0.0
+turns = 0
+written_at = []
 def tick():
-    global longest
+    global turns
     while True:
-        began = time.monotonic()
         gevent.sleep(0.005)
-        longest = max(longest, time.monotonic() - began)
+        turns += 1
 count = lambda c: c.execute(text("SELECT count(*) FROM workers")).scalar_one()
 def work(greenlet):
     for number in range(5):
         row = insert(workers).values(id=f"{greenlet}-{number}", seen_at=0.0, host="", pid=0)
         database.write(lambda connection: connection.execute(row).rowcount, timeout_s=60)
+        written_at.append(turns)
         database.read(count, timeout_s=60)
 database.read(count)
 ticker = gevent.spawn(tick)
-began = time.monotonic()
 pool = gevent.pool.Pool(40)
 for greenlet in range(40):
     pool.spawn(work, greenlet)
@@ -537,15 +537,15 @@ assert database.read(count) == 200, database.read(count)
 assert database.outages == 0
 ticker.kill()
 database.close()
-print(f"{longest:.3f} {time.monotonic() - began:.3f}")
+print(written_at[0])
 """
 
 
 def test_greenlets_and_the_hub(database: Database, database_url: str) -> None:
     """Under gevent 40 greenlets read and write at once, and the hub turns while somebody holds the lock.
 
-    The lock is held for two seconds; the hub may not have stood still for half of that. As in the gateway
-    SQLite has threads of its own.
+    The lock is held for two seconds: a hub that stands still turns a few times until a row is written,
+    another one hundreds of times. As in the gateway SQLite has threads of its own.
     """
     database.upgrade()
     with closing(HeldLock(database)) as lock:
@@ -555,11 +555,9 @@ def test_greenlets_and_the_hub(database: Database, database_url: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         lock.release_after(2.0)
-        out, _ = process.communicate(timeout=110)
+        out, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
-    longest_s, lasted_s = map(float, out.splitlines()[-1].split())
-    print(f"the hub's longest stall: {longest_s * 1000:.0f} ms in {lasted_s:.1f} s")
-    assert longest_s < 1.0
+    assert int(out) > 20
 
 
 class HeldLock:

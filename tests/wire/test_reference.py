@@ -24,7 +24,7 @@ from support.stores import ADMIN, ADMIN_TOKEN
 from grokflask.openapi import build_document
 
 DOCUMENT = build_document("0")
-RUN_S = 100
+RUN_S = 250
 CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
     *("response_headers_conformance", "response_schema_conformance", "unsupported_method"),
