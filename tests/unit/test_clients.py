@@ -64,7 +64,7 @@ def test_a_client_that_has_closed(pair: tuple[socket.socket, socket.socket]) -> 
     """Closing shows, and so does our own side's closing."""
     ours, theirs = pair
     theirs.close()
-    wait_for(lambda: is_gone(ours), "the FIN", 5)
+    wait_for(lambda: is_gone(ours), "the FIN")
     ours.close()
     assert is_gone(ours)
 
@@ -73,7 +73,7 @@ def test_half_closing_counts_as_leaving(pair: tuple[socket.socket, socket.socket
     """A client that has shut down its sending side looks like one that has gone."""
     ours, theirs = pair
     theirs.shutdown(socket.SHUT_WR)
-    wait_for(lambda: is_gone(ours), "the FIN", 5)
+    wait_for(lambda: is_gone(ours), "the FIN")
 
 
 def test_unread_bytes_do_not_hide_a_tcp_client_that_left() -> None:
@@ -84,7 +84,7 @@ def test_unread_bytes_do_not_hide_a_tcp_client_that_left() -> None:
         with ours:
             theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
             theirs.close()
-            wait_for(lambda: is_gone(ours), "the FIN", 5)
+            wait_for(lambda: is_gone(ours), "the FIN")
 
 
 def test_a_reset_shows() -> None:
@@ -95,7 +95,7 @@ def test_a_reset_shows() -> None:
         with ours:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             theirs.close()
-            wait_for(lambda: is_gone(ours), "the RST", 5)
+            wait_for(lambda: is_gone(ours), "the RST")
 
 
 def test_the_watcher_calls_once(watcher: ClientWatcher, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -163,7 +163,7 @@ def test_many_clients_that_leave_at_once(watcher: ClientWatcher) -> None:
         watcher.watch(ours, lambda number=number: called.append(number))
     for _, theirs in pairs[::2]:
         theirs.close()
-    wait_for(lambda: len(called) == 100, "100 calls", 5)
+    wait_for(lambda: len(called) == 100, "100 calls")
     assert sorted(called) == list(range(0, 200, 2))
     assert len(watcher) == 100
     for ours, theirs in pairs:

@@ -89,7 +89,7 @@ def test_drain_refuses_and_then_ends() -> None:
     exchanges.drain(grace_s=99)
     assert exchanges.draining
     exchanges.check()  # within the lead new work is still taken
-    wait_for(lambda: call.cancelled is not None, "the end", 10)
+    wait_for(lambda: call.cancelled is not None, "the end")
     assert isinstance(call.cancelled, ShuttingDownError)
     with pytest.raises(ShuttingDownError):
         exchanges.start(Call)  # type: ignore[arg-type]
