@@ -101,8 +101,12 @@ class Server:
 
     def note_end(self) -> None:
         """Waits for it; what was wrong is for `check_left` to tell."""
-        self.stop()
-        if "Traceback" in self.log:
+        ends = True
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            ends = False
+        if not ends or "Traceback" in self.log:
             _problems.append(f"{self.log_path}:\n{self.log}")
 
     def kill(self) -> None:
