@@ -9,9 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from grokflask.db import Database  # noqa: E402 - the path comes first
-from grokflask.key_limits import read_changes  # noqa: E402
-from grokflask.key_store import KeyStore  # noqa: E402
+from grokflask.keys.limits import read_changes  # noqa: E402
+from grokflask.keys.store import KeyStore  # noqa: E402
+from grokflask.storage.database import Database  # noqa: E402 - the path comes first
 
 LIMITS = {
     "requests": "1000000000/hour",

@@ -67,31 +67,32 @@ def find_litellm_fault() -> str | None:
 
 GROKFLASK_SETUP = (
     "`gunicorn -c gunicorn.conf.py wsgi:app`, one gevent worker, as the Procfile starts it; "
-    "`GROKFLASK_WORKER_CONNECTIONS=12000`, all else at its default: heartbeats, deadlines, the watch on "
-    "clients, a log line and a ledger row for each exchange",
-    "one client key from the database, with limits of requests, streams and tokens a minute and with "
-    "budgets, none of which is ever reached",
+    "`GROKFLASK_WORKER_CONNECTIONS=12000`, all other settings at their defaults: heartbeats, deadlines, "
+    "client watching, a log line and a ledger row for each exchange",
+    "one client key from the database, with limits on requests, streams and tokens a minute and with "
+    "budgets; no limit is reached",
 )
 NGINX_SETUP = (
-    "one worker; `proxy_pass` over HTTP/1.1 with `proxy_buffering off` and up to 2,000 kept upstream "
-    "connections; no access log, no limits, no keys",
+    "one worker; `proxy_pass` over HTTP/1.1 with `proxy_buffering off` and up to 2,000 keep-alive "
+    "upstream connections; no access log, no limits, no keys",
 )
 PORTKEY_SETUP = (
     "`node build/start-server.js --headless`, one process; provider `x-ai` with the upstream as custom host; "
     "no keys, no cache, no limits",
-    "one line of its published build is patched, without which every stream fails (`TypeError: immutable`); "
-    "`make bench-peers` does it",
+    "`make bench-peers` patches one line of its published build, without which every stream fails "
+    "(`TypeError: immutable`)",
 )
 LITELLM_SETUP = (
-    "`litellm --num_workers 1`, `LITELLM_MODE=PRODUCTION`; models `*` to `openai/*` at the upstream, the "
-    "master key as the only one, no database, no callbacks",
-    "gets a twentieth of the replies (the warm-up included) where replies are counted: it takes so long",
+    "`litellm --num_workers 1`, `LITELLM_MODE=PRODUCTION`; models `*` to `openai/*` at the upstream, only "
+    "the master key, no database, no callbacks",
+    "because it is slow, it gets a twentieth of the replies in scenarios that count them, warm-up included",
 )
 TLS_SETUP = (
-    "the upstream speaks TLS (an nginx in front of it, on the other core, not counted), and is verified"
+    "the upstream speaks TLS (an nginx in front of it, on the other core, not counted); its certificate is "
+    "verified"
 )
 STORES_SETUP = (
-    "keys and ledger in PostgreSQL, limits and budgets in Redis, both on the other core and not counted"
+    "keys and ledger in PostgreSQL, limits and budgets in Redis, both on the other core, not counted"
 )
 
 GATEWAYS = (
@@ -127,7 +128,7 @@ GATEWAYS = (
     Gateway(
         "grokflask-tls",
         "grokflask, TLS upstream",
-        (TLS_SETUP, "trusts its certificate by `SSL_CERT_FILE`"),
+        (TLS_SETUP, "`SSL_CERT_FILE` names the certificate"),
         launch_grokflask,
         find_grokflask_version,
         find_nginx_fault,
@@ -136,7 +137,7 @@ GATEWAYS = (
     Gateway(
         "nginx-tls",
         "nginx, TLS upstream",
-        (TLS_SETUP, "`proxy_ssl_verify on`, sessions are reused"),
+        (TLS_SETUP, "`proxy_ssl_verify on`, TLS sessions are reused"),
         launch_nginx,
         find_nginx_version,
         find_nginx_fault,
@@ -146,7 +147,7 @@ GATEWAYS = (
     Gateway(
         "portkey-tls",
         "Portkey, TLS upstream",
-        (TLS_SETUP, "trusts its certificate by `NODE_EXTRA_CA_CERTS`"),
+        (TLS_SETUP, "`NODE_EXTRA_CA_CERTS` names the certificate"),
         launch_portkey,
         find_portkey_version,
         lambda: find_portkey_fault() or find_nginx_fault(),

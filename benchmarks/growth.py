@@ -24,11 +24,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.databases import PostgresServer  # noqa: E402 - the path comes first
 
-from grokflask import ledger_store  # noqa: E402
-from grokflask.db import Database  # noqa: E402
-from grokflask.ledger_row import LedgerRow, make_id, to_day  # noqa: E402
-from grokflask.overview import read_spend, read_timings, read_uses  # noqa: E402
-from grokflask.reports import RowFilter, read_rows, read_spent, summarize  # noqa: E402
+from grokflask.ledger import statements  # noqa: E402
+from grokflask.ledger.overview import read_spend, read_timings, read_uses  # noqa: E402
+from grokflask.ledger.reports import RowFilter, read_rows, read_spent, summarize  # noqa: E402
+from grokflask.ledger.row import LedgerRow, make_id, to_day  # noqa: E402
+from grokflask.storage.database import Database  # noqa: E402
 
 KEYS, DAYS, BATCH = 5, 30, 5_000
 OUTCOMES = ("complete", "client_abort")
@@ -97,8 +97,8 @@ def fill(database: Database, size: int) -> None:
     now = time.time()
     for first in range(0, size, BATCH):
         rows = [make_row(dice, number, now) for number in range(first, min(first + BATCH, size))]
-        fields = [ledger_store.read_fields(row) for row in rows]
-        database.write(lambda connection, fields=fields: ledger_store.store(connection, fields), timeout_s=60)
+        fields = [statements.read_fields(row) for row in rows]
+        database.write(lambda connection, fields=fields: statements.store(connection, fields), timeout_s=60)
     # As PostgreSQL does by itself after a while: without figures of its own it guesses how to look.
     database.write(lambda connection: connection.exec_driver_sql("ANALYZE"), timeout_s=60)
 

@@ -22,15 +22,15 @@ PAGE = ROOT / "docs" / "performance.md"
 INTRODUCTION = """\
 # Performance
 
-Written by `make bench` from what that run has measured; `python benchmarks/report.py` renders it again.
+`make bench` writes this page from its measurements; `python benchmarks/report.py` renders it again.
 
-What counts is the CPU time and the memory of a gateway's own processes, beside its peers in the same run,
-on the same upstream and load: requests a second on a shared machine say little. The gateway has a core of
-its own; the upstream, the clients and the databases are on the others. The upstream stamps each event with
-the monotonic clock, and the clients check that every event comes, in order, and `[DONE]` after them. CPU
-time is read 0.6 s after the last reply, so that what is done afterwards (the ledger) counts. Each cell is
-the median of the rounds, in which the gateways took turns, with the lowest and the highest in brackets.
-Ratios are taken within a round.
+The benchmark compares the CPU time and the memory of the gateway's own processes with those of its peers,
+in the same run, with the same upstream and load. It does not compare requests a second, which say little
+on a shared machine. The gateway has a core of its own; the upstream, the clients and the databases run on
+the others. The upstream stamps each event with the monotonic clock, and the clients check that every
+event arrives, in order, followed by `[DONE]`. CPU time is read 0.6 s after the last reply, so that it
+includes later work such as the ledger. Each cell is the median of the rounds, with the lowest and the
+highest value in brackets. Within a round the gateways take turns, and ratios are computed within a round.
 """
 
 
@@ -66,16 +66,16 @@ def list_scenario_parts(sections: Sections, plot_names: list[str]) -> Iterator[s
     section = sections["scenarios"]
     yield "## Beside its peers\n"
     yield render_stamp(sections, "scenarios") + f" Rounds: {section['rounds']}.\n"
-    yield f"Replies that went wrong, in all of it: {figures.count_errors(section)}.\n"
+    yield f"Wrong replies in all scenarios: {figures.count_errors(section)}.\n"
     yield "CPU time, µs:\n\n" + tables.make_scenario_table(sections, ["cpu_us"]) + "\n"
-    yield "The same as a multiple of each peer's:\n\n" + tables.make_ratio_table(sections) + "\n"
+    yield "CPU time of grokflask as a multiple of each peer's:\n\n" + tables.make_ratio_table(sections) + "\n"
     if "performance-peers.svg" in plot_names:
         yield "![CPU time beside the peers](performance-peers.svg)\n"
     for title, path in LATENCIES:
         yield f"{title}:\n\n" + tables.make_scenario_table(sections, path, CALM) + "\n"
-    yield "(In the other scenarios clients ask without a pause, and delay is the length of the queue.)\n"
-    yield "Memory of all of a gateway's processes (PSS):\n\n" + tables.make_memory_table(sections) + "\n"
-    yield "How each was set up:\n"
+    yield "(The other scenarios send requests without pause, so their delay is the length of the queue.)\n"
+    yield "Memory of all processes of a gateway (PSS):\n\n" + tables.make_memory_table(sections) + "\n"
+    yield "Configuration of each gateway:\n"
     for entry in section["gateways"].values():
         yield describe_gateway(entry)
     yield ""
@@ -97,10 +97,10 @@ def list_other_parts(sections: Sections, plot_names: list[str]) -> Iterator[str]
         streams, rest = tables.make_growth_tables(sections)
         yield "## How it grows\n"
         yield render_stamp(sections, "growth") + "\n"
-        yield "Open streams with an event a second each, on a worker; what it uses when idle is taken off:\n"
+        yield "Open streams on one worker, each with an event a second, less the CPU of the idle worker:\n"
         yield streams + "\n"
         yield (
-            "Whole replies on 32 connections (SQLite; the workers over PostgreSQL and Redis):\n\n"
+            "Whole replies on 32 connections (SQLite; one and two workers with PostgreSQL and Redis):\n\n"
             + rest
             + "\n"
         )
@@ -113,14 +113,14 @@ def list_other_parts(sections: Sections, plot_names: list[str]) -> Iterator[str]
         yield tables.make_hold_table(sections) + "\n"
     if "start" in sections:
         yield "## Cold start\n"
-        yield render_stamp(sections, "start") + " From the start of the process until it answers.\n"
+        yield render_stamp(sections, "start") + " From the start of the process until its first response.\n"
         yield tables.make_start_table(sections) + "\n"
 
 
 WORKERS = """\
-Two workers run on two cores, where the clients, the upstream and the stores want one as well: replies a
-second cannot double on such a machine. What can be seen is whether a reply costs more CPU when two workers
-share the stores; if it does not, two workers on two free cores carry twice one worker's load."""
+Both workers run on two cores, which the clients, the upstream and the stores also use, so replies a
+second cannot double on such a machine. The table shows whether a reply costs more CPU when two workers
+share the stores. If it does not, two workers on two free cores carry twice the load of one."""
 
 
 def describe_gateway(entry: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from launches import Launch, Site, launch_grokflask
 from running import Hall
 from scenarios import SETTLE_S, UNARY, Bench, warm_up
 
-from grokflask.db import Database  # client_keys has made it importable
+from grokflask.storage.database import Database  # client_keys has made it importable
 
 LEVELS = (10, 100, 1_000, 5_000)
 RAMP_US = 2000

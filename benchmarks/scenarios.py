@@ -52,7 +52,7 @@ SCENARIOS = (
     ),
     Scenario(
         "slow",
-        "1,000 streams, an event each 2 s",
+        "1,000 streams, an event every 2 s",
         "event",
         rig.Load("bench-8-2000000-8", 1000, 1000, stream=True, ramp_us=2000, deadline_s=180),
         scales=False,

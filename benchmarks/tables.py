@@ -117,14 +117,14 @@ def make_hold_table(sections: Sections) -> str:
 
 
 _HOLD_FACTS: Sequence[tuple[str, Callable[[Any], str]]] = (
-    ("most that were open at once", lambda run: f"{run['most_open']:,}"),
-    ("events sent by the upstream", lambda run: f"{run['sent']:,}"),
+    ("most open at once", lambda run: f"{run['most_open']:,}"),
+    ("events sent by upstream", lambda run: f"{run['sent']:,}"),
     ("received by the clients, in order", lambda run: f"{run['received']:,}"),
     ("lost", lambda run: f"**{run['lost']:,}**"),
-    ("replies that went wrong", lambda run: f"{run['errors']:,}"),
+    ("wrong replies", lambda run: f"{run['errors']:,}"),
     ("CPU of an event, µs", lambda run: render_number(run["cpu_us"]) if run["cpu_us"] else "-"),
-    ("memory idle, MiB", lambda run: render_number(run["idle_kib"] / 1024)),
-    ("memory at most, MiB", lambda run: render_number(run["most_kib"] / 1024)),
+    ("idle memory, MiB", lambda run: render_number(run["idle_kib"] / 1024)),
+    ("peak memory, MiB", lambda run: render_number(run["most_kib"] / 1024)),
     ("memory of an open stream, KiB", lambda run: render_number(run["kib_per_stream"])),
     ("added delay p50, ms", lambda run: render_number(run["delay_us"]["p50"] / 1000)),
     ("added delay p99, ms", lambda run: render_number(run["delay_us"]["p99"] / 1000)),

@@ -2,151 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import os
+from typing import TYPE_CHECKING
 
-from click import ClickException
-from flask import Flask
-from werkzeug.middleware.proxy_fix import ProxyFix
+if TYPE_CHECKING:
+    from flask import Flask
 
-from grokflask.cli import GROUPS
-from grokflask.cli.broken import asks_for_doctor, make_broken_app
-from grokflask.config import Settings, find_unknown, load_settings
-from grokflask.errors import ConfigError, StoreUnavailableError
-from grokflask.key_store import KeyStore
-from grokflask.log import configure_logging
-from grokflask.sandbox import Sandbox
-from grokflask.services import build_services
-from grokflask.web import (
-    admin,
-    admin_figures,
-    api,
-    diagnose,
-    health,
-    hooks,
-    metrics,
-    pages,
-    playground,
-    reference,
-    replies,
-    streams,
-)
-from grokflask.web.application import Application
-from grokflask.web.attempts import Attempts
-from grokflask.web.extensions import RequestLimiter, allow_origins
-from grokflask.web.sessions import set_up_sessions
+    from grokflask.config import Settings
 
 __all__ = ["create_app"]
 
-_RUNS_COMMAND = "FLASK_RUN_FROM_CLI" in os.environ
-
-_ADMIN = (admin.blueprint, admin_figures.blueprint, streams.blueprint)
-_OTHERS = (health.blueprint, metrics.blueprint, diagnose.blueprint)
-_BLUEPRINTS = (*_OTHERS, *_ADMIN, pages.blueprint, reference.blueprint)
-
-_log = logging.getLogger("grokflask")
-
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The WSGI application. Assembles, decides nothing.
-
-    Args:
-        settings: from the environment and `.env` when not given.
+    """The WSGI application. `settings` come from the environment and `.env` when not given.
 
     Raises:
         ConfigError: the settings cannot work; it lists every problem.
     """
-    if settings is None:
-        try:
-            settings = load_settings()
-        except ConfigError as error:
-            return _stand_in(error)
-    configure_logging(settings.log_level, settings.secrets)
+    # Imported here, so that `import grokflask.sandbox` loads neither Flask nor SQLAlchemy.
+    from grokflask.app import create_app as make
 
-    app = Application(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.config["BODY_TIMEOUT_S"] = settings.body_timeout_s
-    app.json.sort_keys = False  # type: ignore[attr-defined]
-    app.url_map.merge_slashes = False  # a doubled slash is a 404, not a redirect
-    # Nothing here is a coroutine, and Flask would look whether it is a dozen times a request.
-    app.ensure_sync = lambda func: func  # type: ignore[method-assign]
-    if settings.trusted_proxies:
-        app.wsgi_app = ProxyFix(  # type: ignore[method-assign]
-            app.wsgi_app, x_for=settings.trusted_proxies, x_proto=settings.trusted_proxies
-        )
-
-    base_url = settings.upstream_base
-    if settings.uses_sandbox:
-        sandbox = Sandbox(events_per_s=settings.sandbox_events_per_s)
-        app.before_request(sandbox.ensure_running)  # not now: a server may fork after it has made the app
-        app.extensions["sandbox"] = sandbox
-        base_url = sandbox.base_url
-    app.extensions["upstream_name"] = "sandbox" if settings.uses_sandbox else base_url
-    services = build_services(settings, base_url)
-    app.extensions |= vars(services)
-
-    # The order of hooks: request id, who calls, is there room, how often (flask-limiter), view, headers.
-    hooks.register_before(app)
-    app.extensions["request_limits"] = RequestLimiter(app, settings, services.redis_pool, api.is_counted)
-    hooks.register_after(app)
-    if settings.cors_origins:
-        allow_origins(app, settings.cors_origins)
-    replies.register_errors(app)
-    for blueprint in (*api.make_blueprints(), *_BLUEPRINTS):
-        app.register_blueprint(blueprint)
-    _open_dashboard(app, settings.admin_token)
-    if settings.playground:
-        app.register_blueprint(playground.blueprint)
-    for group in GROUPS:
-        app.cli.add_command(group)
-
-    if not _RUNS_COMMAND:  # a command's output is for its reader alone
-        _announce(settings, base_url, services.key_store)
-    return app
-
-
-def _open_dashboard(app: Flask, admin_token: str | None) -> None:
-    """With a token there is a dashboard; without one not even its forms' library is loaded."""
-    set_up_sessions(app, admin_token)
-    if admin_token is None:
-        return
-    from grokflask.web import dashboard
-
-    limits: RequestLimiter = app.extensions["request_limits"]
-    app.extensions["attempts"] = Attempts(admin_token, limits.storage)
-    app.register_blueprint(dashboard.blueprint)
-
-
-def _stand_in(error: ConfigError) -> Flask:
-    """An app for the doctor's use. Raises `error` for all others, for a command without a traceback."""
-    if not _RUNS_COMMAND:
-        raise error
-    if asks_for_doctor():
-        return make_broken_app(error)
-    raise ClickException(str(error)) from None
-
-
-def _announce(settings: Settings, base_url: str, store: KeyStore) -> None:
-    """Says at start what this process will do, and what its operator may still have to do."""
-    for warning in find_unknown(os.environ):
-        _log.warning(warning)
-    upstream = f"the built-in sandbox at {base_url}" if settings.uses_sandbox else base_url
-    fields = {"upstream": upstream, "auth": settings.auth_mode, "keys": len(settings.keys)}
-    _log.info("ready", extra={"fields": fields})
-    if settings.uses_sandbox:
-        _log.warning("no XAI_API_KEY: answers come from the sandbox, they are made up and cost nothing")
-    if settings.auth_mode == "keys" and not settings.keys and not _has_stored_keys(store):
-        _log.warning(
-            "no keys yet, every call gets a 401: make the first with `flask --app wsgi keys create NAME`, "
-            "or set GROKFLASK_KEYS=NAME:SECRET"
-        )
-    if settings.auth_mode == "open" and not settings.uses_sandbox:
-        _log.warning("GROKFLASK_AUTH=open: anybody who reaches this address spends the xAI key's money")
-
-
-def _has_stored_keys(store: KeyStore) -> bool:
-    """There are keys in the database; taken for granted when it is away, which says so itself."""
-    try:
-        return bool(store.list())
-    except StoreUnavailableError:
-        return True
+    return make(settings)

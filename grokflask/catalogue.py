@@ -1,11 +1,12 @@
-"""The lists of models: kept for a moment, and shown to each key without the models that it may not use.
+"""The lists of models: cached for a moment, and shown to each key without the models that it may not use.
 
-xAI has three forms: a short and a long one under `data`, and `models` of one kind. Where no model is left
-out an answer stays as upstream sent it, byte for byte.
+xAI has three forms: a short and a long one under `data`, and `models` of one kind. If no model is removed,
+the answer stays byte for byte as upstream sent it.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,14 +14,18 @@ from collections.abc import Callable
 import msgspec
 
 from grokflask.errors import MALFORMED, ModelNotAllowedError
-from grokflask.key_limits import KeyLimits
-from grokflask.keys import ApiKey
+from grokflask.keys.limits import KeyLimits
+from grokflask.keys.ring import ApiKey
+from grokflask.protocol.raw_json import decode_fields, decode_list
 
 MAX_KEPT = 200
 MAX_KEPT_BYTES = 2**20
-"""How many answers are kept, and how large one may be."""
+"""The number of cached answers, and the size of each."""
 
-Fields = dict[str, msgspec.Raw]
+MAX_PAIRS = 10_000
+"""Pairs of key and model that are remembered. Beyond them, warnings are repeated."""
+
+_log = logging.getLogger("grokflask.models")
 
 
 class _Item(msgspec.Struct):
@@ -30,16 +35,14 @@ class _Item(msgspec.Struct):
     aliases: list[str] | None = None
 
 
-_FIELDS = msgspec.json.Decoder(Fields)
-_ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 _ITEM = msgspec.json.Decoder(_Item)
 
 
 class Catalogue:
-    """What upstream said of its models lately, by path; apart for each xAI key that asks, where these differ.
+    """A cache of upstream's answers about models, by path and by xAI key.
 
     Args:
-        keep_s: for how long an answer is given again; 0 keeps none.
+        keep_s: how long an answer is used; 0 turns the cache off.
         clock: monotonic seconds.
     """
 
@@ -50,16 +53,14 @@ class Catalogue:
         self._kept: dict[tuple[str, str | None], tuple[bytes, float]] = {}
 
     def find(self, path: str, key: ApiKey) -> tuple[bytes, int] | None:
-        """The answer for `path`, as upstream gave it, and its age in seconds; None when there is none."""
-        found = self._kept.get((path, key.upstream_key))
-        if found is None:
+        """Upstream's answer for `path`, and its age in seconds; None when the cache has none."""
+        kept = self._kept.get((path, key.upstream_key))
+        if kept is None or (age_s := self._clock() - kept[1]) >= self._keep_s:
             return None
-        body, came_at = found
-        age_s = self._clock() - came_at
-        return (body, int(age_s)) if age_s < self._keep_s else None
+        return kept[0], int(age_s)
 
     def keep(self, path: str, key: ApiKey, body: bytes) -> None:
-        """Upstream has just answered so."""
+        """Caches `body`, upstream's answer for `path`."""
         if not self._keep_s or len(body) > MAX_KEPT_BYTES:
             return
         with self._lock:
@@ -70,29 +71,48 @@ class Catalogue:
 
 
 def filter_models(body: bytes, limits: KeyLimits) -> bytes:
-    """`body` without the models that the key may use under no name of theirs.
+    """`body` without the models that the key may not use under any of their names.
 
-    Raises ModelNotAllowedError where it is such a model by itself.
+    Raises ModelNotAllowedError when `body` is such a model itself, or cannot be read.
     """
     if not limits.models:
         return body
     try:
-        fields = _FIELDS.decode(body)
+        fields = decode_fields(body)
         name = next((name for name in ("data", "models") if name in fields), None)
         if name is None:
             if not _may_use(body, limits):
                 raise ModelNotAllowedError
             return body
-        items = _ITEMS.decode(fields[name])
-        left = [item for item in items if _may_use(item, limits)]
+        items = decode_list(fields[name])
+        allowed = [item for item in items if _may_use(item, limits)]
     except MALFORMED:
-        raise ModelNotAllowedError from None  # what cannot be read cannot be looked through
-    if len(left) == len(items):
+        raise ModelNotAllowedError from None
+    if len(allowed) == len(items):
         return body
-    fields[name] = msgspec.Raw(msgspec.json.encode(left))
+    fields[name] = msgspec.Raw(msgspec.json.encode(allowed))
     return msgspec.json.encode(fields)
 
 
 def _may_use(item: bytes | msgspec.Raw, limits: KeyLimits) -> bool:
     model = _ITEM.decode(item)
     return any(limits.allows(name) for name in (model.id, *(model.aliases or ())))
+
+
+class MovedModels:
+    """Warns once a day for each key and model when another model answers."""
+
+    def __init__(self) -> None:
+        self._day = ""
+        self._warned: set[tuple[str, str]] = set()
+
+    def note(self, key: str, model: str, served: str, day: str) -> None:
+        """A request of `key` for `model` was answered by `served`. `day` is `YYYY-MM-DD`, in UTC."""
+        if day != self._day or len(self._warned) >= MAX_PAIRS:
+            self._day = day
+            self._warned.clear()
+        if (key, model) in self._warned:
+            return
+        self._warned.add((key, model))
+        fields = {"key": key, "model": model, "model_served": served}
+        _log.warning("another model answers, and may cost more", extra={"fields": fields})

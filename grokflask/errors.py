@@ -1,52 +1,13 @@
-"""The tree of errors, and what each one looks like to a client.
+"""The tree of errors, and how clients of the chat API see them.
 
-    GrokflaskError                  500 internal_error
-    ├── ConfigError                 the service cannot start: every problem with the settings
-    ├── ClientError                 the request cannot be served as it stands
-    │   ├── InvalidRequestError     400 invalid_request (names the parameter)
-    │   ├── AuthenticationError     401 invalid_api_key
-    │   ├── KeyRevokedError         403 key_revoked
-    │   ├── KeyExpiredError         403 key_expired
-    │   ├── ModelNotAllowedError    403 model_not_allowed
-    │   ├── ToolsNotAllowedError    403 tools_not_allowed
-    │   ├── UnmeteredError          403 not_metered
-    │   ├── RouteNotFoundError      404 not_found
-    │   ├── KeyNotFoundError        404 key_not_found
-    │   ├── MethodNotAllowedError   405 method_not_allowed
-    │   ├── BodyTimeoutError        408 body_timeout
-    │   ├── KeyExistsError          409 key_exists
-    │   ├── KeyInUseError           409 idempotency_key_in_use
-    │   ├── StreamElsewhereError    409 stream_elsewhere: of a process that cannot be told to end it
-    │   ├── StreamGoneError         410 stream_gone: there is nothing to go on with
-    │   ├── BodyTooLargeError       413 body_too_large
-    │   ├── MediaTypeError          415 unsupported_media_type
-    │   ├── KeyReusedError          422 idempotency_key_reused
-    │   ├── RateLimitError          429 rate_limit_exceeded
-    │   │   ├── TokenLimitError         429 token_limit_exceeded
-    │   │   ├── TooManyStreamsError     429 too_many_streams
-    │   │   └── FairShareError          429 fair_share_exceeded
-    │   ├── BudgetSpentError        429 insufficient_quota
-    │   └── ClientGoneError         499 client_gone: nobody is left to read this
-    ├── GatewayFullError            503 gateway_full
-    ├── ShuttingDownError           503 shutting_down
-    ├── StreamStoppedError          503 stream_stopped: an admin has ended it
-    ├── RecordingLostError          503 recording_lost: an answer that was read along is no longer kept
-    ├── StoreUnavailableError       503 store_unavailable: the database or Redis is away
-    └── UpstreamError               xAI's side failed
-        ├── UpstreamConnectError    502 upstream_unreachable: no connection, so nothing was paid
-        │   └── ConnectTimeoutError     504 connect_timeout
-        ├── UpstreamTimeoutError    504 upstream_timeout: connected, then silent too long
-        │   ├── FirstEventTimeoutError  504 first_event_timeout
-        │   ├── IdleTimeoutError        504 idle_timeout
-        │   └── TotalTimeoutError       504 total_timeout
-        ├── NoAnswerError           502 upstream_no_answer: it took the request and closed the connection
-        ├── UpstreamProtocolError   502 upstream_protocol_error: an answer that is not the API's
-        ├── UpstreamStatusError     upstream's own status, code and message
-        └── StreamBrokenError       502 stream_broken: the connection died inside the answer
-            └── StreamTruncatedError    502 stream_truncated: it ended tidily, but before [DONE]
+    GrokflaskError          the gateway itself: full, shutting down, a store is down
+    ├── ConfigError         the gateway cannot start
+    ├── ClientError         the request is at fault
+    │   └── RateLimitError  one of the key's limits is reached
+    └── UpstreamError       xAI, or the connection to it, failed
 
-An error has a status, a code and an outcome. The two shapes that clients of the chat API see are rendered
-here; `dialects` has those of the others. No IO. This module imports nothing of grokflask.
+Each class has a status, a code, a message and an outcome; a docstring says what the message does not.
+`protocol.dialects` renders errors for the other APIs. No IO. This module imports nothing of grokflask.
 """
 
 from __future__ import annotations
@@ -58,11 +19,15 @@ from typing import ClassVar
 import msgspec
 
 MALFORMED = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
-"""What reading JSON from outside may raise: bad syntax or type, nesting too deep, a key that is not UTF-8."""
+"""What decoding JSON may raise: bad syntax, a wrong type, too deep nesting, a key that is not UTF-8."""
+
+_BEARER = {"WWW-Authenticate": "Bearer"}  # RFC 9110, section 15.5.2
+_RETRY_SOON = {"Retry-After": "1"}
+_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's SDKs retry without it
 
 
 class Outcome(StrEnum):
-    """How an exchange ended: the word in the log line and in the ledger."""
+    """How an exchange ended, as the log and the ledger name it."""
 
     COMPLETE = "complete"
     CLIENT_ABORT = "client_abort"
@@ -70,29 +35,26 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
-    LOST = "lost"
-    """The process that carried it was killed; what it used is not known."""
-    REFUSED = "refused"
-    """Turned away by the gateway itself: nothing reached upstream."""
+    LOST = "lost"  # the process was killed; the usage is unknown
+    REFUSED = "refused"  # by the gateway; nothing reached upstream
 
 
 class GrokflaskError(Exception):
-    """The root: something that a client is told about.
-
-    Attributes:
-        status: HTTP status, when no byte of the answer has gone out yet.
-        code: stable machine-readable name of the case.
-        param: the request's field that is at fault, or None.
-        headers: response headers that belong to this error.
-        detail: what the log says beyond the code (the system's own error, say); never sent to a client.
-        in_stream: whether the request was to be answered as a stream; None while nobody has read it.
-        outcome: what the exchange's log line says.
-    """
+    """The root of the tree: an error that a client can see."""
 
     status: int = 500
     code: str = "internal_error"
     default_message: ClassVar[str] = "Something went wrong inside the gateway."
+    default_headers: ClassVar[Mapping[str, str]] = {}
     outcome: ClassVar[Outcome] = Outcome.REFUSED
+    kind: str | None = None
+    """The `type` that clients see, where the status does not decide it."""
+    param: str | None = None
+    """The field of the request that is at fault."""
+    detail: str | None = None
+    """More for the log, such as the operating system's error. Clients never see it."""
+    in_stream: bool | None = None
+    """Whether the request asks for a stream; None while the body has not been read."""
 
     def __init__(
         self,
@@ -102,24 +64,23 @@ class GrokflaskError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         self.message = message or self.default_message
-        self.param = param
-        self.headers = dict(headers or {})
-        self.detail: str | None = None
-        self.in_stream: bool | None = None
+        self.param = self.param if param is None else param
+        self.headers = {**self.default_headers, **(headers or {})}
         super().__init__(self.message)
 
     @property
     def type(self) -> str:
-        """OpenAI's error family for this status, which SDKs and their users branch on."""
-        return _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        """OpenAI's error type, which SDKs and their users branch on."""
+        by_status = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return self.kind or by_status
 
     def to_fields(self) -> dict[str, str | None]:
-        """What OpenAI's SDKs read of an error."""
+        """The fields that OpenAI's SDKs read."""
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
 class ConfigError(GrokflaskError):
-    """The settings cannot work. `problems` lists every reason, each with its remedy."""
+    """The settings do not work. `problems` lists every reason, each with its remedy."""
 
     def __init__(self, problems: list[str]) -> None:
         self.problems = problems
@@ -127,320 +88,247 @@ class ConfigError(GrokflaskError):
 
 
 class ClientError(GrokflaskError):
-    """The request cannot be served as it stands; repeating it unchanged will not help."""
+    """The request is at fault; sending it again unchanged does not help."""
 
 
 class InvalidRequestError(ClientError):
-    """A body that is not JSON, or a field that is missing or of the wrong type."""
+    """The body is not JSON, or a field is missing or of the wrong type."""
 
-    status = 400
-    code = "invalid_request"
+    status, code = 400, "invalid_request"
     default_message = "The request is not valid."
 
 
 class AuthenticationError(ClientError):
-    """No key, or one that nobody here knows."""
+    """The request has no key, or an unknown one."""
 
-    status = 401
-    code = "invalid_api_key"
+    status, code = 401, "invalid_api_key"
     default_message = (
-        "Invalid API key: send a key of this gateway as 'Authorization: Bearer <key>'. "
-        "Its operator hands them out."
+        "Invalid API key: send a key of this gateway as 'Authorization: Bearer <key>'. Ask its operator "
+        "for one."
     )
-
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message, headers={"WWW-Authenticate": "Bearer"})
+    default_headers = _BEARER
 
 
 class KeyRevokedError(ClientError):
-    """The key was good once and has been revoked."""
-
-    status = 403
-    code = "key_revoked"
+    status, code = 403, "key_revoked"
     default_message = "This API key has been revoked."
 
 
 class KeyExpiredError(ClientError):
-    """The key, or this secret of it, was valid until a time that has passed."""
-
-    status = 403
-    code = "key_expired"
+    status, code = 403, "key_expired"
     default_message = "This API key has expired."
 
 
 class ModelNotAllowedError(ClientError):
-    """The key may not ask for this model."""
-
-    status = 403
-    code = "model_not_allowed"
+    status, code = 403, "model_not_allowed"
     default_message = "This API key may not use that model."
 
 
 class ToolsNotAllowedError(ClientError):
-    """The key may not have tools run, or not those that run at xAI's."""
+    """The key may not use tools, or none that run at xAI."""
 
-    status = 403
-    code = "tools_not_allowed"
+    status, code = 403, "tools_not_allowed"
     default_message = "This API key may not use tools."
-
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message, param="tools")
+    param = "tools"
 
 
 class UnmeteredError(ClientError):
-    """What this costs is not seen here, so a key with limits on that may not ask for it."""
+    """The key has limits, and the gateway does not see what this route costs."""
 
-    status = 403
-    code = "not_metered"
+    status, code = 403, "not_metered"
     default_message = (
-        "This API key has a limit on tokens, money, models or tools, and could not be held to it here."
+        "This API key has limits on tokens, money, models or tools, which cannot be enforced here."
     )
 
 
 class RouteNotFoundError(ClientError):
-    """No such path."""
-
-    status = 404
-    code = "not_found"
+    status, code = 404, "not_found"
     default_message = "There is nothing at this path."
 
 
 class KeyNotFoundError(ClientError):
-    """No key has this name."""
-
-    status = 404
-    code = "key_not_found"
-    default_message = "There is no key of this name."
+    status, code = 404, "key_not_found"
+    default_message = "There is no key with this name."
 
 
 class KeyExistsError(ClientError):
-    """The name is taken; a revoked key keeps its name, for the ledger's sake."""
+    """The name is taken. A revoked key keeps its name, for the ledger."""
 
-    status = 409
-    code = "key_exists"
-    default_message = "There is a key of this name already."
+    status, code = 409, "key_exists"
+    default_message = "A key with this name already exists."
 
 
 class StreamElsewhereError(ClientError):
-    """An admin would end a stream of another process, and there is no way to tell that."""
+    """An admin wants to end a stream of another process, which only Redis could reach."""
 
-    status = 409
-    code = "stream_elsewhere"
-    default_message = "Another worker has this stream, and without Redis it cannot be told."
+    status, code = 409, "stream_elsewhere"
+    default_message = "Another worker serves this stream, and without Redis it cannot be reached."
 
 
 class KeyInUseError(ClientError):
-    """A request with this Idempotency-Key is running, and its answer cannot be read along.
+    """A request with this Idempotency-Key is running, and its answer cannot be shared.
 
-    The status is the one of draft-ietf-httpapi-idempotency-key-header, the code is Stripe's.
+    The status is that of draft-ietf-httpapi-idempotency-key-header, the code is Stripe's.
     """
 
-    status = 409
-    code = "idempotency_key_in_use"
+    status, code = 409, "idempotency_key_in_use"
     default_message = "A request with this Idempotency-Key is still running, and its answer is not kept."
-
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message, headers={"Retry-After": "1"})
+    default_headers = _RETRY_SOON
 
 
 class KeyReusedError(ClientError):
-    """The Idempotency-Key belongs to a request with another body, or to another route.
+    """The Idempotency-Key belongs to another body or route. The status is that of the same draft."""
 
-    The status is the one of draft-ietf-httpapi-idempotency-key-header.
-    """
-
-    status = 422
-    code = "idempotency_key_reused"
+    status, code = 422, "idempotency_key_reused"
     default_message = (
-        "This Idempotency-Key has been used for a different request. Choose a new key for each request, and "
-        "send it again only with the same body."
+        "This Idempotency-Key was used for a different request. Use a new key for each request, and send "
+        "a key again only with the same body."
     )
 
 
 class StreamGoneError(ClientError):
-    """The stream of this Last-Event-ID is not kept: it has failed, was too large, or ended too long ago."""
+    """The stream of this Last-Event-ID failed, was too large, or ended too long ago."""
 
-    status = 410
-    code = "stream_gone"
+    status, code = 410, "stream_gone"
     default_message = (
-        "The stream with this Last-Event-ID is no longer kept, so it cannot go on. Send the request again "
-        "without Last-Event-ID to begin a new one."
+        "The stream with this Last-Event-ID is no longer kept and cannot be resumed. Send the request "
+        "again without Last-Event-ID to start a new one."
     )
 
 
 class MethodNotAllowedError(ClientError):
-    """The path exists, but not for this method; `Allow` names those that do."""
+    """The path exists, but not for this method. `Allow` lists those that it has."""
 
-    status = 405
-    code = "method_not_allowed"
-    default_message = "This path does not take that method."
+    status, code = 405, "method_not_allowed"
+    default_message = "This path does not support that method."
 
 
 class BodyTooLargeError(ClientError):
-    """The body passes GROKFLASK_MAX_BODY_BYTES."""
+    """The body exceeds GROKFLASK_MAX_BODY_BYTES."""
 
-    status = 413
-    code = "body_too_large"
+    status, code = 413, "body_too_large"
     default_message = "The request's body is too large."
 
 
 class BodyTimeoutError(ClientError):
-    """The body did not come in whole within GROKFLASK_BODY_TIMEOUT_S."""
+    """The body did not arrive within GROKFLASK_BODY_TIMEOUT_S."""
 
-    status = 408
-    code = "body_timeout"
+    status, code = 408, "body_timeout"
     default_message = "The request's body took too long to arrive."
 
 
 class MediaTypeError(ClientError):
-    """The body is not announced as JSON."""
-
-    status = 415
-    code = "unsupported_media_type"
+    status, code = 415, "unsupported_media_type"
     default_message = "Send the body as JSON, with the header 'Content-Type: application/json'."
 
 
 class RateLimitError(ClientError):
-    """The key has used up its requests of this window; `Retry-After` says when to come back."""
+    """The key has no requests left in this window. `Retry-After` says when it ends."""
 
-    status = 429
-    code = "rate_limit_exceeded"
+    status, code = 429, "rate_limit_exceeded"
     default_message = "Too many requests."
 
 
 class TokenLimitError(RateLimitError):
-    """The key's tokens per minute are used up, or this request alone may need more."""
+    """The key's tokens per minute do not cover this request."""
 
     code = "token_limit_exceeded"
     default_message = "Too many tokens."
 
 
 class TooManyStreamsError(RateLimitError):
-    """The key has as many streams open as it may."""
-
     code = "too_many_streams"
     default_message = "Too many open streams."
 
 
 class FairShareError(RateLimitError):
-    """The gateway is nearly full, and this key has its fair part of it."""
-
     code = "fair_share_exceeded"
-    default_message = "The gateway is nearly full and this key has its fair share of it."
+    default_message = "The gateway is nearly full, and this key already has its fair share of it."
 
 
 class BudgetSpentError(ClientError):
-    """The key's budget of the day or month is spent, or what is left does not cover this request."""
+    """What is left of the key's daily or monthly budget does not cover this request."""
 
-    status = 429
-    code = "insufficient_quota"
+    status, code = 429, "insufficient_quota"
     default_message = "The budget of this key is spent."
-
-    def __init__(self, message: str | None = None, *, headers: Mapping[str, str] | None = None) -> None:
-        # OpenAI's SDKs try a 429 again at once unless this header says no.
-        super().__init__(message, headers={"x-should-retry": "false", **(headers or {})})
-
-    @property
-    def type(self) -> str:
-        """OpenAI's name for it, which is its code as well."""
-        return "insufficient_quota"
+    kind = "insufficient_quota"  # as OpenAI has it
+    default_headers = _NO_RETRY
 
 
 class ClientGoneError(ClientError):
-    """The client has closed its connection. 499 is nginx's word for it; only the log ever sees it."""
+    """The client closed its connection. Only the log shows this status, which nginx invented."""
 
-    status = 499
-    code = "client_gone"
+    status, code = 499, "client_gone"
     outcome = Outcome.CLIENT_ABORT
-    default_message = "The client has gone."
+    default_message = "The client closed its connection."
 
 
 class GatewayFullError(GrokflaskError):
-    """The worker carries as many exchanges as it may."""
+    """The worker runs as many exchanges as it may."""
 
-    status = 503
-    code = "gateway_full"
+    status, code = 503, "gateway_full"
     default_message = "The gateway is full. Try again in a moment."
-
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message, headers={"Retry-After": "1"})
+    default_headers = _RETRY_SOON
 
 
 class ShuttingDownError(GrokflaskError):
-    """The process is about to end; another one takes the request."""
-
-    status = 503
-    code = "shutting_down"
+    status, code = 503, "shutting_down"
     outcome = Outcome.SHUTDOWN
     default_message = "The gateway is shutting down. Send the request again."
-
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message, headers={"Retry-After": "1"})
+    default_headers = _RETRY_SOON
 
 
 class StreamStoppedError(GrokflaskError):
-    """Whoever runs the gateway has ended this stream."""
-
-    status = 503
-    code = "stream_stopped"
+    status, code = 503, "stream_stopped"
     outcome = Outcome.SHUTDOWN
-    default_message = "The answer was stopped by the operator of the gateway; it is incomplete."
-
-    def __init__(self) -> None:
-        super().__init__(headers={"x-should-retry": "false"})  # or SDKs would begin it again
+    default_message = "The gateway's operator stopped this answer; it is incomplete."
+    default_headers = _NO_RETRY
 
 
 class RecordingLostError(GrokflaskError):
-    """Who reads an answer along has fallen behind what is kept of it, or whoever kept it has gone."""
+    """A reader fell behind what is still kept of an answer, or the worker that kept it died."""
 
-    status = 503
-    code = "recording_lost"
+    status, code = 503, "recording_lost"
     default_message = "The gateway no longer has the rest of this answer; it is incomplete."
 
 
 class StoreUnavailableError(GrokflaskError):
-    """The database or Redis is away, and what was asked cannot be told without it."""
+    """The database or Redis is down, and the request needs it."""
 
-    status = 503
-    code = "store_unavailable"
+    status, code = 503, "store_unavailable"
     default_message = "The gateway cannot look that up right now. Try again in a moment."
-
-    def __init__(self, message: str | None = None) -> None:
-        super().__init__(message, headers={"Retry-After": "1"})
+    default_headers = _RETRY_SOON
 
 
 class UpstreamError(GrokflaskError):
-    """xAI's side failed, or the way there."""
+    """xAI, or the connection to it, failed."""
 
-    status = 502
-    code = "upstream_error"
+    status, code = 502, "upstream_error"
     outcome = Outcome.UPSTREAM_ERROR
     default_message = "The upstream API failed."
 
 
 class UpstreamConnectError(UpstreamError):
-    """No connection came about, so upstream has not seen the request."""
+    """No connection was made, so upstream has not seen the request."""
 
     code = "upstream_unreachable"
     default_message = "The upstream API cannot be reached."
 
 
 class UpstreamTimeoutError(UpstreamError):
-    """Upstream took the request and then said nothing for too long."""
+    """Upstream took the request and was then silent for too long."""
 
-    status = 504
-    code = "upstream_timeout"
+    status, code = 504, "upstream_timeout"
     outcome = Outcome.TIMEOUT
     default_message = "The upstream API was silent for too long."
 
 
 class ConnectTimeoutError(UpstreamConnectError):
-    """No connection within GROKFLASK_CONNECT_TIMEOUT_S."""
+    """No connection was made within GROKFLASK_CONNECT_TIMEOUT_S."""
 
-    status = 504
-    code = "connect_timeout"
+    status, code = 504, "connect_timeout"
     outcome = Outcome.TIMEOUT
-    default_message = "The upstream API cannot be reached in time."
+    default_message = "Connecting to the upstream API took too long."
 
 
 class FirstEventTimeoutError(UpstreamTimeoutError):
@@ -450,37 +338,31 @@ class FirstEventTimeoutError(UpstreamTimeoutError):
 
 
 class IdleTimeoutError(UpstreamTimeoutError):
-    """No event for GROKFLASK_IDLE_TIMEOUT_S."""
+    """No event came for GROKFLASK_IDLE_TIMEOUT_S."""
 
     code = "idle_timeout"
 
 
 class TotalTimeoutError(UpstreamTimeoutError):
-    """The exchange has taken GROKFLASK_TOTAL_TIMEOUT_S."""
+    """The exchange took GROKFLASK_TOTAL_TIMEOUT_S."""
 
     code = "total_timeout"
 
 
 class NoAnswerError(UpstreamError):
-    """Upstream closed the connection without a byte of an answer. It may have done the work."""
+    """Upstream closed the connection before it answered. It may have done the work."""
 
     code = "upstream_no_answer"
     default_message = "The upstream API closed the connection without an answer."
 
 
 class UpstreamProtocolError(UpstreamError):
-    """Upstream answered something that this API does not know."""
-
     code = "upstream_protocol_error"
-    default_message = "The upstream API gave an answer that cannot be understood."
+    default_message = "The upstream API sent an answer that the gateway cannot read."
 
 
 class UpstreamStatusError(UpstreamError):
-    """Upstream said no, with a status or with an error object in a stream. Both are kept as they came.
-
-    Attributes:
-        told: the message is upstream's; False when it sent none and one had to be made up.
-    """
+    """Upstream answered with an error: its status, code, type and message are kept."""
 
     def __init__(
         self,
@@ -491,30 +373,24 @@ class UpstreamStatusError(UpstreamError):
         kind: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
-        told: bool = True,
+        has_message: bool = True,
     ) -> None:
         super().__init__(message, param=param, headers=headers)
-        self.told = told
         self.status = status
-        self.code = code or "upstream_error"
-        self._kind = kind
-
-    @property
-    def type(self) -> str:
-        """Upstream's own `type` where it sent one, else the family of its status."""
-        return self._kind or super().type
+        self.code = code or self.code
+        self.kind = kind
+        self.has_message = has_message
+        """False when upstream sent no message, and `message` only names the status."""
 
 
 class StreamBrokenError(UpstreamError):
-    """The connection to upstream died inside the answer."""
-
     code = "stream_broken"
     outcome = Outcome.TRUNCATED
     default_message = "The connection to the upstream API broke; the answer is incomplete."
 
 
 class StreamTruncatedError(StreamBrokenError):
-    """The answer ended tidily, but upstream never said that it was complete."""
+    """The connection closed normally, but before upstream marked the answer as complete."""
 
     code = "stream_truncated"
     default_message = "The upstream API ended the stream before it was complete."
@@ -536,9 +412,8 @@ def render_json(error: GrokflaskError) -> bytes:
 def render_event(error: GrokflaskError, *, as_json: bool) -> bytes:
     """The error as one event.
 
-    `as_json` (the client's `Accept` names application/json) gives `render_json`'s object; otherwise it
-    is the guide's `{"error": "API error: <message>"}`. Newlines in a message stay inside the JSON
-    string, so no message can forge a further event.
+    With `as_json` (the client's `Accept` names application/json) it has `render_json`'s object, otherwise
+    the guide's `{"error": "API error: <message>"}`. JSON escapes newlines: no message can forge an event.
     """
     body = render_json(error) if as_json else msgspec.json.encode({"error": f"API error: {error.message}"})
     return b"data: " + body + b"\n\n"

@@ -1,4 +1,4 @@
-"""The exchanges that this process carries right now: how many there may be, and how others end them."""
+"""The open exchanges of this process: how many there may be, what each holds, and how to end them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from collections.abc import Callable, Container, Iterator
 from typing import Protocol, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
-from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
-from grokflask.ledger_row import LedgerRow
+from grokflask.billing.bill import Bill, make_bill
+from grokflask.errors import GatewayFullError, GrokflaskError, Outcome, ShuttingDownError, StreamStoppedError
+from grokflask.keys.ring import ApiKey
+from grokflask.ledger.entry import LedgerEntry
+from grokflask.ledger.row import LedgerRow
+from grokflask.limits.admission import Hold
+from grokflask.metrics.tallies import Tallies
+from grokflask.protocol.usage import Settlement
+from grokflask.shaping.request import UpstreamRequest
+from grokflask.upstream.client import UpstreamCall
 
 FAREWELL_S = 5.0
-"""How long before the end of the grace period the exchanges that are still open are ended."""
+"""Time before the end of the grace period at which exchanges that are still open are ended."""
 
 LEAD_S = 1.5
-"""How long new work is still taken after the end was announced: gunicorn's worker closes its listener only
-after a second, and what comes in until then has nowhere else to go."""
+"""Time after the announcement in which new requests are still accepted: gunicorn's worker closes its listener
+only after a second, and requests that arrive until then have nowhere else to go."""
 
 
 class Cancellable(Protocol):
-    """What has a place: a call to upstream, or a client that reads an answer along."""
+    """Something that holds a place: a call to upstream, or a client that reads a recorded answer."""
 
     def cancel(self, reason: GrokflaskError) -> None:
         """Ends it for that reason."""
@@ -32,11 +41,11 @@ C = TypeVar("C", bound=Cancellable)
 
 
 class OpenStream(msgspec.Struct, frozen=True):
-    """A stream that is open, for whoever watches over them.
+    """An open stream, as the admin API shows it.
 
     Attributes:
-        row: as it is in the ledger while it is open.
-        count_sent: events and bytes that the client has been given so far.
+        row: its row in the ledger, still open.
+        count_sent: returns the events and bytes that were given to the client so far.
     """
 
     row: LedgerRow
@@ -44,13 +53,13 @@ class OpenStream(msgspec.Struct, frozen=True):
 
 
 class OpenExchanges:
-    """The register of open upstream calls. Its methods may be called from any thread.
+    """The register of open upstream calls. Safe from any thread.
 
     Args:
-        capacity: calls open at once at the most.
+        capacity: the most calls that may be open at once.
 
     Attributes:
-        draining: the process is about to end, and no longer ready for new work.
+        draining: the process is about to end and not ready for new requests.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -74,7 +83,7 @@ class OpenExchanges:
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:
-        """A request's body is being read, which may take long: it has a place, but is not an exchange yet."""
+        """Holds a place while a request's body is read; it is not an exchange yet."""
         with self._lock:
             self._uploads += 1
         try:
@@ -86,7 +95,7 @@ class OpenExchanges:
     def start(self, begin: Callable[[], C]) -> C:
         """The call that `begin` makes, which holds a place until `end`.
 
-        Raises GatewayFullError and ShuttingDownError, without having begun anything.
+        Raises GatewayFullError or ShuttingDownError; `begin` is not called then.
         """
         with self._lock:
             self.check()
@@ -101,35 +110,35 @@ class OpenExchanges:
         return call
 
     def show(self, call: Cancellable, stream: OpenStream) -> None:
-        """The call is one of `streams` until `end`."""
+        """Lists the call among `streams` until `end`."""
         with self._lock:
             if call in self._calls:
                 self._calls[call] = stream
 
     @property
     def streams(self) -> list[OpenStream]:
-        """Those that are open here."""
+        """The open streams of this process."""
         return [stream for stream in list(self._calls.values()) if stream is not None]
 
     def stop(self, ids: Container[str]) -> int:
-        """Ends the streams whose rows have these ids, and tells their clients so; how many there were."""
+        """Ends the streams whose rows have these ids, with an error event. Returns their number."""
         found = [call for call, stream in list(self._calls.items()) if stream and stream.row.id in ids]
         for call in found:
             call.cancel(StreamStoppedError())
         return len(found)
 
     def end(self, call: Cancellable) -> None:
-        """The call is over and its place is free. Idempotent."""
+        """Frees the call's place. Idempotent."""
         with self._lock:
             if call in self._calls:
                 del self._calls[call]
                 self._count -= 1
 
     def drain(self, grace_s: float, lead_s: float = LEAD_S) -> None:
-        """Announces the end: refuses new exchanges after `lead_s`, ends the open ones before `grace_s`.
+        """Announces the end of the process, and returns at once. Later calls change nothing.
 
-        Those that are still open FAREWELL_S before the end are told so. Returns at once; later calls change
-        nothing.
+        New exchanges are refused after `lead_s`. Those that are still open FAREWELL_S before the end of
+        `grace_s` end with an error event.
         """
         if self.draining:
             return
@@ -143,12 +152,12 @@ class OpenExchanges:
         self._closed = True
         while self._count and time.monotonic() < end:
             time.sleep(0.1)
-        while self._count:  # again and again: one may have been admitted just before
+        while self._count:  # repeatedly: one may have been admitted a moment ago
             self._cancel_all()
             time.sleep(0.1)
 
     def cut(self, timeout_s: float) -> None:
-        """Ends all that is open now, and waits until it has ended, for `timeout_s` at the most."""
+        """Ends all open exchanges and waits up to `timeout_s` until they have ended."""
         end = time.monotonic() + timeout_s
         while self._count and time.monotonic() < end:
             self._cancel_all()
@@ -157,3 +166,71 @@ class OpenExchanges:
     def _cancel_all(self) -> None:
         for call in list(self._calls):
             call.cancel(ShuttingDownError("The gateway is shutting down; the answer is incomplete."))
+
+
+class Rows(Protocol):
+    """Takes the ledger's rows. Its methods neither block nor raise."""
+
+    @property
+    def worker(self) -> str:
+        """The name of this process in the rows."""
+
+    @property
+    def is_full(self) -> bool:
+        """There is no room for further rows."""
+
+    def open(self, row: LedgerRow) -> None:
+        """An exchange has begun."""
+
+    def settle(self, row: LedgerRow) -> None:
+        """An exchange is over."""
+
+
+class Exchange:
+    """What a request holds while upstream works on it: a place, a reservation, an open row. Released once."""
+
+    def __init__(
+        self,
+        call: UpstreamCall,
+        upstream_request: UpstreamRequest,
+        key: ApiKey,
+        entry: LedgerEntry,
+        hold: Hold,
+        exchanges: OpenExchanges,
+        rows: Rows,
+        tallies: Tallies,
+    ) -> None:
+        self.call = call
+        self.path, self.model = upstream_request.path, upstream_request.model
+        self.makes = upstream_request.makes
+        self.key = key
+        self.entry = entry
+        self._estimate = upstream_request.estimate  # not the request: its body may be large, a stream long
+        self._hold = hold
+        self._exchanges = exchanges
+        self._rows = rows
+        self._tallies = tallies
+        self._bill: Bill | None = None
+
+    def finish(self, settlement: Settlement) -> Bill:
+        """Upstream is done, but the last bytes are not out yet: books the bill and frees the limits."""
+        if self._bill is None:
+            self._bill = make_bill(self._estimate, settlement, reached=self.call.reached)
+            self._hold.settle(self._bill)
+        return self._bill
+
+    def settle(self, settlement: Settlement) -> None:
+        """The exchange is over. Idempotent. One that a bug of ours ended was not refused, but cut short."""
+        if settlement.outcome is Outcome.REFUSED:
+            settlement = replace(settlement, outcome=Outcome.TRUNCATED)
+        self._exchanges.end(self.call)
+        bill = self.finish(settlement)
+        if not self.entry.settled:
+            row = self.entry.settle(settlement, bill)
+            self._rows.settle(row)
+            self._tallies.settled.append(row)
+
+    def fail(self, error: GrokflaskError) -> None:
+        """Ends the call and settles, before a byte of the answer."""
+        self.call.cancel(error)
+        self.settle(self.entry.sum_up(error.outcome, error=error))

@@ -1,7 +1,7 @@
-"""The one place where all steps meet: a client's request goes in, its answer comes out.
+"""The life of a request: a client's request comes in, and its answer goes out.
 
-Read `Gateway.open` from top to bottom and you have seen the life of a request. The end of a stream does
-not come back here: the relay carries what is to be done then.
+Read `Gateway.open` from top to bottom. The end of a stream does not return here: the relay is handed what to
+do then.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from grokflask import vision
-from grokflask.affinity import make_salt
-from grokflask.answer import Reply, StreamReply
-from grokflask.catalogue import Catalogue, filter_models
-from grokflask.clients import ClientWatcher, Departure, limit_sending
+from grokflask.catalogue import Catalogue, MovedModels, filter_models
 from grokflask.config import Settings
-from grokflask.custody import Custody
+from grokflask.delivery.answer import Reply, StreamReply
+from grokflask.delivery.clients import ClientWatcher, Departure
+from grokflask.delivery.relay import Relay
+from grokflask.delivery.spool import Spool
+from grokflask.delivery.terms import Terms
+from grokflask.delivery.whole import ReplyReader, WholeReply
 from grokflask.errors import (
     ClientGoneError,
     GrokflaskError,
@@ -27,33 +28,31 @@ from grokflask.errors import (
     StoreUnavailableError,
     UpstreamProtocolError,
 )
-from grokflask.exchange import Exchange, Rows
-from grokflask.exchanges import OpenExchanges, OpenStream
-from grokflask.keys import ApiKey
-from grokflask.ledger import LedgerEntry
-from grokflask.ledger_row import LedgerRow, clean, make_id
-from grokflask.limits import Hold, Limits
-from grokflask.metrics_tallies import Deliveries, Tallies
-from grokflask.moved_models import MovedModels
-from grokflask.relay import Relay
-from grokflask.reply import ReplyReader, WholeReply
-from grokflask.shaping import ClientRequest, UpstreamRequest, shape_request
-from grokflask.spool import Spool
-from grokflask.terms import Terms
-from grokflask.tools import check_tools
-from grokflask.upstream import UpstreamCall, UpstreamClient
-from grokflask.usage import Settlement, Usage
+from grokflask.exchanges import Exchange, OpenExchanges, OpenStream, Rows
+from grokflask.kept.custody import Custody
+from grokflask.keys.limits import check_tools
+from grokflask.keys.ring import ApiKey
+from grokflask.ledger.entry import LedgerEntry
+from grokflask.ledger.row import LedgerRow, clean, make_id
+from grokflask.limits.admission import Hold, Limits
+from grokflask.metrics.tallies import Deliveries, Tallies
+from grokflask.protocol.usage import Usage
+from grokflask.shaping.affinity import make_salt
+from grokflask.shaping.bodies import shape_request
+from grokflask.shaping.request import ClientRequest, UpstreamRequest
+from grokflask.sockets import limit_sending
+from grokflask.upstream.client import UpstreamCall, UpstreamClient
 
 MAX_READ_BYTES = 16 * 2**20
-"""The largest reply that is read, and not only passed on: a list, what has been made."""
+"""The largest reply that the gateway reads and rewrites, such as a list; larger ones are only passed on."""
 
 
 class Gateway:
-    """Takes requests to upstream and answers back. One for each process.
+    """Takes requests to upstream and brings answers back. One for each process.
 
-    Attributes:
-        exchanges: those that are open now.
-        tallies: what is counted of them.
+    Args:
+        exchanges: the register of those that are open; each has a place in it.
+        tallies: counts what /metrics shows.
     """
 
     def __init__(
@@ -64,11 +63,12 @@ class Gateway:
         rows: Rows,
         custody: Custody,
         settings: Settings,
+        exchanges: OpenExchanges,
+        tallies: Tallies,
         clock: Callable[[], float] = time.monotonic,
-        tallies: Tallies | None = None,
     ) -> None:
-        self.tallies = tallies or Tallies()
-        self.exchanges = OpenExchanges(settings.max_exchanges)
+        self.exchanges = exchanges
+        self.tallies = tallies
         self._upstream = upstream
         self._clients = clients
         self._limits = limits
@@ -89,167 +89,171 @@ class Gateway:
 
     def open(self, key: ApiKey, request: ClientRequest) -> Reply | StreamReply:
         """The answer to `request`. Raises GrokflaskError while no byte of it has gone out."""
-        entry = self._enter(key, request)
-        changes: dict[str, str] = {}
-        asked: UpstreamRequest | None = None
+        entry = self._make_entry(key, request)
+        upstream_request: UpstreamRequest | None = None
+        notices: dict[str, str] = {}  # headers that say what the gateway changed, and what is left of limits
         try:
             caller = self._salt and self._salt + key.owner.encode()
-            asked = shape_request(request, self._settings, caller)
-            entry.row.model, entry.row.stream = clean(asked.model), asked.stream
-            changes = _tell_changes(asked)
-            self._custody.enter(key, request, asked)
-            if asked.body is not None and asked.model and not key.limits.allows(asked.model):
-                raise ModelNotAllowedError(
-                    f"This API key may not use the model {asked.model}.", param="model"
-                )
-            if asked.tools:
-                check_tools(asked.tools, key.limits.tools)
-            if request.route.catalogue and (kept := self._catalogue.find(asked.path, key)):
-                return self._tell_again(*kept, entry, key)
-            terms = self._set_terms(asked, request, key)
-            hold = self._admit(key, asked, entry.row)
-            changes |= hold.headers
-            exchange = self._start(key, asked, entry, hold)
+            upstream_request = shape_request(request, self._settings, caller)
+            entry.row.model, entry.row.stream = clean(upstream_request.model), upstream_request.stream
+            notices |= _describe_changes(upstream_request)
+            self._check_permissions(key, request, upstream_request)
+            if request.route.catalogue and (kept := self._catalogue.find(upstream_request.path, key)):
+                return self._reply_from_cache(*kept, entry, key)
+            terms = self._set_terms(upstream_request, request, key)
+            hold = self._admit(key, upstream_request, entry.row)
+            notices |= hold.headers
+            exchange = self._start(key, upstream_request, entry, hold)
             try:
-                answer = (self._stream if asked.stream else self._read_whole)(exchange, terms, request)
+                answer: Reply | StreamReply
+                if upstream_request.stream:
+                    answer = self._stream(exchange, terms, request)
+                else:
+                    answer = self._read_whole(exchange, terms, request)
             except BaseException as error:
                 exchange.fail(error if isinstance(error, GrokflaskError) else GrokflaskError())
                 raise
-            answer.headers.update(changes)
+            answer.headers.update(notices)
             return answer
         except GrokflaskError as error:
-            error.in_stream = asked.stream if asked else None
-            error.headers |= changes
+            error.in_stream = upstream_request.stream if upstream_request else None
+            error.headers |= notices
             entry.refuse(error)
             raise
 
-    def _enter(self, key: ApiKey, request: ClientRequest) -> LedgerEntry:
+    def _make_entry(self, key: ApiKey, request: ClientRequest) -> LedgerEntry:
         now = time.time()
         row = LedgerRow(
             make_id(now), request.request_id, key.name, request.route.name, "", now, self._rows.worker
         )
         return LedgerEntry(row, started_at=self._clock(), clock=self._clock)
 
-    def _admit(self, key: ApiKey, asked: UpstreamRequest, row: LedgerRow) -> Hold:
-        """Reserves what the request may use. Raises the error of the limit that stands against it."""
+    def _check_permissions(
+        self, key: ApiKey, request: ClientRequest, upstream_request: UpstreamRequest
+    ) -> None:
+        """Raises ForbiddenError or RouteNotFoundError for what the key may not use."""
+        self._custody.check_request(key, request, upstream_request)
+        model = upstream_request.model
+        if upstream_request.body is not None and model and not key.limits.allows(model):
+            raise ModelNotAllowedError(f"This API key may not use the model {model}.", param="model")
+        if upstream_request.tools:
+            check_tools(upstream_request.tools, key.limits.tools)
+
+    def _admit(self, key: ApiKey, upstream_request: UpstreamRequest, row: LedgerRow) -> Hold:
+        """Reserves what the request may use. Raises the error of the limit that does not allow it."""
         return self._limits.admit(
             key.limit_id,
             key.limits,
-            asked.estimate,
+            upstream_request.estimate,
             id=row.id,
             request_id=row.request_id,
             day=row.day,
-            stream=asked.stream,
+            stream=upstream_request.stream,
         )
 
-    def _start(self, key: ApiKey, asked: UpstreamRequest, entry: LedgerEntry, hold: Hold) -> Exchange:
-        """Sends the request upstream and opens its row."""
+    def _start(
+        self, key: ApiKey, upstream_request: UpstreamRequest, entry: LedgerEntry, hold: Hold
+    ) -> Exchange:
+        """Sends the request upstream and opens its ledger row."""
         try:
-            call = self.exchanges.start(lambda: self._upstream.call(asked, key.upstream_key))
+            call = self.exchanges.start(lambda: self._upstream.call(upstream_request, key.upstream_key))
         except BaseException:
             hold.settle()
             raise
-        self._rows.open(entry.expect(asked.estimate))
-        return Exchange(call, asked, key, entry, hold, self.exchanges, self._rows, self.tallies)
+        self._rows.open(entry.expect(upstream_request.estimate))
+        return Exchange(call, upstream_request, key, entry, hold, self.exchanges, self._rows, self.tallies)
 
     def _stream(self, exchange: Exchange, terms: Terms, request: ClientRequest) -> StreamReply:
         """Events. Upstream's own headers come with them if it answers before the response must begin."""
-        begun = False
-
-        def settle(settlement: Settlement) -> None:
-            exchange.entry.note_head(relay.headers, retried=relay.retried)
-            failed = settlement.error if not begun else None
-            exchange.settle(settlement, failed.status if failed else 200)
-
         relay = Relay(
             exchange.call,
             terms,
             self._watch(exchange.call, terms, request),
             exchange.finish,
-            settle,
+            exchange.settle,
             started_at=exchange.entry.started_at,
-            deliveries=Deliveries(self.tallies),
+            on_answer=exchange.entry.note_head,
             on_id=lambda id: self._custody.keep(exchange.makes, id, exchange.key),
+            deliveries=Deliveries(self.tallies),
             clock=self._clock,
         )
         self.exchanges.show(exchange.call, OpenStream(exchange.entry.row, relay.count_sent))
         try:
             relay.wait_for_answer(self._settings.commit_s)
-            begun = True
-            served = relay.look_ahead(self._settings.heartbeat_s)
+            model_served = relay.look_ahead(self._settings.heartbeat_s)
         except BaseException:
             relay.close()
             raise
-        return StreamReply(relay, {**relay.headers, **self._tell_model(exchange, served)})
+        return StreamReply(relay, {**relay.headers, **self._describe_model(exchange, model_served)})
 
     def _read_whole(self, exchange: Exchange, terms: Terms, request: ClientRequest) -> Reply:
-        """The whole answer, or nothing."""
+        """The whole answer, or an error."""
         entry = exchange.entry
         departure = self._watch(exchange.call, terms, request)
         reader = ReplyReader(exchange.call, terms, departure, started_at=entry.started_at, clock=self._clock)
         reply = reader.read()
-        entry.note_head(reply.headers, retried=reply.retried)
-        entry.note_reply(self._tell_usage(exchange, request, reply), reply.model_served)
+        entry.note_head(reply.headers, reply.retried)
+        entry.note_reply(self._find_usage(exchange, request, reply), reply.model_served)
         try:
-            answer = self._show(exchange, request, reply)
+            answer = self._make_reply(exchange, request, reply)
             if departure.left_at is not None:
                 raise ClientGoneError
         except BaseException:
             if isinstance(reply.body, Spool):
                 reply.body.close()
             raise
-        exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(answer.body)), reply.status)
-        answer.headers.update(self._tell_model(exchange, reply.model_served))
+        exchange.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(answer.body), status=reply.status))
+        answer.headers.update(self._describe_model(exchange, reply.model_served))
         return answer
 
-    def _show(self, exchange: Exchange, request: ClientRequest, reply: WholeReply) -> Reply:
-        """The reply as the client may see it."""
+    def _make_reply(self, exchange: Exchange, request: ClientRequest, reply: WholeReply) -> Reply:
+        """Upstream's reply as the client may see it."""
         route, key, headers = request.route, exchange.key, dict(reply.headers)
         if isinstance(reply.body, Spool) and not (exchange.makes or route.rewrites):
             return Reply(reply.status, reply.body, headers, reply.media_type)
         body = _read_all(reply.body)
-        body = self._custody.leave(key, route, exchange.makes, request.item_id, body)
-        if route.name == "vision":
-            body = vision.read_analysis(body)
+        body = self._custody.filter_reply(key, route, exchange.makes, request.item_id, body)
+        if route.rewrite is not None:
+            body = route.rewrite(body)
         if route.catalogue:
             self._catalogue.keep(exchange.path, key, body)
             try:
                 body, headers["Age"] = filter_models(body, key.limits), "0"
             except ModelNotAllowedError as error:  # upstream has done its part
-                exchange.settle(exchange.entry.sum_up(Outcome.COMPLETE), error.status)
+                exchange.settle(exchange.entry.sum_up(Outcome.COMPLETE, status=error.status))
                 raise
         return Reply(reply.status, body, headers, reply.media_type)
 
-    def _tell_model(self, exchange: Exchange, served: str | None) -> dict[str, str]:
-        """The header that says so when another model than the one asked for has answered."""
+    def _describe_model(self, exchange: Exchange, model_served: str | None) -> dict[str, str]:
+        """The header that names the model that answered, if it is not the one that was asked for."""
         row = exchange.entry.row
-        if not served or not row.model or served == exchange.model:
+        if not model_served or not row.model or model_served == exchange.model:
             return {}
-        served = clean(served)
-        self._moved.note(row.key, row.model, served, row.day)
-        return {"X-Model-Served": served} if served.isascii() else {}
+        model_served = clean(model_served)
+        self._moved.note(row.key, row.model, model_served, row.day)
+        return {"X-Model-Served": model_served} if model_served.isascii() else {}
 
-    def _tell_usage(self, exchange: Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
-        """What this exchange has used: nothing of what is paid when it is fetched, or has been paid then."""
-        if request.route.billing == "free":
-            return None  # what is fetched again tells what it once used
+    def _find_usage(self, exchange: Exchange, request: ClientRequest, reply: WholeReply) -> Usage | None:
+        """What the exchange used; None for a reply whose usage is booked elsewhere."""
+        route, id = request.route, request.item_id
+        if route.billing == "free":
+            return None
         if reply.usage is None:
             return Usage(cost_ticks=0) if exchange.makes in ("deferred", "video") else None
-        route, id = request.route, request.item_id
         if route.billing == "fetched" and route.kind and id is not None:
-            with suppress(StoreUnavailableError):  # rather twice than never
+            with suppress(StoreUnavailableError):  # booking it twice is better than never
                 if not self._custody.is_first(route.kind, id):
                     return None
         return reply.usage
 
-    def _tell_again(self, body: bytes, age_s: int, entry: LedgerEntry, key: ApiKey) -> Reply:
-        """What upstream said a moment ago. It has a line in the log, but no row: upstream was not asked."""
+    def _reply_from_cache(self, body: bytes, age_s: int, entry: LedgerEntry, key: ApiKey) -> Reply:
+        """A list that upstream sent a moment ago. It gets a log line but no row: upstream is not asked."""
         body = filter_models(body, key.limits)
-        entry.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(body)), 200)
+        entry.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(body)))
         return Reply(200, body, {"Age": str(age_s)})
 
     def _watch(self, call: UpstreamCall, terms: Terms, request: ClientRequest) -> Departure:
-        """From here on the client's leaving ends the call, or has it drained."""
+        """From here on, a client that leaves ends the call, or has it drained."""
         limit_sending(request.client, self._settings.send_timeout_s)
         departure = Departure(
             self._clients,
@@ -263,20 +267,19 @@ class Gateway:
             request.bind_leave(departure.leave)
         return departure
 
-    def _set_terms(self, asked: UpstreamRequest, request: ClientRequest, key: ApiKey) -> Terms:
+    def _set_terms(self, upstream_request: UpstreamRequest, request: ClientRequest, key: ApiKey) -> Terms:
         settings = self._settings
+        # What can be fetched only once is always read to its end: its cost would never be known otherwise.
+        drains = settings.on_abort == "drain" or request.route.billing == "fetched"
         return Terms(
-            wants_usage=asked.wants_usage,
+            wants_usage=upstream_request.wants_usage,
             wants_json=request.wants_json,
-            # Whoever reads a recorded answer has heartbeats of its own.
+            # The readers of a recorded answer have heartbeats of their own.
             heartbeat_s=math.inf if request.bind_leave else settings.heartbeat_s,
             first_event_timeout_s=settings.first_event_timeout_s,
             idle_timeout_s=settings.idle_timeout_s,
             total_timeout_s=settings.total_timeout_s,
-            # What can be fetched but once is read on, or its cost would never be known.
-            drain_s=settings.drain_s
-            if settings.on_abort == "drain" or request.route.billing == "fetched"
-            else 0.0,
+            drain_s=settings.drain_s if drains else 0.0,
             secrets=key.secrets,
             max_reply_bytes=settings.max_reply_bytes,
             any_type=request.route.content,
@@ -286,7 +289,7 @@ class Gateway:
 
 
 def _read_all(body: bytes | Spool) -> bytes:
-    """The body in memory, where it must be read whole. Raises UpstreamProtocolError for a large one."""
+    """The body in memory. Raises UpstreamProtocolError for one of more than MAX_READ_BYTES."""
     if isinstance(body, bytes):
         return body
     if len(body) > MAX_READ_BYTES:
@@ -296,11 +299,11 @@ def _read_all(body: bytes | Spool) -> bytes:
     return data
 
 
-def _tell_changes(asked: UpstreamRequest) -> dict[str, str]:
-    """The headers that say what the gateway did to the request."""
+def _describe_changes(upstream_request: UpstreamRequest) -> dict[str, str]:
+    """The headers that say what the gateway changed in the request."""
     headers = {}
-    if asked.fallback:
-        headers["X-Stream-Fallback"] = asked.fallback
-    if asked.dropped:
-        headers["X-Params-Dropped"] = ", ".join(asked.dropped)
+    if upstream_request.fallback:
+        headers["X-Stream-Fallback"] = upstream_request.fallback
+    if upstream_request.dropped:
+        headers["X-Params-Dropped"] = ", ".join(upstream_request.dropped)
     return headers

@@ -6,6 +6,7 @@ by the server or by the first request.
 
 from __future__ import annotations
 
+import platform
 import secrets
 import socket
 import time
@@ -13,29 +14,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from grokflask.background import Background
-from grokflask.clients import ClientWatcher
 from grokflask.config import Settings
-from grokflask.counters import Counters
-from grokflask.custody import Custody
-from grokflask.db import Database
+from grokflask.delivery.clients import ClientWatcher
 from grokflask.errors import StoreUnavailableError
+from grokflask.exchanges import OpenExchanges
 from grokflask.gateway import Gateway
-from grokflask.key_store import KeyStore
-from grokflask.keys import KeyRing
-from grokflask.ledger_writer import LedgerWriter
-from grokflask.limits import Limits
-from grokflask.memory_counters import MemoryCounters
-from grokflask.metrics import Metrics
-from grokflask.metrics_states import read_states
-from grokflask.metrics_tallies import Tallies
-from grokflask.ownership import Ownership
-from grokflask.reconciliation import check_counters
-from grokflask.recordings import Recordings
-from grokflask.replay import Replays
-from grokflask.reports import Drift, read_spent
-from grokflask.shared_recordings import SharedRecordings
-from grokflask.upstream import UpstreamClient
+from grokflask.kept.custody import Custody
+from grokflask.kept.ownership import Ownership
+from grokflask.keys.ring import KeyRing
+from grokflask.keys.store import KeyStore
+from grokflask.ledger.reports import Drift, read_spent
+from grokflask.ledger.writer import LedgerWriter
+from grokflask.limits.admission import Limits
+from grokflask.limits.counters import Counters
+from grokflask.limits.memory import MemoryCounters
+from grokflask.limits.reconciliation import check_counters
+from grokflask.metrics import families
+from grokflask.metrics.exposition import Metrics
+from grokflask.metrics.families import States
+from grokflask.metrics.tallies import Tallies
+from grokflask.replay.recordings import Recordings
+from grokflask.replay.replays import Replays
+from grokflask.replay.shared import SharedRecordings
+from grokflask.runtime import VERSION, Background
+from grokflask.storage.database import Database
+from grokflask.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
@@ -77,42 +80,17 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     key_store = KeyStore(database, [name for name, _ in settings.keys])
     pool = _open_pool(settings.redis_url) if settings.redis_url else None
     counters = _make_counters(settings, pool)
+    exchanges = OpenExchanges(settings.max_exchanges)
     writer = LedgerWriter(
         database,
         worker=f"{socket.gethostname()}-{secrets.token_hex(6)}",
         retention_days=settings.retention_days,
-        on_lost=lambda rows: limits.charge(rows),
     )
-
-    def write_rows() -> None:
-        # What this worker has not written yet; others' rows are FLUSH_S old at the most.
-        if writer.state == "away" or not writer.flush():
-            raise StoreUnavailableError
-
-    def find_spent(key: str, day: str) -> tuple[int, int]:
-        write_rows()
-        return read_spent(database, key.removeprefix("key:"), day)
-
-    def let_rows_arrive(seconds: float) -> None:
-        time.sleep(seconds)
-        write_rows()  # a ledger that lacks some would set the counters too low
-
-    def catch_up() -> None:
-        check_counters(counters, database, repair=True, sleep=let_rows_arrive)
-
-    limits = Limits(
-        settings,
-        counters,
-        shared=pool is not None,
-        worker=lambda: writer.worker,
-        find_spent=find_spent,
-        stop=lambda ids: gateway.exchanges.stop(ids),
-        catch_up=None if pool else catch_up,
-    )
+    limits = _make_limits(settings, counters, database, writer, exchanges)
     ownership = Ownership(database)
     tallies = Tallies(by_key=settings.metrics_keys)
-    gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, tallies=tallies)
-    metrics = Metrics(tallies, lambda: read_states(settings, gateway.exchanges, database, limits, writer))
+    gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, exchanges, tallies)
+    metrics = Metrics(tallies, lambda: read_states(settings, exchanges, database, limits, writer))
     recordings = _make_recordings(settings, pool, lambda: writer.worker)
     replays = Replays(gateway, recordings, clients, settings)
     return Services(
@@ -136,11 +114,47 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     )
 
 
+def _make_limits(
+    settings: Settings,
+    counters: Counters,
+    database: Database,
+    writer: LedgerWriter,
+    exchanges: OpenExchanges,
+) -> Limits:
+    def write_rows() -> None:
+        # What this worker has not written yet; rows of others are at most FLUSH_S old.
+        if writer.state == "away" or not writer.flush():
+            raise StoreUnavailableError
+
+    def find_spent(key: str, day: str) -> tuple[int, int]:
+        write_rows()
+        return read_spent(database, key.removeprefix("key:"), day)
+
+    def let_rows_arrive(seconds: float) -> None:
+        time.sleep(seconds)
+        write_rows()  # without some rows of the ledger the counters would become too low
+
+    def catch_up() -> None:
+        check_counters(counters, database, repair=True, sleep=let_rows_arrive)
+
+    limits = Limits(
+        settings,
+        counters,
+        shared=bool(settings.redis_url),
+        worker=lambda: writer.worker,
+        find_spent=find_spent,
+        stop=exchanges.stop,
+        catch_up=None if settings.redis_url else catch_up,
+    )
+    writer.on_lost = limits.charge
+    return limits
+
+
 # Redis' client is imported where there is a Redis: it takes 6 MiB, and a tenth of a second at each start.
 
 
 def _open_pool(url: str) -> ConnectionPool:
-    from grokflask.redis_pool import open_pool
+    from grokflask.storage.redis import open_pool
 
     return open_pool(url)
 
@@ -150,7 +164,7 @@ def _make_counters(settings: Settings, pool: ConnectionPool | None) -> Counters:
         return MemoryCounters(capacity=settings.max_exchanges, fair_share=settings.fair_share)
     from redis import Redis
 
-    from grokflask.redis_counters import RedisCounters
+    from grokflask.limits.redis import RedisCounters
 
     redis = Redis(connection_pool=pool)
     return RedisCounters(redis, capacity=settings.max_exchanges, fair_share=settings.fair_share)
@@ -166,7 +180,35 @@ def _make_recordings(
         return own
     from redis import Redis
 
-    from grokflask.redis_recordings import RedisRecordings
+    from grokflask.replay.redis import RedisRecordings
 
     store = RedisRecordings(Redis(connection_pool=pool))
     return SharedRecordings(own, store, total_bytes=total_bytes, keep_s=keep_s, worker=worker)
+
+
+def read_states(
+    settings: Settings, exchanges: OpenExchanges, database: Database, limits: Limits, writer: LedgerWriter
+) -> States:
+    """What /metrics shows of the present: open exchanges, stores, the ledger's queue. Asks no store."""
+    store = limits.state
+    states: States = {
+        families.BUILD: {(VERSION, platform.python_version()): 1},
+        families.WORKERS: {(): 1},
+        families.DRAINING: {(): int(exchanges.draining)},
+        families.OPEN_EXCHANGES: {(): len(exchanges)},
+        families.OPEN_STREAMS: {(): len(exchanges.streams)},
+        families.CAPACITY: {(): settings.max_exchanges},
+        families.DATABASE_UP: {(): int(database.state != "away")},
+        families.LEDGER_QUEUED: {(): writer.queued},
+        families.LEDGER_ROWS: {
+            ("dropped",): writer.dropped,
+            ("refused",): writer.refused,
+            ("lost",): writer.lost,
+        },
+        families.SETTLEMENTS: {(): store.waiting},
+        families.OUTAGES: {("database",): database.outages},
+    }
+    if settings.redis_url:
+        states[families.REDIS_UP] = {(): int(store.store != "local")}
+        states[families.OUTAGES][("redis",)] = store.outages
+    return states

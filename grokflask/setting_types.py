@@ -1,7 +1,7 @@
-"""How the text of a setting is read: each function here turns it into a value, or says what it expects.
+"""Parsers for the texts of settings. No IO.
 
-Every one raises ValueError with words that follow the variable's name in a sentence, and never quotes a
-secret. No IO.
+Each raises ValueError with a message that continues a sentence beginning with the variable's name, and never
+quotes a secret.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def seconds(low: float, high: float) -> Callable[[str], float]:
-    """Seconds, with or without a fraction, from `low` to `high`."""
+    """A number of seconds from `low` to `high`."""
 
     def parse(text: str) -> float:
         if not re.fullmatch(r"\d+(\.\d+)?", text) or not low <= float(text) <= high:
@@ -36,7 +36,7 @@ def seconds(low: float, high: float) -> Callable[[str], float]:
 
 
 def choice(*choices: str) -> Callable[[str], str]:
-    """One of `choices`, spelt as here."""
+    """One of `choices`."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -47,13 +47,13 @@ def choice(*choices: str) -> Callable[[str], str]:
 
 
 def read_flag(text: str) -> bool:
-    """Yes or no, in the usual spellings."""
+    """A boolean, in the usual spellings."""
     if text.lower() not in ("1", "true", "yes", "on", "0", "false", "no", "off"):
         raise ValueError("expects true or false")
     return text.lower() in ("1", "true", "yes", "on")
 
 
-def read_name(text: str) -> str:
+def read_model(text: str) -> str:
     """A model's name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*", text):
         raise ValueError("expects a model's name")
@@ -61,21 +61,21 @@ def read_name(text: str) -> str:
 
 
 def read_token(text: str) -> str:
-    """A secret that can stand in a header."""
+    """A secret that is valid in a header."""
     if not re.fullmatch(r"[\x21-\x7e]+", text):
         raise ValueError("expects visible ASCII characters without spaces")
     return text
 
 
 def read_admin_token(text: str) -> str:
-    """A token that nobody guesses."""
+    """A token that is too long to guess."""
     if len(text) < 16:
         raise ValueError("needs 16 or more visible ASCII characters")
     return read_token(text)
 
 
 def read_share(text: str) -> float:
-    """A part of a whole, 0 to 1."""
+    """A share from 0 to 1."""
     if not re.fullmatch(r"\d?(\.\d+)?", text) or not text or not 0 <= float(text) <= 1:
         raise ValueError("expects a share from 0 to 1, such as 0.8")
     return float(text)
@@ -101,7 +101,7 @@ def url(*schemes: str) -> Callable[[str], str]:
 
 
 def read_base_url(text: str) -> str:
-    """A base URL to put paths behind; a slash at its end is taken off."""
+    """A base URL, without slashes at its end."""
     parts = urlsplit(url("http", "https")(text))
     if "?" in text or "#" in text or "@" in parts.netloc:
         raise ValueError("expects a plain base URL, without credentials, query or fragment")
@@ -122,7 +122,7 @@ def read_rate(text: str) -> str:
 
 
 def read_origins(text: str) -> tuple[str, ...]:
-    """Origins as browsers send them, or `*`."""
+    """Origins as browsers send them, separated by commas, or `*`."""
     origins = tuple(part.strip() for part in text.split(","))
     for origin in origins:
         if origin != "*" and not re.fullmatch(r"https?://[A-Za-z0-9._-]+(:\d{1,5})?", origin):
@@ -133,7 +133,7 @@ def read_origins(text: str) -> tuple[str, ...]:
 
 
 def read_keys(text: str) -> tuple[tuple[str, str], ...]:
-    """`name:secret,name:secret`. Its errors never quote a secret."""
+    """Names and secrets, as `name:secret,name:secret`."""
     keys = []
     for number, part in enumerate((part.strip() for part in text.split(",")), start=1):
         name, colon, secret = part.partition(":")
@@ -145,7 +145,7 @@ def read_keys(text: str) -> tuple[tuple[str, str], ...]:
             )
         keys.append((name, secret))
     if len({name for name, _ in keys}) < len(keys):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("has a name twice")
     if len({secret for _, secret in keys}) < len(keys):
-        raise ValueError("two names share a secret")
+        raise ValueError("has a secret twice")
     return tuple(keys)

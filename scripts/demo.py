@@ -8,7 +8,6 @@ ledger noted. Settings and database are the demo's own; nothing of the user's is
 from __future__ import annotations
 
 import base64
-import dataclasses
 import json
 import os
 import socket
@@ -23,7 +22,7 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from grokflask.config import Settings  # noqa: E402 - the path comes first
+from grokflask.config import SETTINGS  # noqa: E402 - the path comes first
 
 PICTURE = Path("demo.png")
 START_DEADLINE_S = 30.0
@@ -58,7 +57,7 @@ def main() -> int:
 def make_environ(port: int, folder: Path) -> dict[str, str]:
     """The demo's settings, with a database in `folder`: none of the user's, whatever there is in `.env`."""
     # Empty counts as not set, and overrides a file .env.
-    settings = dict.fromkeys((item.metadata["env"] for item in dataclasses.fields(Settings)), "")
+    settings = dict.fromkeys(SETTINGS, "")
     return {
         **os.environ,
         **settings,

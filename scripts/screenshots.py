@@ -21,9 +21,9 @@ from support.playground import ask, make_png, open_playground, say  # noqa: E402
 from support.processes import GatewayServer  # noqa: E402
 from support.seeding import seed_ledger  # noqa: E402
 
-from grokflask.db import Database  # noqa: E402
-from grokflask.key_store import KeyStore  # noqa: E402
-from grokflask.money import TICKS_PER_USD  # noqa: E402
+from grokflask.billing.money import TICKS_PER_USD  # noqa: E402
+from grokflask.keys.store import KeyStore  # noqa: E402
+from grokflask.storage.database import Database  # noqa: E402
 
 TOKEN = "only-for-pictures-0123456789"  # noqa: S105
 IMAGES = ROOT / "docs" / "images"

@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from support.soak import CASES, Report, run_soak  # noqa: E402 - the path comes first
 
 PAGE = ROOT / "docs" / "reliability.md"
-MARK = "<!-- written by make soak; what stands below is replaced -->"
+MARK = "<!-- written by make soak, which replaces everything below -->"
 
 
 def main() -> int:
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, default=60)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        print(f"{arguments.total} exchanges, {arguments.concurrency} at once ...", flush=True)
+        print(f"{arguments.total} exchanges, {arguments.concurrency} in parallel ...", flush=True)
         report = run_soak(arguments.total, arguments.concurrency, Path(directory))
     text = render(report, arguments.concurrency)
     print(text)
@@ -42,17 +42,17 @@ def render(report: Report, concurrency: int) -> str:
     lines = [
         f"{date.today()}, commit {commit.stdout.strip()}, Python {platform.python_version()}, "
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores. "
-        f"`make soak`: {report.total} exchanges, {concurrency} at once, in {report.seconds:.0f} s, after a "
-        "warm-up of 400 of the same mix.",
+        f"`make soak`: {report.total} exchanges, {concurrency} in parallel, in {report.seconds:.0f} s, after "
+        "a warm-up of 400 exchanges of the same mix.",
         "",
-        f"**Wrong: {len(report.wrong)}** (an exchange without its one log line or row of the ledger, with "
-        "another outcome than expected, or with bytes that differ from upstream's).",
+        f"**Wrong: {len(report.wrong)}** (an exchange is wrong if it does not have exactly one log line and "
+        "one ledger row, if its outcome is not the expected one, or if its bytes differ from upstream's).",
         "",
-        "| what was thrown at it | times | outcome in the log |",
+        "| exchange | times | outcome in the log |",
         "| --- | --- | --- |",
     ]
     lines += [f"| {case.name} | {report.by_case[case.name]} | `{case.outcome}` |" for case in CASES]
-    lines += ["", "| what the worker held | before | after |", "| --- | --- | --- |"]
+    lines += ["", "| held by the worker | before | after |", "| --- | --- | --- |"]
     lines += [f"| {name} | {before} | {after} |" for name, before, after in list_holdings(report)]
     if report.wrong:
         lines += ["", "What was wrong:", "", *(f"- {fault}" for fault in report.wrong[:50])]
@@ -67,7 +67,7 @@ def list_holdings(report: Report) -> list[tuple[str, Any, Any]]:
         ("watched clients", before["watches"], after["watches"]),
         ("greenlets", before["greenlets"], after["greenlets"]),
         (
-            "file descriptors (kept upstream connections among them)",
+            "file descriptors, including kept upstream connections",
             before["descriptors"],
             after["descriptors"],
         ),

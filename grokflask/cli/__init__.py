@@ -6,11 +6,11 @@ import click
 
 from grokflask.cli.chat import chat
 from grokflask.cli.db import db
-from grokflask.cli.doctor import doctor
+from grokflask.cli.doctor.command import doctor
 from grokflask.cli.keys import keys
 from grokflask.cli.usage import usage
 
 __all__ = ["GROUPS"]
 
 GROUPS: tuple[click.Command, ...] = (keys, usage, db, chat, doctor)
-"""Every command, and every group of them, for the app to take in."""
+"""All commands and command groups."""

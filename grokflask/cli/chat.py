@@ -1,4 +1,4 @@
-"""`flask --app wsgi chat`: a conversation in the terminal, through a gateway that is running."""
+"""`flask --app wsgi chat`: a conversation in the terminal, through a running gateway."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from grokflask.cli.terminal import clean, clean_line, write, write_dim
 from grokflask.config import Settings
 
 INTERRUPTED = 130
-"""The exit status of a program that Ctrl-C has ended."""
+"""The exit status of a program ended by Ctrl-C."""
 
 HELP = """\
-/model         the model that answers, and those there are
-/model NAME    another model answers from here on
-/new           forget the conversation so far
-/help          these lines
-/quit          end (or Ctrl-D)
-Ctrl-C stops an answer; what has come of it stays in the conversation."""
+/model         show the current model and all models
+/model NAME    switch to another model
+/new           start a new conversation
+/help          show this help
+/quit          quit (or Ctrl-D)
+Ctrl-C stops an answer; the part that has arrived stays in the conversation."""
 
 
 @click.command("chat")
@@ -35,8 +35,8 @@ Ctrl-C stops an answer; what has come of it stays in the conversation."""
     help="The key to call with [default: GROKFLASK_KEY, then the first of GROKFLASK_KEYS]. "
     "GROKFLASK_KEY keeps it out of the list of processes.",
 )
-@click.option("--model", metavar="NAME", help="Who answers [default: the gateway's].")
-@click.option("--system", metavar="TEXT", help="What the model is told before all turns.")
+@click.option("--model", metavar="NAME", help="The model [default: the gateway's].")
+@click.option("--system", metavar="TEXT", help="The system prompt.")
 @click.option("--reasoning", is_flag=True, help="Show the model's reasoning, on standard error.")
 @with_appcontext
 def chat(
@@ -49,27 +49,27 @@ def chat(
 ) -> None:
     """Talk to a model through the running gateway.
 
-    With a PROMPT, or one on standard input, it answers once; else it is a conversation. Ctrl-C stops an
-    answer.
+    With a PROMPT as argument or on standard input, prints one answer. Otherwise starts a conversation.
+    Ctrl-C stops an answer.
     """
     settings: Settings = current_app.extensions["settings"]
-    asked = " ".join(prompt)
+    text = " ".join(prompt)
     with Caller(read_url(url, settings.port), find_key(key, settings)) as caller:
         conversation = Conversation(caller, model, system)
-        if not asked and sys.stdin.isatty():
+        if not text and sys.stdin.isatty():
             _converse(conversation, reasoning)
             return
-        asked = asked or sys.stdin.buffer.read().decode("utf-8", "replace").strip()
-        if not asked:
-            raise click.UsageError("There is no prompt: give one as an argument or on standard input.")
-        if not _answer(conversation, asked, reasoning):
+        text = text or sys.stdin.buffer.read().decode("utf-8", "replace").strip()
+        if not text:
+            raise click.UsageError("No prompt: pass one as an argument or on standard input.")
+        if not _answer(conversation, text, reasoning):
             sys.exit(INTERRUPTED)
 
 
 def _converse(conversation: Conversation, reasoning: bool) -> None:
-    """Turn after turn, until the user ends it."""
+    """Reads and answers prompts until the user quits."""
     _load_history()
-    write_dim("Ctrl-C stops an answer, Ctrl-D ends; /help says what else there is.\n")
+    write_dim("Ctrl-C stops an answer, Ctrl-D quits, /help lists the commands.\n")
     while True:
         try:
             line = input("> ").strip()
@@ -77,13 +77,13 @@ def _converse(conversation: Conversation, reasoning: bool) -> None:
             click.echo()
             return
         except UnicodeDecodeError:
-            write_dim("That was no text in this terminal's encoding.\n")
+            write_dim("The input is not valid text in this terminal's encoding.\n")
             continue
         if line in ("/quit", "/exit"):
             return
         try:
             if line.startswith("/"):
-                _obey(conversation, line)
+                _run_command(conversation, line)
             elif line:
                 _answer(conversation, line, reasoning)
         except CallError as error:
@@ -93,7 +93,7 @@ def _converse(conversation: Conversation, reasoning: bool) -> None:
 
 
 def _answer(conversation: Conversation, prompt: str, reasoning: bool) -> bool:
-    """Shows an answer as it comes, then its figures; False when Ctrl-C has stopped it. Raises CallError."""
+    """Prints an answer as it arrives, then its figures. False if Ctrl-C stopped it. Raises CallError."""
     last = "\n"
     complete = False
     try:
@@ -121,25 +121,25 @@ def _answer(conversation: Conversation, prompt: str, reasoning: bool) -> bool:
     return complete
 
 
-def _obey(conversation: Conversation, line: str) -> None:
-    """A command of the conversation's. Raises CallError."""
+def _run_command(conversation: Conversation, line: str) -> None:
+    """Runs a command such as /model. Raises CallError."""
     word, _, rest = line.partition(" ")
     if word == "/help":
         write_dim(HELP + "\n")
     elif word == "/new":
-        conversation.begin_anew()
-        write_dim("A new conversation.\n")
+        conversation.restart()
+        write_dim("New conversation.\n")
     elif word == "/model" and rest.strip():
         conversation.model = rest.strip()
-        write_dim(f"{clean_line(conversation.model)} answers from here on.\n")
+        write_dim(f"The model is now {clean_line(conversation.model)}.\n")
     elif word == "/model":
-        write_dim(f"Now: {conversation.model or 'the default of the gateway'}. There are:\n")
+        write_dim(f"Current: {conversation.model or 'the default of the gateway'}. Available:\n")
         write_dim("".join(f"  {clean(name)}\n" for name in conversation.list_models()))
     else:
-        write_dim(f"There is no command {clean_line(word)}; /help lists them.\n")
+        write_dim(f"Unknown command {clean_line(word)}; /help lists the commands.\n")
 
 
 def _load_history() -> None:
-    """Arrow keys and earlier lines at the prompt, where Python has them."""
+    """Enables arrow keys and history at the prompt, if Python was built with readline."""
     with suppress(ImportError):
         import readline  # noqa: F401

@@ -1,4 +1,4 @@
-"""One conversation with a model through a gateway: its turns, and each answer as it comes."""
+"""A conversation with a model through a gateway: its turns, and each answer as it arrives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from grokflask.billing.money import format_usd
 from grokflask.cli.caller import (
     Caller,
     CallError,
@@ -20,9 +21,8 @@ from grokflask.cli.caller import (
     read_start,
 )
 from grokflask.errors import MALFORMED, UpstreamProtocolError
-from grokflask.money import format_usd
-from grokflask.routes import PREFIXES
-from grokflask.sse import EventDecoder, Run
+from grokflask.protocol.routes import PREFIXES
+from grokflask.protocol.sse import EventDecoder, Run
 
 Kind = Literal["content", "reasoning"]
 Piece = tuple[Kind, str]
@@ -32,7 +32,7 @@ _FIELDS: dict[str, Kind] = {"reasoning_content": "reasoning", "content": "conten
 
 @dataclass
 class Figures:
-    """What an answer was like; times are of `time.monotonic`."""
+    """Tokens, cost and timing of an answer; times are those of `time.monotonic`."""
 
     asked_at: float
     first_at: float | None = None
@@ -43,7 +43,7 @@ class Figures:
     cost_ticks: int | None = None
 
     def describe(self) -> str:
-        """One line for people, without what is not known."""
+        """One line for people; unknown figures are left out."""
         parts = ["stopped"] if self.stopped else []
         if self.total_tokens is not None:
             parts.append(f"{self.total_tokens} tokens")
@@ -58,11 +58,11 @@ class Figures:
 
 
 class Conversation:
-    """Turns with one model, which may change between them.
+    """The turns with a model, which may change between them.
 
     Attributes:
-        model: who answers, None for the gateway's default.
-        figures: of the last answer.
+        model: None is the gateway's default.
+        figures: those of the last answer.
     """
 
     def __init__(self, caller: Caller, model: str | None, system: str | None) -> None:
@@ -72,17 +72,17 @@ class Conversation:
         self._system = system
         self.turns: list[dict[str, str]] = []
 
-    def begin_anew(self) -> None:
-        """Forgets all turns, but not the system prompt."""
+    def restart(self) -> None:
+        """Forgets all turns, but keeps the system prompt."""
         self.turns.clear()
 
     def ask(self, prompt: str) -> Generator[Piece, None, None]:
-        """The answer's pieces as they come. Raises CallError, also for an answer that is not complete.
+        """The pieces of the answer as they arrive. Raises CallError, also for an incomplete answer.
 
-        Closing it, or an exception thrown in it, closes the connection, which ends the answer upstream. What
-        had come of the answer until then stays a turn; of none the prompt is forgotten as well.
+        Closing the generator closes the connection, which ends the answer upstream. The part that has arrived
+        stays a turn; if there is none, the prompt is forgotten too.
         """
-        self.turns.append({"role": "user", "content": _make_whole(prompt)})
+        self.turns.append({"role": "user", "content": _repair_surrogates(prompt)})
         self.figures = Figures(time.monotonic())
         answer: list[str] = []
         try:
@@ -103,21 +103,21 @@ class Conversation:
                 self.turns.pop()
 
     def _stream(self) -> Generator[Piece, None, None]:
-        system = [{"role": "system", "content": _make_whole(self._system)}] if self._system else []
+        system = [{"role": "system", "content": _repair_surrogates(self._system)}] if self._system else []
         body: dict[str, Any] = {
             "messages": [*system, *self.turns],
             "stream": True,
             "stream_options": {"include_usage": True},
         }
         if self.model:
-            body["model"] = _make_whole(self.model)
+            body["model"] = _repair_surrogates(self.model)
         accept = "text/event-stream, application/json"
         with self._caller.call("POST", f"{PREFIXES[0]}/chat/completions", body=body, Accept=accept) as reply:
             if reply.status_code != 200:
                 raise CallError(explain_status(reply))
             if not reply.headers.get("Content-Type", "").startswith("text/event-stream"):
                 raise CallError(
-                    f"{self._caller.url} does not answer with a stream: is it a gateway's address?"
+                    f"{self._caller.url} does not answer with a stream: is it the address of a gateway?"
                 )
             yield from self._read(read_events(read_pieces(reply)))
 
@@ -126,9 +126,9 @@ class Conversation:
             if data == b"[DONE]":
                 return
             try:
-                chunk = json.loads(data)  # unlike msgspec's it takes half of a surrogate pair
+                chunk = json.loads(data)  # unlike msgspec, it accepts half of a surrogate pair
             except (ValueError, RecursionError):
-                raise CallError("The gateway sent an event that is no JSON.") from None
+                raise CallError("The gateway sent an event that is not JSON.") from None
             if not isinstance(chunk, dict):
                 continue
             if "error" in chunk:
@@ -136,8 +136,8 @@ class Conversation:
             self._note_usage(chunk.get("usage"))
             yield from _find_pieces(chunk.get("choices"))
         raise CallError(
-            "The answer was cut before its end: no [DONE] came. Something between here and the "
-            "gateway may have closed the connection; `flask --app wsgi doctor --url` looks at it."
+            "The answer was cut off: no [DONE] arrived. A proxy in front of the gateway may have closed the "
+            "connection; `flask --app wsgi doctor --url` checks it."
         )
 
     def _note_usage(self, usage: object) -> None:
@@ -155,11 +155,11 @@ class Conversation:
         try:
             return [str(each["id"]) for each in msgspec.json.decode(body)["data"]]
         except (*MALFORMED, LookupError, TypeError):
-            raise CallError(read_message(body) or "The gateway's list of models cannot be read.") from None
+            raise CallError(read_message(body) or "The gateway's list of models is not readable.") from None
 
 
 def _find_pieces(choices: object) -> Iterator[Piece]:
-    """The text in a chunk's choices, whatever else they are."""
+    """The texts in a chunk's choices."""
     for choice in choices if isinstance(choices, list) else ():
         delta = choice.get("delta") if isinstance(choice, dict) else None
         if not isinstance(delta, dict):
@@ -167,11 +167,11 @@ def _find_pieces(choices: object) -> Iterator[Piece]:
         for field, kind in _FIELDS.items():
             text = delta.get(field)
             if isinstance(text, str) and text:
-                yield kind, _make_whole(text)
+                yield kind, _repair_surrogates(text)
 
 
-def _make_whole(text: str) -> str:
-    """`text` without halves of surrogate pairs, which no UTF-8 has."""
+def _repair_surrogates(text: str) -> str:
+    """`text` without unpaired surrogates, which cannot be encoded as UTF-8."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -6,7 +6,7 @@ import click
 from flask import current_app
 
 from grokflask.cli.group import CommandGroup
-from grokflask.db import Database
+from grokflask.storage.database import Database
 
 db = CommandGroup("db", help="The database's tables.")
 
@@ -15,7 +15,8 @@ db = CommandGroup("db", help="The database's tables.")
 def upgrade() -> None:
     """Bring the tables up to date, and print their version.
 
-    The first use of the database does the same; a release phase does it before the first request.
+    The first use of the database does the same. Run this in a release phase to do it before the first
+    request.
     """
     database: Database = current_app.extensions["database"]
-    click.echo(f"The database is of version {database.upgrade()}.")
+    click.echo(f"The database has version {database.upgrade()}.")

@@ -1,4 +1,4 @@
-"""A group of commands whose expected errors are one line on standard error: 1 is a failure, 2 bad usage."""
+"""Command groups that print expected errors as one line. Exit codes: 1 failure, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ from grokflask.errors import GrokflaskError, InvalidRequestError, StoreUnavailab
 MAX_DETAIL_CHARS = 300
 
 _OPTIONS = {"expires_at": "--expires", "name": "NAME"}
-"""Where an option is not called like its field."""
+"""Options whose names differ from their fields."""
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 as_csv = click.option(
     "--csv",
     "as_csv",
     is_flag=True,
-    help="Print CSV. Text that a spreadsheet would take for a formula (it begins with = + - @) gets a ' "
-    "in front.",
+    help="Print CSV. Text that a spreadsheet would take for a formula gets a leading '.",
 )
 
 
 class WrongUsageError(click.ClickException):
-    """A value that an option does not take."""
+    """An option has an invalid value."""
 
     exit_code = 2
 
 
 class CommandGroup(AppGroup):
-    """A group whose commands run in the app's context."""
+    """A group whose commands run in the app context."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command. Raises ClickException for what is expected to go wrong."""
+        """Runs the command. Raises ClickException for expected errors."""
         try:
             with _quiet_database():
                 return super().invoke(ctx)
@@ -51,14 +50,14 @@ class CommandGroup(AppGroup):
 
 
 def check_formats(as_json: bool, as_csv: bool) -> None:
-    """Raises WrongUsageError when both are asked for."""
+    """Raises WrongUsageError if both are set."""
     if as_json and as_csv:
-        raise WrongUsageError("--json and --csv exclude each other.")
+        raise WrongUsageError("--json and --csv cannot be combined.")
 
 
 @contextmanager
 def _quiet_database() -> Iterator[None]:
-    """Keeps the log from telling what the error tells anyway."""
+    """Silences the database's log: the error says the same."""
     logger = logging.getLogger("grokflask.db")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -69,7 +68,7 @@ def _quiet_database() -> Iterator[None]:
 
 
 def _name_option(error: InvalidRequestError) -> str:
-    """The message with the option's name in place of the field's."""
+    """The message with the name of the option instead of the field."""
     if error.param is None:
         return error.message
     option = _OPTIONS.get(error.param) or "--" + error.param.replace("_", "-")
@@ -77,7 +76,7 @@ def _name_option(error: InvalidRequestError) -> str:
 
 
 def _explain(error: StoreUnavailableError) -> str:
-    """What is wrong with the database, as far as it says, without the secrets of the settings."""
+    """The database's error, without the secrets of the settings."""
     cause = error.__cause__
     if cause is None:
         return error.message

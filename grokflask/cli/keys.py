@@ -1,4 +1,4 @@
-"""`flask --app wsgi keys …`: the keys in the database. A secret is printed once, when it is made."""
+"""`flask --app wsgi keys …`: the keys in the database. A secret is printed only once, when it is made."""
 
 from __future__ import annotations
 
@@ -9,58 +9,65 @@ from typing import Any
 import click
 from flask import current_app
 
+from grokflask.billing.money import format_usd, parse_usd
 from grokflask.cli.group import CommandGroup, WrongUsageError, as_csv, as_json, check_formats
 from grokflask.cli.tables import print_fields, print_json, print_table, stream_csv
 from grokflask.errors import InvalidRequestError
-from grokflask.key_limits import read_changes, read_duration
-from grokflask.key_store import KeyStore
-from grokflask.money import format_usd, parse_usd
-from grokflask.stored_key import StoredKey
+from grokflask.keys.limits import read_changes
+from grokflask.keys.store import KeyStore
+from grokflask.keys.stored import StoredKey
+from grokflask.times import read_duration
 
 NONE = "none"
-"""The word that takes a limit away."""
+"""The word that removes a limit."""
 
 MODELS = "--models"
-COLUMNS = (
-    *("name", "status", "hint", "requests", "tokens_per_minute", "streams", "budget_day", "budget_month"),
-    *("models", "expires_at"),
+COLUMNS = tuple(
+    "name status hint requests tokens_per_minute streams budget_day budget_month models expires_at".split()
 )
 CSV_COLUMNS = (*COLUMNS, "tools", "created_at", "revoked_at")
 
-keys = CommandGroup("keys", help="The keys of this gateway, beside those of GROKFLASK_KEYS.")
+keys = CommandGroup("keys", help="Manage the keys in the database.")
 
 _OPTIONS = (
     click.option("--requests", metavar="RATE", help="Requests per window, such as 100/hour."),
-    click.option("--tokens-per-minute", metavar="N", help="Prompt and answer together."),
-    click.option("--streams", metavar="N", help="Open at once."),
-    click.option("--budget-day", metavar="USD", help="Per UTC day, such as 2.50."),
-    click.option("--budget-month", metavar="USD", help="Per UTC month."),
+    click.option("--tokens-per-minute", metavar="N", help="Tokens a minute, prompt and answer together."),
+    click.option("--streams", metavar="N", help="Open streams."),
+    click.option("--budget-day", metavar="USD", help="Budget per UTC day, such as 2.50."),
+    click.option("--budget-month", metavar="USD", help="Budget per UTC month."),
     click.option(
         MODELS,
         metavar="PATTERN ...",
         multiple=True,
-        help="Models that it may use, such as 'grok-4*': several after one another, or with commas.",
+        help="Allowed models, such as 'grok-4*'; separate several by spaces or commas.",
     ),
     click.option(
-        "--tools", metavar="all|client|none", help="Tools that it may use: client is its own functions."
+        "--tools",
+        metavar="all|client|none",
+        help="Allowed tools; client means the client's own functions.",
     ),
-    click.option("--expires", "expires_at", metavar="TIME", help="In 30d, say, or at 2027-01-31T12:00Z."),
+    click.option(
+        "--expires",
+        "expires_at",
+        metavar="TIME",
+        help="Such as 30d or 2027-01-31T12:00Z.",
+    ),
 )
 
 
 class KeyCommand(click.Command):
-    """A command whose `--models` takes all words up to the next option."""
+    """A command whose `--models` accepts several words."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As click does, with `--models` repeated before each of its words."""
+        """Parses like click, with `--models` repeated before each of its words."""
         options = [param for param in self.params if isinstance(param, click.Option) and not param.is_flag]
         return super().parse_args(ctx, spread_models(args, {name for each in options for name in each.opts}))
 
 
 def spread_models(words: list[str], valued: set[str]) -> list[str]:
-    """`--models A B` as `--models A --models B`; `valued` are the options that take a value.
+    """Rewrites `--models A B` as `--models A --models B`. `valued` are the options that take a value.
 
-    The last word is given back when NAME is missing otherwise, as in `--models A B NAME`.
+    If NAME is missing otherwise, it is the last word, as in `--models A B NAME`.
     """
     spread: list[str] = []
     has_name, end, rest = False, 0, list(words)
@@ -72,7 +79,7 @@ def spread_models(words: list[str], valued: set[str]) -> list[str]:
                 spread += [MODELS, rest.pop(0)]
                 taken += 1
             if not taken:
-                spread.append(MODELS)  # click says that its value is missing
+                spread.append(MODELS)  # click reports that its value is missing
             end = len(spread) if taken > 1 else end
         elif word in valued:
             spread += [word, *rest[:1]]
@@ -86,7 +93,7 @@ def spread_models(words: list[str], valued: set[str]) -> list[str]:
 
 
 def _limits(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of `create` and `set`."""
+    """Adds the options of `create` and `set`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -97,12 +104,12 @@ def _limits(command: Callable[..., None]) -> Callable[..., None]:
 @_limits
 @as_json
 def create(name: str, as_json: bool, **options: Any) -> None:
-    """Make a key and print its secret, which is shown only now."""
+    """Create a key and print its secret, which is shown only once."""
     key, secret = _store().create(name, read_options(options))
-    _print_secret(key, secret, as_json, f"The key {name} has been made.")
+    _print_secret(key, secret, as_json, f"Created the key {name}.")
     mode = current_app.extensions["settings"].auth_mode
     if mode != "keys" and not as_json:
-        click.echo(f"Note: GROKFLASK_AUTH is {mode}, so nobody is asked for it.", err=True)
+        click.echo(f"Note: GROKFLASK_AUTH is {mode}, so callers do not need a key.", err=True)
 
 
 @keys.command("list")
@@ -123,14 +130,14 @@ def list_keys(as_json: bool, as_csv: bool) -> None:
             ([each[name] for name in COLUMNS] for each in map(_format_budgets, fields)),
         )
     else:
-        click.echo("There are no keys yet: flask --app wsgi keys create NAME makes one.", err=True)
+        click.echo("There are no keys yet. Create one: flask --app wsgi keys create NAME", err=True)
 
 
 @keys.command("show")
 @click.argument("name")
 @as_json
 def show(name: str, as_json: bool) -> None:
-    """Show a key: its limits, its state and its secrets' hints."""
+    """Show a key: its limits, its status and hints of its secrets."""
     _print_key(_store().show(name), as_json)
 
 
@@ -139,7 +146,7 @@ def show(name: str, as_json: bool) -> None:
 @_limits
 @as_json
 def set_key(name: str, as_json: bool, **options: Any) -> None:
-    """Change a key's limits or expiry; the word none takes one away (but --tools none allows no tools)."""
+    """Change a key's limits or expiry. The word none removes one, but --tools none forbids all tools."""
     _print_key(_store().set(name, read_options(options)), as_json)
 
 
@@ -150,7 +157,7 @@ def set_key(name: str, as_json: bool, **options: Any) -> None:
     default="1h",
     show_default=True,
     metavar="DURATION",
-    help="How long the old secret goes on; 0s ends it at once.",
+    help="How long the old secret stays valid; 0s ends it at once.",
 )
 @as_json
 def rotate(name: str, overlap: str, as_json: bool) -> None:
@@ -160,7 +167,7 @@ def rotate(name: str, overlap: str, as_json: bool) -> None:
     except ValueError as error:
         raise WrongUsageError(f"--overlap {error}.") from None
     key, secret = _store().rotate(name, overlap_s)
-    end = f"ends after {overlap}" if overlap_s else "has ended"
+    end = f"expires in {overlap}" if overlap_s else "has expired"
     _print_secret(key, secret, as_json, f"The key {name} has a new secret; the old one {end}.")
 
 
@@ -168,12 +175,12 @@ def rotate(name: str, overlap: str, as_json: bool) -> None:
 @click.argument("name")
 @as_json
 def revoke(name: str, as_json: bool) -> None:
-    """Shut a key for good. Its name stays taken."""
+    """Revoke a key for good. Its name cannot be used again."""
     _print_key(_store().revoke(name), as_json)
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What the given options ask to store. Raises InvalidRequestError."""
+    """Parses the options into changes of a key. Raises InvalidRequestError."""
     fields: dict[str, object] = {}
     for name, value in options.items():
         if value is None or value == ():
@@ -194,7 +201,7 @@ def _store() -> KeyStore:
 
 
 def _format_budgets(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields with their budgets as people write money."""
+    """The fields with budgets formatted as USD."""
     budgets = {name: fields[name] for name in ("budget_day", "budget_month")}
     shown = {name: None if usd is None else format_usd(parse_usd(usd)) for name, usd in budgets.items()}
     return {**fields, **shown}
@@ -205,7 +212,7 @@ def _print_secret(key: StoredKey, secret: str, as_json: bool, title: str) -> Non
     if as_json:
         print_json({"name": key.name, "secret": secret, **fields})
         return
-    click.echo(f"{title}\nThis is its secret, shown only now:\n\n    {secret}\n")
+    click.echo(f"{title}\nIts secret, shown only once:\n\n    {secret}\n")
     _print_key(key, as_json=False)
 
 

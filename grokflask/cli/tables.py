@@ -1,4 +1,4 @@
-"""How commands print: aligned tables for people, CSV and JSON for programs."""
+"""Output of commands: aligned tables for people, CSV and JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-from grokflask.spreadsheet import write_csv
+from grokflask.ledger.spreadsheet import write_csv
 
 MAX_CELL_CHARS = 60
 GAP = "  "
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"-?[\d.]*~?", re.ASCII)
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Rows under their header; columns of numbers keep to the right."""
+    """Prints a table. Columns of numbers are right-aligned."""
     cells = [[_clip(_show(value)) for value in row] for row in rows]
     columns = list(zip(header, *cells, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -33,7 +33,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """One field on each line, what is None or empty left out."""
+    """Prints one field per line. None and empty values are left out."""
     shown = {name: _show(value) for name, value in fields.items()}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
@@ -42,12 +42,12 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 def print_json(document: object) -> None:
-    """A document, indented."""
+    """Prints a document as indented JSON."""
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def stream_json(rows: Iterable[Mapping[str, Any]]) -> None:
-    """A list, a row on each line; written as the rows come."""
+    """Prints a list with one row per line, as the rows arrive."""
     between = "[\n"
     for row in rows:
         sys.stdout.write(between + msgspec.json.encode(row).decode())
@@ -56,13 +56,13 @@ def stream_json(rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def stream_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """A header line and a line for each row; written as the rows come. Lists are joined by spaces."""
+    """Prints a header line and one line per row, as the rows arrive. Lists are joined by spaces."""
     for line in write_csv(header, rows):
         sys.stdout.write(line)
 
 
 def _show(value: object) -> str:
-    """A cell for people. What a terminal would obey rather than show becomes a question mark."""
+    """A cell for people. Control characters become question marks."""
     if value is None:
         return ""
     if isinstance(value, bool):

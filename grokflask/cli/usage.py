@@ -1,4 +1,4 @@
-"""`flask --app wsgi usage …`: what the ledger says, and whether its sums agree with its rows."""
+"""`flask --app wsgi usage …`: reads the ledger, and checks that its sums agree with its rows."""
 
 from __future__ import annotations
 
@@ -11,53 +11,63 @@ from itertools import islice
 import click
 from flask import current_app
 
+from grokflask.billing.money import format_usd
 from grokflask.cli.group import CommandGroup, as_csv, as_json, check_formats
 from grokflask.cli.tables import print_json, print_table, stream_csv, stream_json
-from grokflask.db import Database
-from grokflask.ledger_query import GROUPINGS, name_sums, read_days, read_filter, read_grouping
-from grokflask.ledger_row import FIELDS, MORE_FIELDS, LedgerRow, to_iso
-from grokflask.money import format_usd
-from grokflask.reports import Drift, Summary, check_daily, iterate_rows, read_rows, repair_daily, summarize
+from grokflask.ledger.query import GROUPINGS, name_sums, read_days, read_filter, read_grouping
+from grokflask.ledger.reports import (
+    Drift,
+    Summary,
+    check_daily,
+    iterate_rows,
+    read_rows,
+    repair_daily,
+    summarize,
+)
+from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow
+from grokflask.storage.database import Database
+from grokflask.times import to_iso
 
 TABLE_ROWS = 50
 MAX_TABLE_ROWS = 10_000
-"""A table is made in memory; --csv and --json have no such bound."""
+"""A table is built in memory; --csv and --json have no such bound."""
 
 Check = Callable[[bool], list[Drift]]
-"""Looks for drift and repairs it when told to; `current_app.extensions["checks"]` is a list of them."""
+"""Finds drift, and repairs it if called with True; `current_app.extensions["checks"]` is a list of them."""
 
-usage = CommandGroup("usage", help="What has been used: the ledger's rows and sums.")
+usage = CommandGroup("usage", help="Read the ledger: rows and sums.")
 
-_since = click.option("--since", metavar="TIME", help="From then on: 2027-01-31T12:00Z, or 24h ago as 24h.")
-_until = click.option("--until", metavar="TIME", help="Before then; a date alone means that whole day.")
+_since = click.option(
+    "--since",
+    metavar="TIME",
+    help="Start: such as 2027-01-31T12:00Z, or 24h for 24 hours ago.",
+)
+_until = click.option("--until", metavar="TIME", help="End, exclusive; a bare date includes that day.")
 
 
 @usage.command("rows")
 @_since
 @_until
 @click.option("--key", metavar="NAME")
-@click.option("--model", metavar="NAME", help="The model that was asked for.")
+@click.option("--model", metavar="NAME", help="The requested model.")
 @click.option("--outcome", metavar="WORD", help="Such as complete or client_abort.")
 @click.option("--request-id", metavar="ID")
 @click.option(
     "--limit",
     type=click.IntRange(1),
-    help=f"At most so many; {TABLE_ROWS} in a table, all with --json or --csv.",
+    help=f"Maximum number of rows [default: {TABLE_ROWS} in a table, all with --json or --csv].",
 )
 @as_json
 @as_csv
 def rows(limit: int | None, as_json: bool, as_csv: bool, **texts: str | None) -> None:
-    """Print the ledger's rows, the newest first.
-
-    In the table a sum with a ~ is an estimate.
-    """
+    """Print ledger rows, newest first. In the table, ~ marks an estimated cost."""
     check_formats(as_json, as_csv)
-    wanted = read_filter(texts, time.time())
+    row_filter = read_filter(texts, time.time())
     if not as_json and not as_csv:
-        found = read_rows(_database(), wanted, min(limit or TABLE_ROWS, MAX_TABLE_ROWS))
+        found = read_rows(_database(), row_filter, min(limit or TABLE_ROWS, MAX_TABLE_ROWS))
         print_table([name for name, _ in _COLUMNS], ([show(row) for _, show in _COLUMNS] for row in found))
         return
-    fields = (row.to_fields() for row in islice(iterate_rows(_database(), wanted), limit))
+    fields = (row.to_fields() for row in islice(iterate_rows(_database(), row_filter), limit))
     if as_json:
         stream_json(fields)
     else:
@@ -67,7 +77,7 @@ def rows(limit: int | None, as_json: bool, as_csv: bool, **texts: str | None) ->
 @usage.command("summary")
 @_since
 @_until
-@click.option("--by", metavar="|".join(GROUPINGS), help="What a line is the sum of; key when not given.")
+@click.option("--by", metavar="|".join(GROUPINGS), help="What to group by [default: key].")
 @as_json
 @as_csv
 def summary(by: str | None, as_json: bool, as_csv: bool, **texts: str | None) -> None:
@@ -85,10 +95,10 @@ def summary(by: str | None, as_json: bool, as_csv: bool, **texts: str | None) ->
 
 
 @usage.command("check")
-@click.option("--repair", is_flag=True, help="Make the sums anew from the rows.")
+@click.option("--repair", is_flag=True, help="Recompute wrong sums from the rows.")
 @as_json
 def check(repair: bool, as_json: bool) -> None:
-    """Compare the sums with the rows; exit code 1 when they differ and are not repaired."""
+    """Compare the sums with the rows. Exits with 1 if they differ and are not repaired."""
     drift = (repair_daily if repair else check_daily)(_database())
     checks: list[Check] = current_app.extensions.get("checks", [])
     for each in checks:
@@ -97,7 +107,7 @@ def check(repair: bool, as_json: bool) -> None:
         print_json({"drift": [asdict(each) for each in drift], "repaired": repair and bool(drift)})
     elif drift:
         print_table(list(Drift.__dataclass_fields__), (list(asdict(each).values()) for each in drift))
-        click.echo("Repaired." if repair else "Not repaired: --repair does it.", err=True)
+        click.echo("Repaired." if repair else "Not repaired. Run again with --repair.", err=True)
     else:
         click.echo("The sums agree with the rows.")
     if drift and not repair:
@@ -124,7 +134,7 @@ def _mark(text: str, estimated: bool) -> str:
 
 
 def _print_sums(grouping: str, sums: list[Summary]) -> None:
-    """A line for each, and one for all."""
+    """Prints a line for each sum, and the total."""
     figures = [list(asdict(each).values())[1:] for each in sums]
     lines = [[each.name, *values] for each, values in zip(sums, figures, strict=True)]
     if len(lines) > 1:

@@ -1,6 +1,6 @@
-"""The sandbox: an emulator of xAI's REST API over real HTTP, for demos, tests and trying one's own client.
+"""The sandbox: an emulator of xAI's REST API over real HTTP, for demos and for tests of clients.
 
-It stands alone: it imports nothing else of this package, and nothing that it says was said by Grok.
+It imports no other part of grokflask.
 """
 
 from grokflask.sandbox.faults import FAULTS

@@ -24,20 +24,16 @@ def main() -> None:
         sandbox = Sandbox(options.host, options.port, options.events_per_s, options.key)
     except OSError as error:
         parser.exit(1, f"cannot listen on {options.host}:{options.port}: {error.strerror}\n")
-    with sandbox:
-        print(_greeting(sandbox), flush=True)  # noqa: T201 - this is a command
-        stop.wait()
-
-
-def _greeting(sandbox: Sandbox) -> str:
-    """Return the base URL and a command to try."""
-    key = f" -H 'Authorization: Bearer {sandbox.key}'" if sandbox.key else ""
+    header = f" -H 'Authorization: Bearer {sandbox.key}'" if sandbox.key else ""
     body = '{"model":"grok-4.3","stream":true,"messages":[{"role":"user","content":"Tell me a story"}]}'
-    return (
-        f"The sandbox is at {sandbox.base_url}\n\n"
-        f"  curl -N {sandbox.base_url}/chat/completions \\\n"
-        f"    -H 'Content-Type: application/json'{key} \\\n    -d '{body}'\n"
-    )
+    with sandbox:
+        print(  # noqa: T201 - this is a command
+            f"The sandbox is at {sandbox.base_url}\n\n"
+            f"  curl -N {sandbox.base_url}/chat/completions \\\n"
+            f"    -H 'Content-Type: application/json'{header} \\\n    -d '{body}'\n",
+            flush=True,
+        )
+        stop.wait()
 
 
 if __name__ == "__main__":

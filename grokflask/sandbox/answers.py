@@ -1,6 +1,6 @@
-"""Answers: what the sandbox says to a chat request, decided as a whole before anything is sent.
+"""Answers: what the sandbox says to a chat, decided before anything is sent.
 
-The words come from a hash of the messages alone, so the same conversation always gets the same answer.
+The words depend on a hash of the messages alone, so the same conversation always gets the same answer.
 """
 
 import hashlib
@@ -12,21 +12,29 @@ from typing import Any, Literal
 
 import msgspec
 
-from grokflask.sandbox.chat_request import ChatRequest, Message
-from grokflask.sandbox.models import ChatModel, cost_ticks, fingerprint
+from grokflask.sandbox.chat_request import ChatRequest
+from grokflask.sandbox.models import ChatModel, cost_ticks
+from grokflask.sandbox.pictures import look_at
 from grokflask.sandbox.prose import split_tokens, write_answer, write_thought
 from grokflask.sandbox.samples import sample
-from grokflask.sandbox.vision import look_at
 
-_TOKENS_A_MESSAGE = 4
-"""What a message costs beside its words; our own figure."""
-HIDDEN_SHARE = 2
-"""Models that think without showing it spend this many times the tokens of what they thought."""
+_TOKENS_PER_MESSAGE = 4
+"""A message's tokens beside its words; the sandbox's own figure."""
+_HIDDEN_FACTOR = 2
+"""Models that hide their reasoning are charged this many times the tokens that another would show."""
+TOOL_TICKS = {
+    "web_search": 50_000_000,
+    "x_search": 50_000_000,
+    "code_interpreter": 50_000_000,
+    "file_search": 25_000_000,
+    "mcp": 0,
+}
+"""The price of one call of a tool that runs at xAI: 5 USD per thousand, 2.50 USD for collections."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """What a fault model changes about an answer and the chunks it is told in."""
+    """How a fault model changes an answer and its chunks."""
 
     text: str | None = None
     in_one_piece: bool = False
@@ -43,7 +51,7 @@ PLAIN_STYLE = Style()
 
 @dataclass
 class Answer:
-    """One answer, its words in token-sized pieces; `silent_tokens` are reasoning that is never sent."""
+    """One answer, its words in pieces of one token. `silent_tokens` are reasoning that is never sent."""
 
     model: str
     prompt_tokens: int
@@ -54,53 +62,64 @@ class Answer:
     silent_tokens: int = 0
     content: list[str] = field(default_factory=list)
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    server_tools: list[str] = field(default_factory=list)
     finish_reason: str = "stop"
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     @property
-    def fingerprint(self) -> str:
-        """The `system_fingerprint` of the model that serves."""
-        return fingerprint(self.model)
-
-    def completion_tokens(self) -> int:
-        """Return the visible tokens: words and the arguments of tool calls."""
-        return len(self.content) + sum(call_tokens(call) for call in self.tool_calls)
-
     def reasoning_tokens(self) -> int:
-        """Return the tokens of reasoning, shown or not."""
+        """Tokens of reasoning, shown or not."""
         return len(self.reasoning) + self.empty_deltas + self.silent_tokens
 
+    @property
+    def output_tokens(self) -> int:
+        """All charged tokens of output: words, tool calls and reasoning."""
+        return len(self.content) + sum(map(call_tokens, self.tool_calls)) + self.reasoning_tokens
+
     def usage(self) -> dict[str, Any]:
-        """Return `usage` as xAI's chat has it, reasoning outside completion_tokens, all in the total."""
-        visible, thought = self.completion_tokens(), self.reasoning_tokens()
+        """Return `usage` as xAI's chat has it: the total includes reasoning, completion_tokens does not."""
+        names = ("audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens")
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": visible,
-            "total_tokens": self.prompt_tokens + visible + thought,
+            "completion_tokens": self.output_tokens - self.reasoning_tokens,
+            "total_tokens": self.prompt_tokens + self.output_tokens,
             "prompt_tokens_details": self.prompt_details(),
-            "completion_tokens_details": {
-                "reasoning_tokens": thought,
-                "audio_tokens": 0,
-                "accepted_prediction_tokens": 0,
-                "rejected_prediction_tokens": 0,
-            },
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens}
+            | dict.fromkeys(names, 0),
             "num_sources_used": 0,
-            "cost_in_usd_ticks": self.cost_ticks(visible + thought),
+            "cost_in_usd_ticks": self.cost_ticks(self.output_tokens),
         }
 
     def prompt_details(self) -> dict[str, int]:
         """Return `prompt_tokens_details`."""
-        text_tokens = self.prompt_tokens - self.image_tokens
         return {
-            "text_tokens": text_tokens,
+            "text_tokens": self.prompt_tokens - self.image_tokens,
             "audio_tokens": 0,
             "image_tokens": self.image_tokens,
             "cached_tokens": self.cached_tokens,
         }
 
     def cost_ticks(self, output_tokens: int) -> int:
-        """Return the cost of the prompt and so many tokens of output."""
-        return cost_ticks(self.model, self.prompt_tokens, output_tokens, self.cached_tokens)
+        """Return the cost of the prompt, of the calls of xAI's tools and of some tokens of output."""
+        tools = sum(TOOL_TICKS[tool] for tool in self.server_tools)
+        return tools + cost_ticks(self.model, self.prompt_tokens, output_tokens, self.cached_tokens)
+
+    def limit_output(self, most: int) -> None:
+        """Cut the answer at a number of tokens, reasoning included."""
+        self.reasoning = self.reasoning[:most]
+        self.silent_tokens = min(self.silent_tokens, most - len(self.reasoning))
+        self.limit_content(most - self.reasoning_tokens)
+
+    def limit_content(self, most: int) -> None:
+        """Cut the words at a number of tokens."""
+        if len(self.content) > most:
+            self.content = self.content[:most]
+            self.finish_reason = "length"
+
+
+def zero(usage: dict[str, Any]) -> dict[str, Any]:
+    """Return a usage with 0 for every figure."""
+    return {key: zero(value) if isinstance(value, dict) else 0 for key, value in usage.items()}
 
 
 def call_tokens(call: dict[str, Any]) -> int:
@@ -108,89 +127,74 @@ def call_tokens(call: dict[str, Any]) -> int:
     return len(split_tokens(call["function"]["name"] + call["function"]["arguments"]))
 
 
+def split_arguments(arguments: str, style: Style) -> list[str]:
+    """Return a tool call's arguments in the pieces that a stream sends."""
+    step = 8 if style.split_arguments else len(arguments)
+    return [arguments[at : at + step] for at in range(0, len(arguments), step)]
+
+
 def list_tokens(asked: ChatRequest) -> Iterator[str]:
-    """Yield a prompt's tokens in the order in which they are read."""
+    """Yield a prompt's tokens in the order in which the model reads them."""
     for message in asked.messages:
-        yield from (message.role,) * _TOKENS_A_MESSAGE
+        yield from (message.role,) * _TOKENS_PER_MESSAGE
         yield from split_tokens(message.text())
         for url in message.image_urls():
             yield from (url,) * look_at(url).tokens
 
 
-def make_answer(asked: ChatRequest, model: ChatModel, style: Style = PLAIN_STYLE) -> Answer:
-    """Return the answer to a request that has been checked; refuses with 400 a picture that is none."""
+def make_answer(asked: ChatRequest, model: ChatModel, style: Style) -> Answer:
+    """Return the answer to a checked request; raises RefusalError (400) for a picture that is none."""
     rng = random.Random(hashlib.blake2b(msgspec.json.encode(asked.messages), digest_size=16).digest())
     last = asked.messages[-1]
     urls = [url for message in asked.messages for url in message.image_urls()]
     pictures = {url: look_at(url) for url in urls}
     image_tokens = sum(pictures[url].tokens for url in urls)
-    words = sum(len(split_tokens(message.text())) + _TOKENS_A_MESSAGE for message in asked.messages)
+    words = sum(len(split_tokens(message.text())) + _TOKENS_PER_MESSAGE for message in asked.messages)
     answer = Answer(model.served, words + image_tokens, image_tokens)
-    prompt = _last_words(asked.messages)
-    _think(answer, model, asked, style, prompt, rng)
+    prompt = next((message.text() for message in reversed(asked.messages) if message.role == "user"), "")
+    if asked.reasoning_effort != "none":
+        _think(answer, model, style, split_tokens(write_thought(prompt, rng)))
     if asked.tools and asked.tool_choice != "none" and last.role in ("user", "system", "developer"):
         answer.tool_calls = [_call_tool(asked, prompt, number, rng) for number in range(style.tool_calls)]
         answer.finish_reason = style.finish_with_tools
         return answer
     seen = [pictures[url].description for url in last.image_urls()]
-    text = _write(asked, style, prompt, seen, rng)
-    _limit(answer, text, asked)
+    text = style.text if style.text is not None else _write(asked, prompt, seen, rng)
+    ends = [text.index(stop) for stop in asked.stops() if stop and stop in text]
+    answer.content = split_tokens(text[: min(ends)] if ends else text)
+    most = asked.max_completion_tokens or asked.max_tokens
+    if most is not None:
+        answer.limit_content(most)
     if style.in_one_piece:
         answer.content = ["".join(answer.content)]
     return answer
 
 
-def _last_words(messages: list[Message]) -> str:
-    """Return the text of the last message from the user."""
-    return next((message.text() for message in reversed(messages) if message.role == "user"), "")
-
-
-def _think(
-    answer: Answer, model: ChatModel, asked: ChatRequest, style: Style, prompt: str, rng: random.Random
-) -> None:
-    """Put in the reasoning: shown, as empty deltas, or only counted."""
-    if asked.reasoning_effort == "none":
-        return
-    thought = split_tokens(write_thought(prompt, rng))
+def _think(answer: Answer, model: ChatModel, style: Style, thought: list[str]) -> None:
+    """Add reasoning that is shown, sent as empty deltas, or only counted."""
     if style.empty_deltas:
         answer.reasoning, answer.empty_deltas = thought[:12], style.empty_deltas
     elif model.thinking == "shown":
         answer.reasoning = thought
     elif model.thinking == "hidden":
-        answer.silent_tokens = HIDDEN_SHARE * len(thought)
+        answer.silent_tokens = _HIDDEN_FACTOR * len(thought)
 
 
-def _write(asked: ChatRequest, style: Style, prompt: str, seen: list[str], rng: random.Random) -> str:
-    last = asked.messages[-1]
-    if style.text is not None:
-        return style.text
-    wanted = asked.response_format
-    if wanted and wanted.type == "json_object":
+def _write(asked: ChatRequest, prompt: str, seen: list[str], rng: random.Random) -> str:
+    last, form = asked.messages[-1], asked.response_format
+    if form and form.type == "json_object":
         return msgspec.json.encode({"answer": write_answer(prompt, rng)}).decode()
-    if wanted and wanted.type == "json_schema":
-        schema = wanted.json_schema.schema if wanted.json_schema else None
-        return msgspec.json.encode(sample(schema, prompt, rng)).decode()
+    if form and form.type == "json_schema":
+        return msgspec.json.encode(sample((form.json_schema or {}).get("schema"), prompt, rng)).decode()
     if last.role in ("tool", "function"):
         result = last.text().strip()
         quoted = result if len(result) <= 400 else result[:400] + " …"
-        return f"I asked the tool, and it answered: “{quoted}”. {write_answer(prompt, rng)}"
-    if seen:
-        return " ".join(seen) + " " + write_answer(prompt, rng)
-    return write_answer(prompt, rng)
-
-
-def _limit(answer: Answer, text: str, asked: ChatRequest) -> None:
-    """Put in the text, cut at a stop sequence and at the cap on visible tokens."""
-    ends = [text.index(stop) for stop in asked.stops() if stop and stop in text]
-    answer.content = split_tokens(text[: min(ends)] if ends else text)
-    most = asked.max_visible_tokens()
-    if most is not None and len(answer.content) > most:
-        answer.content = answer.content[:most]
-        answer.finish_reason = "length"
+        seen = [f"I asked the tool, and it answered: “{quoted}”."]
+    return " ".join([*seen, write_answer(prompt, rng)])
 
 
 def _call_tool(asked: ChatRequest, prompt: str, number: int, rng: random.Random) -> dict[str, Any]:
-    """Return a call of the function that was named, else of the first, or for a second call of the second."""
+    """Return a call of the function that `tool_choice` names; without one, of the first, then the second."""
     assert asked.tools
     functions = {tool.function.name: tool.function for tool in asked.tools}
     function = functions.get(asked.chosen_tool() or "") or asked.tools[number % len(asked.tools)].function

@@ -1,6 +1,7 @@
-"""The body of a chat request: its types (a 422) and what xAI refuses by value or by model (a 400).
+"""The body of a chat request, and what xAI refuses of it: wrong types with 422, wrong values with 400.
 
-Unknown fields are ignored: xAI's own policy on them is not documented.
+Requests to Responses and Messages are converted to it. Unknown fields are ignored: xAI does not document what
+it does with them.
 """
 
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from grokflask.sandbox.models import ChatModel
 from grokflask.sandbox.refusals import refuse
 
 _PENALTIES = {"presence_penalty": "presencePenalty", "frequency_penalty": "frequencyPenalty"}
-"""Our field, and the name by which xAI's error calls it."""
+"""The names of fields in a request and in xAI's errors."""
 _RANGES = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
@@ -23,18 +24,12 @@ _RANGES = {
 _MAX_TOOLS = 128
 
 
-class ImageUrl(msgspec.Struct):
-    """Where a picture is: an http(s) address or a data URI."""
-
-    url: str
-
-
 class Part(msgspec.Struct):
     """One part of a message's content."""
 
     type: Literal["text", "image_url", "file", "text_file"]
     text: str | None = None
-    image_url: ImageUrl | str | None = None
+    image_url: dict[str, str | None] | str | None = None
 
 
 class Message(msgspec.Struct):
@@ -45,7 +40,7 @@ class Message(msgspec.Struct):
     tool_calls: list[dict[str, Any]] | None = None
 
     def text(self) -> str:
-        """Return the message's words, those of several parts on lines of their own."""
+        """Return the message's words; parts are separated by newlines."""
         if isinstance(self.content, str):
             return self.content
         return "\n".join(part.text for part in self.content or [] if part.text)
@@ -53,53 +48,28 @@ class Message(msgspec.Struct):
     def image_urls(self) -> list[str]:
         """Return the addresses of the message's pictures."""
         found = [part.image_url for part in self.content or [] if isinstance(part, Part)]
-        return [image.url if isinstance(image, ImageUrl) else image for image in found if image]
+        return [(each.get("url") or "") if isinstance(each, dict) else each for each in found if each]
 
 
 class Function(msgspec.Struct):
-    """A function that the model may ask for."""
+    """A function that the model may call."""
 
     name: str
     parameters: dict[str, Any]
 
 
 class Tool(msgspec.Struct):
-    """A tool; chat knows functions only."""
+    """A tool. Chat has no other kind than functions."""
 
     type: Literal["function"]
     function: Function
-
-
-class NamedFunction(msgspec.Struct):
-    """The function that must be called."""
-
-    name: str
-
-
-class NamedTool(msgspec.Struct):
-    """A tool choice that names its function."""
-
-    type: Literal["function"]
-    function: NamedFunction
-
-
-class JsonSchema(msgspec.Struct):
-    """What a structured answer must fit."""
-
-    schema: dict[str, Any] | None = None
 
 
 class ResponseFormat(msgspec.Struct):
     """The form of the answer: text, an object, or an object that fits a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-
-
-class StreamOptions(msgspec.Struct):
-    """What a stream should add."""
-
-    include_usage: bool | None = None
+    json_schema: dict[str, Any] | None = None
 
 
 class ChatRequest(msgspec.Struct):
@@ -108,12 +78,11 @@ class ChatRequest(msgspec.Struct):
     model: str
     messages: list[Message]
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: dict[str, bool | None] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
     n: int | None = None
-    seed: int | None = None
     user: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
@@ -123,29 +92,50 @@ class ChatRequest(msgspec.Struct):
     reasoning_effort: str | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | NamedTool | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     deferred: bool | None = None
-
-    def wants_usage(self) -> bool:
-        """Tell whether the stream ends with a chunk of usage."""
-        return bool(self.stream_options and self.stream_options.include_usage)
-
-    def max_visible_tokens(self) -> int | None:
-        """Return the cap on visible tokens, the newer of the two fields first."""
-        return self.max_completion_tokens or self.max_tokens
 
     def stops(self) -> list[str]:
         """Return the texts before which the answer ends."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def chosen_tool(self) -> str | None:
-        """Return the function that `tool_choice` names, if it names one."""
-        return self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        """Return the function that `tool_choice` names."""
+        function = self.tool_choice.get("function") if isinstance(self.tool_choice, dict) else None
+        return str(function.get("name")) if isinstance(function, dict) else None
+
+
+def read_content(content: Any) -> Any:
+    """Return the content of a message or tool result of Responses or Messages as chat has it."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    parts: list[dict[str, Any]] = []
+    for part in content:
+        if part.get("type") in ("input_image", "image"):
+            url = _read_source(part["source"]) if "source" in part else part.get("image_url") or ""
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+        elif isinstance(part.get("text"), str):
+            parts.append({"type": "text", "text": part["text"]})
+    return parts
+
+
+def _read_source(source: dict[str, Any]) -> str:
+    """Return the address or data URI of a picture of Messages."""
+    if source.get("type") == "base64":
+        return f"data:{source.get('media_type')};base64,{source.get('data')}"
+    if source.get("type") == "url":
+        return str(source.get("url"))
+    raise refuse(422, "An image's source must have the type base64 or url.")
+
+
+def name_tool(name: Any) -> dict[str, Any]:
+    """Return chat's `tool_choice` for a function."""
+    return {"type": "function", "function": {"name": str(name)}}
 
 
 def check_request(asked: ChatRequest, model: ChatModel) -> None:
-    """Refuse with 400 what xAI refuses of a well-formed body."""
+    """Raise RefusalError (400) for values that xAI refuses."""
     if not asked.messages:
         raise refuse(400, "messages must not be empty.")
     for message in asked.messages:
@@ -160,31 +150,31 @@ def check_request(asked: ChatRequest, model: ChatModel) -> None:
 
 
 def _check_model_arguments(asked: ChatRequest, model: ChatModel) -> None:
-    """Refuse what the model does not take; the penalties even when they are 0."""
+    """Refuse what the model does not support; the penalties even when they are 0."""
+    unsupported = f"Model {asked.model} does not support parameter"
     for field, spelling in _PENALTIES.items():
         if getattr(asked, field) is not None:
-            raise refuse(400, f"Model {asked.model} does not support parameter {spelling}.")
+            raise refuse(400, f"{unsupported} {spelling}.")
     if asked.stop is not None and not model.takes_stop:
-        raise refuse(400, f"Model {asked.model} does not support parameter stop.")
+        raise refuse(400, f"{unsupported} stop.")
     if len(asked.stops()) > 4:
         raise refuse(400, "stop takes up to 4 sequences.")
     if asked.reasoning_effort is not None and asked.reasoning_effort not in model.efforts:
-        wanted = f" with the value {asked.reasoning_effort}" if model.efforts else ""
-        raise refuse(400, f"Model {asked.model} does not support parameter reasoningEffort{wanted}.")
+        value = f" with the value {asked.reasoning_effort}" if model.efforts else ""
+        raise refuse(400, f"{unsupported} reasoningEffort{value}.")
 
 
 def _check_tools(asked: ChatRequest) -> None:
     if asked.tools is None:
-        if asked.tool_choice is not None:
-            raise refuse(400, "A tool_choice was set on the request but no tools were specified.")
-        if asked.parallel_tool_calls is not None:
-            raise refuse(400, "parallel_tool_calls was set on the request but no tools were specified.")
+        for field in ("tool_choice", "parallel_tool_calls"):
+            if getattr(asked, field) is not None:
+                raise refuse(400, f"A {field} was set on the request but no tools were specified.")
         return
     if not 1 <= len(asked.tools) <= _MAX_TOOLS:
         raise refuse(400, f"tools must hold between 1 and {_MAX_TOOLS} tools.")
-    if isinstance(asked.tool_choice, str) and asked.tool_choice not in ("none", "auto", "required"):
-        raise refuse(400, "tool_choice must be none, auto, required or a function.")
-    if isinstance(asked.tool_choice, NamedTool):
-        known = [tool.function.name for tool in asked.tools]
-        if asked.chosen_tool() not in known:
-            raise refuse(400, "tool_choice names a function that is not among the tools.")
+    if isinstance(asked.tool_choice, dict):
+        known = asked.chosen_tool() in [tool.function.name for tool in asked.tools]
+    else:
+        known = asked.tool_choice in (None, "none", "auto", "required")
+    if not known:
+        raise refuse(400, "tool_choice must be none, auto, required or one of the functions.")

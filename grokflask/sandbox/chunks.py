@@ -1,27 +1,30 @@
-"""Chunks: an answer as the JSON objects of a stream, or as the one object of a reply that is not streamed.
+"""Chunks: a chat's answer as the JSON of a stream or of a reply, and chunks as the bytes of SSE events.
 
 Order and absent keys follow recordings of api.x.ai, not its schema: no priming chunk, no null keys, `created`
-moving with the clock, `finish_reason` only on the last choice.
+moves with the clock, `finish_reason` is only on the last choice.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from grokflask.sandbox.answers import Answer, Style, call_tokens
+import msgspec
 
-Clock = Callable[[], float]
+from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments, zero
+from grokflask.sandbox.models import fingerprint
+from grokflask.sandbox.request import Clock
+from grokflask.sandbox.steps import Event
 
 
 class Chunk(NamedTuple):
-    """One chunk: its JSON, what it carries, how many tokens of output it stands for, its event's name."""
+    """An event's JSON, its tokens of output and its name; `done` if it ends the stream."""
 
     body: dict[str, Any]
-    kind: str
     tokens: int = 0
     name: str = ""
+    done: bool = False
 
     def usage(self) -> dict[str, Any] | None:
-        """Return the usage it tells, wherever this API has it; of a message, once its end is told."""
+        """Return the usage in the chunk, in whichever place its API has it."""
         usage: dict[str, Any] | None = self.body.get("usage") or self.body.get("response", {}).get("usage")
         return usage
 
@@ -33,82 +36,98 @@ def make_reply(answer: Answer, clock: Clock) -> dict[str, Any]:
         message["reasoning_content"] = "".join(answer.reasoning)
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
-    return {
-        "id": answer.id,
-        "object": "chat.completion",
-        "created": int(clock()),
-        "model": answer.model,
-        "choices": [{"index": 0, "message": message, "finish_reason": answer.finish_reason}],
-        "usage": answer.usage(),
-        "system_fingerprint": answer.fingerprint,
-    }
+    choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
+    return _make_object(answer, "chat.completion", [choice], clock) | {"usage": answer.usage()}
 
 
 def make_chunks(answer: Answer, style: Style, with_usage: bool, clock: Clock) -> Iterator[Chunk]:
-    """Yield the chunks of a stream, each made in the second it is asked for."""
-
-    def chunk(choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": answer.id,
-            "object": "chat.completion.chunk",
-            "created": int(clock()),
-            "model": answer.model,
-            "choices": choices,
-            "system_fingerprint": answer.fingerprint,
-        }
-
+    """Yield the chunks of a stream, each made when it is asked for."""
     spent = answer.silent_tokens
-    for number, (delta, kind, tokens) in enumerate(_deltas(answer, style)):
-        if number == 0 or style.documented_nulls:
-            delta = {"role": "assistant", **delta}
+    for number, (delta, tokens) in enumerate(_list_deltas(answer, style)):
+        ends = not delta and tokens == 0
         choice: dict[str, Any] = {"index": 0, "delta": delta}
-        if kind == "finish" or style.documented_nulls:
-            choice["finish_reason"] = answer.finish_reason if kind == "finish" else None
-        body = chunk([choice])
+        if number == 0 or style.documented_nulls:
+            choice["delta"] = {"role": "assistant", **delta}
+        if ends or style.documented_nulls:
+            choice["finish_reason"] = answer.finish_reason if ends else None
+        body = _make_object(answer, "chat.completion.chunk", [choice], clock)
         spent += tokens
         if style.usage == "every":
-            body["usage"] = _usage_so_far(answer, spent)
+            body["usage"] = _count_so_far(answer, spent)
         elif style.documented_nulls:
             body["usage"] = None
-        yield Chunk(body, kind, tokens)
+        yield Chunk(body, tokens)
     if style.usage == "zero" or (with_usage and style.usage == "last"):
-        usage = answer.usage()
-        yield Chunk({**chunk([]), "usage": _zeroed(usage) if style.usage == "zero" else usage}, "usage")
+        usage = zero(answer.usage()) if style.usage == "zero" else answer.usage()
+        yield Chunk(_make_object(answer, "chat.completion.chunk", [], clock) | {"usage": usage})
 
 
-def _deltas(answer: Answer, style: Style) -> Iterator[tuple[dict[str, Any], str, int]]:
-    """Yield each delta with its kind and its tokens."""
+def _make_object(answer: Answer, kind: str, choices: list[dict[str, Any]], clock: Clock) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "object": kind,
+        "created": int(clock()),
+        "model": answer.model,
+        "choices": choices,
+        "system_fingerprint": fingerprint(answer.model),
+    }
+
+
+def _list_deltas(answer: Answer, style: Style) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield each delta and its tokens; the last is empty and has none."""
     for piece in answer.reasoning:
-        yield {"reasoning_content": piece}, "reasoning", 1
+        yield {"reasoning_content": piece}, 1
     for _ in range(answer.empty_deltas):
-        yield {}, "empty", 1
+        yield {}, 1
     for piece in answer.content:
-        yield {"content": piece}, "content", 1
+        yield {"content": piece}, 1
     for index, call in enumerate(answer.tool_calls):
-        parts = _split_call(call, index) if style.split_arguments else [{**call, "index": index}]
+        parts = [{**call, "index": index}]
+        if style.split_arguments:  # as OpenAI does: the name first, then pieces of the arguments
+            function = {**call["function"], "arguments": ""}
+            pieces = split_arguments(call["function"]["arguments"], style)
+            parts = [{**call, "index": index, "function": function}]
+            parts += [{"index": index, "function": {"arguments": piece}} for piece in pieces]
         for number, part in enumerate(parts):
-            yield {"tool_calls": [part]}, "tool", 0 if number else call_tokens(call)
-    yield {}, "finish", 0
+            yield {"tool_calls": [part]}, 0 if number else call_tokens(call)
+    yield {}, 0
 
 
-def _split_call(call: dict[str, Any], index: int) -> list[dict[str, Any]]:
-    """Return one call in several deltas, as OpenAI sends it: the name, then pieces of the arguments."""
-    arguments = call["function"]["arguments"]
-    first = {**call, "index": index, "function": {"name": call["function"]["name"], "arguments": ""}}
-    cuts = range(0, len(arguments), 8)
-    return [first, *({"index": index, "function": {"arguments": arguments[cut : cut + 8]}} for cut in cuts)]
-
-
-def _usage_so_far(answer: Answer, spent: int) -> dict[str, Any]:
-    """Return the short usage that xAI's streaming page shows on every chunk; `spent` includes reasoning."""
-    visible = max(0, spent - answer.reasoning_tokens())
+def _count_so_far(answer: Answer, spent: int) -> dict[str, Any]:
+    """Return the usage that xAI's streaming guide shows on every chunk; `spent` includes reasoning."""
     return {
         "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": visible,
+        "completion_tokens": max(0, spent - answer.reasoning_tokens),
         "total_tokens": answer.prompt_tokens + spent,
         "prompt_tokens_details": answer.prompt_details(),
     }
 
 
-def _zeroed(usage: dict[str, Any]) -> dict[str, Any]:
-    return {key: _zeroed(value) if isinstance(value, dict) else 0 for key, value in usage.items()}
+Frame = Callable[[bytes], bytes]
+"""Makes an event of its data."""
+
+
+def frame_with(before: bytes = b"data: ", after: bytes = b"\n\n") -> Frame:
+    """Return a framing that puts bytes before and after the data."""
+    return lambda data: before + data + after
+
+
+frame_plainly = frame_with()
+
+
+def frame_in_lines(data: bytes) -> bytes:
+    """Return an event whose JSON is laid out over several data lines (the reader joins them with LF)."""
+    if not data.startswith(b"{"):
+        return frame_plainly(data)
+    lines = msgspec.json.format(data, indent=1).split(b"\n")
+    return b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"
+
+
+def frame_chunks(chunks: Iterable[Chunk], frame: Frame, done: bool) -> Iterator[Event]:
+    """Yield the events of a stream; `done` adds `[DONE]`."""
+    for chunk in chunks:
+        name = f"event: {chunk.name}\n".encode() if chunk.name else b""
+        data = name + frame(msgspec.json.encode(chunk.body))
+        yield Event(data, chunk.tokens, chunk.usage(), done=chunk.done)
+    if done:
+        yield Event(frame(b"[DONE]"), done=True)

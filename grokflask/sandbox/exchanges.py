@@ -1,140 +1,95 @@
-"""Exchanges: one POST from its body to the last byte of its answer, noted in the journal whatever happens."""
+"""Exchanges: one POST to a model, from its body to the last byte of the answer, and its journal entry."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
-import msgspec
-
-from grokflask.sandbox.chunks import Clock
-from grokflask.sandbox.journal import Exchange, Journal, Outcome
-from grokflask.sandbox.messages import Metadata
-from grokflask.sandbox.plans import Call, Charge, Plan, make_plan
+from grokflask.sandbox.journal import Exchange, Outcome
+from grokflask.sandbox.plans import Plan
 from grokflask.sandbox.refusals import RefusalError
+from grokflask.sandbox.request import Request, decode
 from grokflask.sandbox.steps import ClientLeftError, Progress, Wire
-from grokflask.sandbox.stored import StoredResponses
 
 
 @dataclass
-class ServedPost:
-    """One POST being answered.
+class ModelExchange:
+    """A POST to a model. `make_plan` decides the answer, or raises RefusalError."""
 
-    `pause_s` lies between events, `may_chunk` is False for an HTTP/1.0 client, `request_id` is the answer's,
-    `stored` are the responses that are kept.
-    """
-
-    call: Call
+    request: Request
+    make_plan: Callable[[Request], Plan]
     wire: Wire
-    clock: Clock
-    pause_s: float
-    may_chunk: bool
-    request_id: str
-    stored: StoredResponses
     plan: Plan | None = None
     progress: Progress = field(default_factory=Progress)
     outcome: Outcome = "complete"
     status: int = 0
 
-    def serve(self, journal: Journal) -> None:
-        """Answer and take the note; raises ClientLeftError."""
+    def serve(self) -> None:
+        """Answer, and note the exchange; raises ClientLeftError."""
         client_left = False
         try:
-            self.plan = make_plan(self.call, self.clock, self.stored)
-            self._tell(self.plan)
-        except RefusalError as refusal:
-            self.outcome, self.status = "fault" if refusal.deliberate else "refused", refusal.status
-            client_left = not _send_refusal(self.wire, refusal)
+            self._answer()
         except ClientLeftError:
             client_left = True
-            self.outcome = "complete" if self.progress.done else "client_left"
+            if self.plan:
+                self.outcome = "complete" if self.progress.done else "client_left"
+            raise
         finally:
-            journal.add(self._note(client_left))
-        if client_left:
-            raise ClientLeftError
+            self.request.state.journal.add(self._make_note(client_left))
 
-    def _tell(self, plan: Plan) -> None:
-        """Send what was planned."""
-        delay = plan.fault.before_headers
-        if delay == "cut":
-            self.outcome = "fault"
-            self.wire.cut(reset=False)
-            return
-        for pause in delay(plan.seconds) if delay else ():
-            self.wire.pause(pause.seconds)
-        self.wire.chunked = plan.stream and self.may_chunk
-        headers = {**plan.headers, "Transfer-Encoding": "chunked"} if self.wire.chunked else plan.headers
-        self.wire.send_head(200, headers)
-        self.status = 200
-        self.wire.play(plan.steps, self.pause_s, self.progress)
+    def _answer(self) -> None:
+        try:
+            self.plan = self.make_plan(self.request)
+        except RefusalError as refusal:
+            self.outcome, self.status = "fault" if refusal.deliberate else "refused", refusal.status
+            self.wire.send_whole(refusal.status, refusal.headers, refusal.body)
+        else:
+            self._send(self.plan)
+
+    def _send(self, plan: Plan) -> None:
+        pace = self.request.state.events_per_s
+        pause_s = 1 / pace if pace > 0 else 0.0
+        fault = plan.fault
+        self.wire.play(fault.before_headers(fault.seconds), 0, self.progress)
+        if not self.progress.cut:
+            self.wire.send_head(200, plan.headers, plan.length)
+            self.status = 200
+            self.wire.play(plan.steps, pause_s, self.progress)
+            self.wire.end_body()
         if self.progress.cut or (plan.stream and not self.progress.done):
             self.outcome = "fault"
         elif not plan.stream:
             self.progress.usage = plan.usage
 
-    def _note(self, client_left: bool) -> Exchange:
-        progress, outline = self.progress, _outline(self.call.body)
-        # A plan means that the prompt was read, so it is charged, whether or not the client waited for more.
-        charge = self.plan.charge(progress.tokens) if self.plan else Charge()
+    def _make_note(self, client_left: bool) -> Exchange:
+        request, progress, fields = self.request, self.progress, _read_fields(self.request.body)
+        metadata = fields.get("metadata")  # on the messages route the user is in it
+        user = metadata.get("user_id") if isinstance(metadata, dict) else None
+        # A planned request is charged for its prompt, even if the client did not wait for the answer.
+        prompt_tokens, cached_tokens, output_tokens, cost_ticks = (
+            self.plan.charge(progress.tokens) if self.plan else (0, 0, 0, 0)
+        )
         return Exchange(
-            model=outline.model,
-            path=self.call.path,
+            model=str(fields.get("model", "")),
+            path=request.path,
             outcome=self.outcome,
             status=self.status,
-            stream=outline.stream,
+            stream=fields.get("stream") is True,
             events_sent=progress.events,
             usage=progress.usage,
-            prompt_tokens=charge.prompt_tokens,
-            output_tokens=charge.output_tokens,
-            cost_ticks=charge.cost_ticks,
-            cached_tokens=charge.cached_tokens,
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            cost_ticks=cost_ticks,
+            cached_tokens=cached_tokens,
             client_left=client_left,
-            fields=outline.fields,
-            user=outline.user,
-            request_id=self.request_id,
-            conv_id=self.call.conv_id or outline.conv_id,
+            fields=tuple(fields),
+            user=fields.get("user") or user,
+            request_id=request.id,
+            conv_id=request.headers.get("x-grok-conv-id") or fields.get("prompt_cache_key"),
         )
 
 
-def send_json(wire: Wire, body: bytes, status: int = 200) -> None:
-    """Send a whole answer of JSON; raises ClientLeftError."""
-    send_whole(wire, status, {"Content-Type": "application/json"}, body)
-
-
-def send_whole(wire: Wire, status: int, headers: Mapping[str, str], body: bytes) -> None:
-    """Send an answer with its length stated; raises ClientLeftError."""
-    wire.chunked = False
-    wire.send_head(status, {**headers, "Content-Length": str(len(body))})
-    wire.send_part(body)
-
-
-class _Outline(NamedTuple):
-    """What the journal wants of any body."""
-
-    model: str = ""
-    stream: bool = False
-    fields: tuple[str, ...] = ()
-    user: str | None = None
-    conv_id: str | None = None
-
-
-def _outline(body: bytes) -> _Outline:
+def _read_fields(body: bytes) -> dict[str, Any]:
     try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        model = msgspec.json.decode(fields.get("model", b'""'), type=str)
-        user = msgspec.json.decode(fields.get("user", b"null"), type=str | None)
-        conv_id = msgspec.json.decode(fields.get("prompt_cache_key", b"null"), type=str | None)
-        if "metadata" in fields and user is None:  # where the messages route has it
-            metadata = msgspec.json.decode(fields["metadata"], type=Metadata | None)
-            user = metadata.user_id if metadata else None
-    except (msgspec.DecodeError, RecursionError):
-        return _Outline()
-    return _Outline(model, bytes(fields.get("stream", b"")) == b"true", tuple(fields), user, conv_id)
-
-
-def _send_refusal(wire: Wire, refusal: RefusalError) -> bool:
-    """Send a refusal; False if the client had left."""
-    try:
-        send_whole(wire, refusal.status, refusal.headers, refusal.body)
-    except ClientLeftError:
-        return False
-    return True
+        return decode(body, dict[str, Any])
+    except RefusalError:
+        return {}

@@ -1,6 +1,6 @@
-"""The journal: what the sandbox was asked and what became of it, for tests and for the curious.
+"""The journal: the requests to models and what became of them. Bounded and thread-safe.
 
-Only POSTs of JSON with an accepted key are noted, each when it has ended. Bounded, safe from any thread.
+Only POSTs of JSON with an accepted key are noted, each when it has ended.
 """
 
 import threading
@@ -18,14 +18,11 @@ Outcome = Literal["complete", "client_left", "fault", "refused"]
 class Exchange(msgspec.Struct, frozen=True):
     """One request and what became of it.
 
-    `outcome`: "complete", the client got everything that this model sends; "fault", a fault model cut or
-    refused it on purpose; "refused", the request was at fault; "client_left", the client went first.
-    `events_sent` counts whole SSE events, [DONE] included. `usage` is the last usage object the client was
-    sent, None if it was sent none. `prompt_tokens` and `output_tokens` (visible and reasoning) are charged,
-    and `cost_ticks` is what they cost, told or not. `fields` are the names in the request's body, `user` is
-    what it has under that name; `request_id` is the answer's `x-request-id`, sent or not.
-    `cached_tokens` are those of the prompt that were charged less, `conv_id` is the conversation's id, in a
-    header or in the body.
+    `outcome` is "complete" if the client was sent everything that the model sends, "fault" if a fault model
+    cut or refused it, "refused" if the request was wrong, "client_left" if the client left first.
+    `events_sent` counts whole SSE events, `[DONE]` included; `usage` is the last one sent. The tokens and
+    `cost_ticks` are what is charged: output includes reasoning, prompt includes cached tokens. `fields` are
+    the names in the request's body, `request_id` is the answer's `x-request-id`.
     """
 
     model: str
@@ -63,7 +60,7 @@ class Journal:
         return self.exchanges()[index]
 
     def exchanges(self) -> list[Exchange]:
-        """Return what is noted now."""
+        """Return all exchanges noted so far."""
         with self._changed:
             return list(self._exchanges)
 
@@ -74,14 +71,14 @@ class Journal:
             self._changed.notify_all()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete all notes."""
         with self._changed:
             self._exchanges.clear()
 
     def wait_for(self, wanted: Callable[[Exchange], bool], timeout_s: float = 60.0) -> Exchange:
         """Return the newest exchange that is `wanted`, waiting for one; raises TimeoutError.
 
-        An exchange is noted just after its last byte was written, so a client may be here first.
+        An exchange is noted just after its last byte was written, so a client may look too early.
         """
         found: list[Exchange] = []
 

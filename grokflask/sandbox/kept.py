@@ -1,23 +1,21 @@
-"""What the sandbox keeps for later: deferred answers, videos, files and batches. In memory, bounded."""
+"""What the sandbox keeps: responses, deferred answers, videos, files and batches. In memory, bounded."""
 
 import threading
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from grokflask.sandbox.refusals import refuse
 
 MAX_ITEMS = 1_000
 MAX_FILE_BYTES = 50 * 1024 * 1024
-BATCH_DISCOUNT = 2
-"""A batch costs the half."""
 
 T = TypeVar("T")
 
 
 class Shelf(Generic[T]):
-    """The last thousand things of one kind, by id. Safe from any thread."""
+    """The last thousand items of one kind, by id. Thread-safe."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
@@ -25,44 +23,50 @@ class Shelf(Generic[T]):
         self._lock = threading.Lock()
 
     def add(self, id: str, item: T) -> None:
-        """Keep one."""
+        """Keep an item."""
         with self._lock:
             self._items[id] = item
             while len(self._items) > MAX_ITEMS:
                 del self._items[next(iter(self._items))]
 
     def find(self, id: str) -> T:
-        """Return one; refuses with 404 what is not there."""
-        found = self._items.get(id)
-        if found is None:
-            raise refuse(404, f"No {self._kind} was found with the id {id}.")
-        return found
+        """Return an item; raises RefusalError (404)."""
+        try:
+            return self._items[id]
+        except KeyError:
+            raise refuse(404, f"No {self._kind} was found with the id {id}.") from None
 
-    def remove(self, id: str) -> None:
-        """Forget one; refuses with 404 what is not there."""
+    def remove(self, id: str) -> T:
+        """Delete and return an item; raises RefusalError (404)."""
         with self._lock:
-            if self._items.pop(id, None) is None:
-                raise refuse(404, f"No {self._kind} was found with the id {id}.")
+            item = self.find(id)
+            del self._items[id]
+            return item
 
     def list(self) -> list[tuple[str, T]]:
-        """Return all of them, the newest first."""
+        """Return all ids and items, newest first."""
         with self._lock:
             return list(self._items.items())[::-1]
 
 
+class StoredResponse(NamedTuple):
+    """A response, and the chat messages up to its end."""
+
+    response: dict[str, Any]
+    messages: list[Any]
+
+
 @dataclass
 class Job:
-    """Work whose answer is fetched later: pending for so many polls, then `reply`."""
+    """An answer that is fetched later, and the number of polls until it is ready."""
 
     reply: dict[str, Any]
     polls_left: int
 
     def poll(self) -> dict[str, Any] | None:
-        """Return the answer, None while it is pending."""
-        if self.polls_left > 0:
-            self.polls_left -= 1
-            return None
-        return self.reply
+        """Return the answer, or None while it is pending."""
+        self.polls_left -= 1
+        return self.reply if self.polls_left < 0 else None
 
 
 @dataclass
@@ -75,64 +79,54 @@ class File:
     expires_after_s: int | None = None
     created_at: int = field(default_factory=lambda: int(time.time()))
 
-
-@dataclass
-class Batch:
-    """A batch; each result is made when its request comes. It holds `pending` until it is asked for."""
-
-    name: str
-    results: list[dict[str, Any]] = field(default_factory=list)
-    cost_ticks: int = 0
-    polls_left: int = 1
-    cancelled: bool = False
-
     def show(self, id: str) -> dict[str, Any]:
-        """Return its object, which has counters and no status."""
-        count = len(self.results)
-        pending = 0
-        if self.polls_left > 0 and not self.cancelled:
-            self.polls_left -= 1
-            pending = count
-        done = 0 if self.cancelled else count - pending
+        """Return the file's object."""
         return {
-            "batch_id": id,
-            "name": self.name,
-            "state": {
-                "num_requests": count,
-                "num_pending": pending,
-                "num_success": done,
-                "num_error": 0,
-                "num_cancelled": count if self.cancelled else 0,
-            },
+            "id": id,
+            "object": "file",
+            "bytes": len(self.content),
+            "created_at": self.created_at,
+            "expires_at": self.created_at + self.expires_after_s if self.expires_after_s else None,
+            "filename": self.name,
+            "purpose": self.purpose,
         }
 
 
+@dataclass
+class Batch:
+    """A batch. Its requests are answered at once, but count as pending until it is first shown."""
+
+    name: str
+    polls_left: int
+    results: list[dict[str, Any]] = field(default_factory=list)
+    cost_ticks: int = 0
+    cancelled: bool = False
+
+    def show(self, id: str) -> dict[str, Any]:
+        """Return the batch's object, which has counters and no status."""
+        count = len(self.results)
+        state = "cancelled" if self.cancelled else "pending" if self.polls_left > 0 else "success"
+        if state == "pending":
+            self.polls_left -= 1
+        counts = {
+            f"num_{each}": count if each == state else 0 for each in ("pending", "success", "cancelled")
+        }
+        return {"batch_id": id, "name": self.name, "state": {"num_requests": count, "num_error": 0, **counts}}
+
+
 class Kept:
-    """All shelves. `pending_polls` is how often a new job is said to be pending."""
+    """All shelves. A new job is pending for `pending_polls` polls."""
 
     def __init__(self) -> None:
         self.pending_polls = 1
+        self.responses: Shelf[StoredResponse] = Shelf("response")
         self.deferred: Shelf[Job] = Shelf("deferred completion")
         self.videos: Shelf[Job] = Shelf("video")
         self.files: Shelf[File] = Shelf("file")
         self.batches: Shelf[Batch] = Shelf("batch")
 
     def begin(self, shelf: Shelf[Job], reply: dict[str, Any]) -> dict[str, Any]:
-        """Keep a job whose answer will be `reply`; return what its maker is told."""
+        """Keep a job that ends with `reply`; return the answer to the request that began it."""
         id = str(uuid.uuid4())
         shelf.add(id, Job(reply, self.pending_polls))
         return {"request_id": id}
-
-
-def show_file(id: str, file: File) -> dict[str, Any]:
-    """Return a file's object."""
-    end = file.created_at + file.expires_after_s if file.expires_after_s else None
-    return {
-        "id": id,
-        "object": "file",
-        "bytes": len(file.content),
-        "created_at": file.created_at,
-        "expires_at": end,
-        "filename": file.name,
-        "purpose": file.purpose,
-    }

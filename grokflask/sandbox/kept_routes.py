@@ -1,26 +1,25 @@
-"""The routes over what is kept: files and batches, and fetching deferred answers and videos."""
+"""The routes of what is kept: deferred answers, videos, files and batches."""
 
-import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from email.message import Message
 from email.parser import BytesParser
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 
-from grokflask.sandbox.exchanges import send_json, send_whole
 from grokflask.sandbox.journal import Exchange
-from grokflask.sandbox.kept import BATCH_DISCOUNT, MAX_FILE_BYTES, Batch, File, Shelf, show_file
-from grokflask.sandbox.plans import Call, answer_chat
+from grokflask.sandbox.kept import MAX_FILE_BYTES, Batch, File
+from grokflask.sandbox.plans import answer_chat
 from grokflask.sandbox.refusals import RefusalError, refuse
+from grokflask.sandbox.request import Reply, Request, decode
 
-if TYPE_CHECKING:
-    from grokflask.sandbox.handler import Handler
-
-PAGE = 100
-MAX_RESULTS = 1000
+BATCH_DISCOUNT = 2
+"""A chat in a batch costs half its price."""
+FILE_HEADERS = {"Content-Type": "application/octet-stream"}
+_PAGE = 100
+_MAX_RESULTS = 1000
 
 
 class BatchRequest(msgspec.Struct):
@@ -30,62 +29,43 @@ class BatchRequest(msgspec.Struct):
     input_file_id: str | None = None
 
 
-class ChatItem(msgspec.Struct):
-    """One request of a batch, as it is added."""
-
-    chat_get_completion: msgspec.Raw
-
-
 class AddedItem(msgspec.Struct):
-    """One request of a batch and its name."""
+    """A chat to add to a batch (as `chat_get_completion`), and its name."""
 
     batch_request_id: str
-    batch_request: ChatItem
+    batch_request: dict[str, msgspec.Raw]
 
 
 class AddRequest(msgspec.Struct):
-    """The body that adds requests to a batch."""
+    """The body that adds chats to a batch."""
 
     batch_requests: list[AddedItem]
 
 
 class Line(msgspec.Struct):
-    """One line of a batch's input file."""
+    """A line of a batch's input file."""
 
     custom_id: str
     body: msgspec.Raw
-    url: str | None = None
-    method: str | None = None
 
 
-def _send(handler: "Handler", value: Any, status: int = 200) -> None:
-    send_json(handler.wire, msgspec.json.encode(value), status)
-
-
-def _id_of(path: str, place: int = 3) -> str:
-    return path.split("/")[place]
-
-
-def get_deferred(handler: "Handler", path: str, _body: bytes) -> None:
-    """Give a deferred answer out, once; 202 without a body while it is pending."""
-    id = _id_of(path, 4)
-    reply = handler.sandbox.kept.deferred.find(id).poll()
+def _get_deferred(request: Request, id: str) -> Any:
+    """Return a deferred answer once; 202 without a body while it is pending."""
+    shelf = request.state.kept.deferred
+    reply = shelf.find(id).poll()
     if reply is None:
-        send_whole(handler.wire, 202, {}, b"")
-        return
-    handler.sandbox.kept.deferred.remove(id)
-    _send(handler, reply)
+        return Reply(b"", 202, {})
+    shelf.remove(id)
+    return reply
 
 
-def get_video(handler: "Handler", path: str, _body: bytes) -> None:
-    """Show how far a video is; 202 while it is pending."""
-    reply = handler.sandbox.kept.videos.find(_id_of(path)).poll()
-    _send(handler, reply or {"status": "pending"}, 200 if reply else 202)
+def _get_video(request: Request, id: str) -> Any:
+    reply = request.state.kept.videos.find(id).poll()
+    return Reply(b'{"status":"pending"}', 202) if reply is None else reply
 
 
-def post_file(handler: "Handler", _path: str, body: bytes) -> None:
-    """Take a file in."""
-    parts = _read_form(handler.headers.get("Content-Type", ""), body)
+def _post_file(request: Request) -> dict[str, Any]:
+    parts = _read_form(request)
     name, content = parts.pop("file", (None, b""))
     if name is None:
         raise refuse(422, "The form has no file.")
@@ -95,134 +75,111 @@ def post_file(handler: "Handler", _path: str, body: bytes) -> None:
     end = texts.get("expires_after[seconds]", texts.get("expires_after"))
     file = File(name, content, texts.get("purpose"), int(end) if end and end.isdecimal() else None)
     id = f"file_{uuid.uuid4()}"
-    handler.sandbox.kept.files.add(id, file)
-    _send(handler, show_file(id, file))
+    request.state.kept.files.add(id, file)
+    return file.show(id)
 
 
-def list_files(handler: "Handler", _path: str, _body: bytes) -> None:
-    """List files, the newest first."""
-    page, token = _page(handler, handler.sandbox.kept.files)
-    shown = [show_file(id, file) for id, file in page]
-    _send(handler, {"data": shown, "pagination_token": token})
+def _list_files(request: Request) -> dict[str, Any]:
+    page, token = _cut_page(request, request.state.kept.files.list(), _PAGE)
+    return {"data": [file.show(id) for id, file in page], "pagination_token": token}
 
 
-def get_file(handler: "Handler", path: str, _body: bytes) -> None:
-    """Show a file."""
-    id = _id_of(path)
-    _send(handler, show_file(id, handler.sandbox.kept.files.find(id)))
+def _get_file(request: Request, id: str) -> dict[str, Any]:
+    return request.state.kept.files.find(id).show(id)
 
 
-def delete_file(handler: "Handler", path: str, _body: bytes) -> None:
-    """Forget a file."""
-    handler.sandbox.kept.files.remove(_id_of(path))
-    _send(handler, {"id": _id_of(path), "object": "file", "deleted": True})
+def _delete_file(request: Request, id: str) -> dict[str, Any]:
+    request.state.kept.files.remove(id)
+    return {"id": id, "object": "file", "deleted": True}
 
 
-def get_content(handler: "Handler", path: str, _body: bytes) -> None:
-    """Give a file's bytes out."""
-    file = handler.sandbox.kept.files.find(_id_of(path))
-    send_whole(handler.wire, 200, {"Content-Type": "application/octet-stream"}, file.content)
+def _get_content(request: Request, id: str) -> Reply:
+    return Reply(request.state.kept.files.find(id).content, headers=FILE_HEADERS)
 
 
-def post_batch(handler: "Handler", path: str, body: bytes) -> None:
+def _post_batch(request: Request) -> dict[str, Any]:
     """Make a batch, of a file's lines if one is named."""
-    asked = _decode(body, BatchRequest)
-    batch = Batch(asked.name, polls_left=handler.sandbox.kept.pending_polls)
-    if asked.input_file_id:
-        content = handler.sandbox.kept.files.find(asked.input_file_id).content
-        for line in filter(None, content.splitlines()):
-            item = _decode(line, Line)
-            _answer(handler, batch, item.custom_id, bytes(item.body))
+    asked = decode(request.body, BatchRequest)
+    kept = request.state.kept
+    batch = Batch(asked.name, kept.pending_polls)
+    content = kept.files.find(asked.input_file_id).content if asked.input_file_id else b""
+    lines = [decode(line, Line) for line in content.splitlines() if line]
+    _answer_all(request, batch, [(line.custom_id, line.body) for line in lines])
     id = f"batch_{uuid.uuid4()}"
-    handler.sandbox.kept.batches.add(id, batch)
-    _note(handler, path, batch.cost_ticks)
-    _send(handler, batch.show(id))
+    kept.batches.add(id, batch)
+    return batch.show(id)
 
 
-def list_batches(handler: "Handler", _path: str, _body: bytes) -> None:
-    """List batches, the newest first."""
-    page, token = _page(handler, handler.sandbox.kept.batches)
-    _send(handler, {"batches": [batch.show(id) for id, batch in page], "pagination_token": token})
+def _list_batches(request: Request) -> dict[str, Any]:
+    page, token = _cut_page(request, request.state.kept.batches.list(), _PAGE)
+    return {"batches": [batch.show(id) for id, batch in page], "pagination_token": token}
 
 
-def get_batch(handler: "Handler", path: str, _body: bytes) -> None:
-    """Show a batch."""
-    id = _id_of(path)
-    _send(handler, handler.sandbox.kept.batches.find(id).show(id))
+def _get_batch(request: Request, id: str) -> dict[str, Any]:
+    return request.state.kept.batches.find(id).show(id)
 
 
-def cancel_batch(handler: "Handler", path: str, _body: bytes) -> None:
-    """Cancel a batch."""
-    id = _id_of(path).removesuffix(":cancel")
-    batch = handler.sandbox.kept.batches.find(id)
+def _cancel_batch(request: Request, id: str) -> dict[str, Any]:
+    batch = request.state.kept.batches.find(id)
     batch.cancelled = True
-    _send(handler, batch.show(id))
+    return batch.show(id)
 
 
-def add_requests(handler: "Handler", path: str, body: bytes) -> None:
-    """Add requests to a batch."""
-    batch = handler.sandbox.kept.batches.find(_id_of(path))
+def _add_requests(request: Request, id: str) -> dict[str, Any]:
+    batch = request.state.kept.batches.find(id)
+    asked = decode(request.body, AddRequest)
+    chats = [(each.batch_request_id, each.batch_request) for each in asked.batch_requests]
+    nothing = msgspec.Raw(b"")
+    _answer_all(request, batch, [(id, chat.get("chat_get_completion", nothing)) for id, chat in chats])
+    return {}
+
+
+def _list_requests(request: Request, id: str) -> dict[str, Any]:
+    results = request.state.kept.batches.find(id).results
+    names = [{"batch_request_id": each["batch_request_id"], "state": "succeeded"} for each in results]
+    return {"batch_request_metadata": names, "pagination_token": None}
+
+
+def _list_results(request: Request, id: str) -> dict[str, Any]:
+    page, token = _cut_page(request, request.state.kept.batches.find(id).results, _MAX_RESULTS)
+    return {"results": page, "pagination_token": token}
+
+
+def _answer_all(request: Request, batch: Batch, chats: list[tuple[str, msgspec.Raw]]) -> None:
+    """Answer a batch's chats, and note in the journal what they cost."""
     before = batch.cost_ticks
-    for item in _decode(body, AddRequest).batch_requests:
-        _answer(handler, batch, item.batch_request_id, bytes(item.batch_request.chat_get_completion))
-    _note(handler, path, batch.cost_ticks - before)
-    _send(handler, {})
+    for name, body in chats:
+        result: dict[str, Any] = {"batch_request_id": name}
+        batch.results.append(result)
+        try:
+            reply = answer_chat(request, bytes(body))
+        except RefusalError as refusal:
+            result["error_message"] = refusal.body.decode()
+            continue
+        reply["usage"]["cost_in_usd_ticks"] //= BATCH_DISCOUNT
+        batch.cost_ticks += reply["usage"]["cost_in_usd_ticks"]
+        result["batch_result"] = {"response": {"chat_get_completion": reply}}
+    cost_ticks = batch.cost_ticks - before
+    note = Exchange("", request.path, "complete", 200, cost_ticks=cost_ticks, request_id=request.id)
+    request.state.journal.add(note)
 
 
-def list_requests(handler: "Handler", path: str, _body: bytes) -> None:
-    """List a batch's requests."""
-    batch = handler.sandbox.kept.batches.find(_id_of(path))
-    names = [{"batch_request_id": each["batch_request_id"], "state": "succeeded"} for each in batch.results]
-    _send(handler, {"batch_request_metadata": names, "pagination_token": None})
-
-
-def list_results(handler: "Handler", path: str, _body: bytes) -> None:
-    """List a batch's results."""
-    batch = handler.sandbox.kept.batches.find(_id_of(path))
-    limit, start = _read_page(handler, MAX_RESULTS)
-    page = batch.results[start : start + limit]
-    more = start + limit < len(batch.results)
-    _send(handler, {"results": page, "pagination_token": str(start + limit) if more else None})
-
-
-def _answer(handler: "Handler", batch: Batch, name: str, body: bytes) -> None:
-    try:
-        reply = answer_chat(Call("", body, None, handler.sandbox.origin), handler.sandbox.clock)
-    except RefusalError as refusal:
-        failed = {"batch_request_id": name, "error_message": refusal.body.decode()}
-        batch.results.append(failed)
-        return
-    ticks = reply["usage"]["cost_in_usd_ticks"] // BATCH_DISCOUNT
-    reply["usage"]["cost_in_usd_ticks"] = ticks
-    batch.cost_ticks += ticks
-    result = {"response": {"chat_get_completion": reply}}
-    batch.results.append({"batch_request_id": name, "batch_result": result})
-
-
-def _note(handler: "Handler", path: str, cost_ticks: int) -> None:
-    noted = Exchange("", path, "complete", 200, cost_ticks=cost_ticks, request_id=handler.request_id)
-    handler.sandbox.journal.add(noted)
-
-
-def _read_page(handler: "Handler", most: int) -> tuple[int, int]:
-    query = parse_qs(handler.path.partition("?")[2])
-    limit, token = query.get("limit", [str(most)])[0], query.get("pagination_token", ["0"])[0]
+def _cut_page(request: Request, items: Sequence[Any], most: int) -> tuple[Sequence[Any], str | None]:
+    """Return the page that the query asks for, and the token of the next one."""
+    query = {"limit": [""], "pagination_token": [""]} | parse_qs(request.query)
+    limit, token = query["limit"][0] or str(most), query["pagination_token"][0] or "0"
     if not limit.isdecimal() or not 1 <= int(limit) <= most or not token.isdecimal():
-        raise refuse(400, f"limit must be between 1 and {most}, pagination_token one that was given out.")
-    return int(limit), int(token)
+        raise refuse(400, f"limit must be between 1 and {most}, and pagination_token one from a list.")
+    start, end = int(token), int(token) + int(limit)
+    return items[start:end], str(end) if end < len(items) else None
 
 
-def _page(handler: "Handler", shelf: Shelf[Any]) -> tuple[list[tuple[str, Any]], str | None]:
-    limit, start = _read_page(handler, PAGE)
-    items = shelf.list()
-    return items[start : start + limit], str(start + limit) if start + limit < len(items) else None
-
-
-def _read_form(content_type: str, body: bytes) -> dict[str, tuple[str | None, bytes]]:
-    """The parts of a multipart body by name: their file's name and their bytes."""
+def _read_form(request: Request) -> dict[str, tuple[str | None, bytes]]:
+    """Return the parts of a multipart body by name: file name and content."""
+    content_type = request.headers.get("Content-Type", "")
     if not content_type.startswith("multipart/form-data"):
         raise refuse(415, "The Content-Type must be multipart/form-data.")
-    message = BytesParser().parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + body)
+    message = BytesParser().parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + request.body)
     parts: list[Message] = message.get_payload() if message.is_multipart() else []  # type: ignore[assignment]
     found = {}
     for part in parts:
@@ -232,24 +189,15 @@ def _read_form(content_type: str, body: bytes) -> dict[str, tuple[str | None, by
     return found
 
 
-def _decode(body: bytes, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
-        raise refuse(422, f"Failed to deserialize the JSON body into the target type: {error}") from None
-
-
-Action = Callable[["Handler", str, bytes], None]
-
-KEPT_ROUTES: list[tuple[re.Pattern[str], Mapping[str, Action]]] = [
-    (re.compile(r"/v1/chat/deferred-completion/[^/]+"), {"GET": get_deferred}),
-    (re.compile(r"/v1/videos/(?!generations|edits|extensions)[^/]+"), {"GET": get_video}),
-    (re.compile(r"/v1/files"), {"POST": post_file, "GET": list_files}),
-    (re.compile(r"/v1/files/[^/]+"), {"GET": get_file, "DELETE": delete_file}),
-    (re.compile(r"/v1/files/[^/]+/content"), {"GET": get_content}),
-    (re.compile(r"/v1/batches"), {"POST": post_batch, "GET": list_batches}),
-    (re.compile(r"/v1/batches/[^/]+:cancel"), {"POST": cancel_batch}),
-    (re.compile(r"/v1/batches/[^/]+"), {"GET": get_batch}),
-    (re.compile(r"/v1/batches/[^/]+/requests"), {"POST": add_requests, "GET": list_requests}),
-    (re.compile(r"/v1/batches/[^/]+/results"), {"GET": list_results}),
+KEPT_ROUTES: list[tuple[str, dict[str, Callable[..., Any]]]] = [
+    ("/v1/chat/deferred-completion/([^/]+)", {"GET": _get_deferred}),
+    ("/v1/videos/([^/]+)", {"GET": _get_video}),
+    ("/v1/files", {"POST": _post_file, "GET": _list_files}),
+    ("/v1/files/([^/]+)", {"GET": _get_file, "DELETE": _delete_file}),
+    ("/v1/files/([^/]+)/content", {"GET": _get_content}),
+    ("/v1/batches", {"POST": _post_batch, "GET": _list_batches}),
+    ("/v1/batches/([^/]+):cancel", {"POST": _cancel_batch}),
+    ("/v1/batches/([^/]+)", {"GET": _get_batch}),
+    ("/v1/batches/([^/]+)/requests", {"POST": _add_requests, "GET": _list_requests}),
+    ("/v1/batches/([^/]+)/results", {"GET": _list_results}),
 ]

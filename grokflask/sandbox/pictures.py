@@ -1,76 +1,67 @@
-"""Pictures: `/v1/images/generations` and the PNGs behind its links, drawn from their names and not kept."""
+"""Pictures: those that the image routes make, and those that are shown to a model.
+
+A picture that is made has one colour, which is part of its name: it is drawn when it is fetched.
+Of a picture that is shown, format and size are read. Its bytes are not trusted. No address is ever fetched.
+"""
 
 import base64
-import colorsys
+import binascii
 import hashlib
-import math
-import random
 import re
 import struct
 import zlib
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 
 from grokflask.sandbox.refusals import refuse
-from grokflask.sandbox.vision import look_at
 
+MAX_PICTURE_BYTES = 20 * 1024 * 1024
+"""xAI's documented limit for a picture that is shown."""
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _LONG_SIDE = {"1k": 256, "2k": 512}
-"""Pixels; a quarter of xAI's, so that drawing costs milliseconds."""
-_NAME = re.compile(r"([0-9a-f]{16})-(\d{1,3})x(\d{1,3})")
+"""Pixels; a quarter of xAI's."""
 _MAX_SIDE = 512
-
-Ratio = Literal[
-    "1:1",
-    "3:4",
-    "4:3",
-    "9:16",
-    "16:9",
-    "2:3",
-    "3:2",
-    "9:19.5",
-    "19.5:9",
-    "9:20",
-    "20:9",
-    "1:2",
-    "2:1",
-    "auto",
-]
+_NAME = re.compile(r"([0-9a-f]{6})-(\d{1,3})x(\d{1,3})")
+_RATIOS = "1:1 3:4 4:3 9:16 16:9 2:3 3:2 9:19.5 19.5:9 9:20 20:9 1:2 2:1 auto"
 
 
 class ImageRequest(msgspec.Struct):
-    """The body of an image request; `size` and `style` and anything else are ignored, as xAI does."""
+    """The body of an image request. As at xAI, `size`, `style` and unknown fields are ignored."""
 
     model: str
     prompt: Annotated[str, msgspec.Meta(min_length=1)]
     n: int | None = None
     response_format: Literal["url", "b64_json"] | None = None
-    aspect_ratio: Ratio | None = None
+    aspect_ratio: str | None = None
     resolution: Literal["1k", "2k"] | None = None
     quality: str | None = None
     user: str | None = None
 
 
 class Source(msgspec.Struct):
-    """A picture to work on: an address, a data URI, or an uploaded file."""
+    """A picture to edit: an http address, a data URI or an uploaded file."""
 
     url: str | None = None
     file_id: str | None = None
 
 
 class EditRequest(ImageRequest):
-    """The body of an edit: of one picture, or of several."""
+    """The body of an edit of one picture or of several."""
 
     image: Source | None = None
     images: list[Source] | None = None
 
     def sources(self) -> list[Source]:
-        """Return the pictures that it names."""
+        """Return the pictures to edit."""
         return [self.image] if self.image else self.images or []
 
 
 def check_image_request(asked: ImageRequest) -> None:
-    """Refuse with 400 the values that xAI documents as invalid."""
+    """Raise RefusalError for values that xAI documents as invalid."""
+    if asked.aspect_ratio not in (None, *_RATIOS.split()):
+        raise refuse(422, f"aspect_ratio must be one of {_RATIOS}.")
     if isinstance(asked, EditRequest):
         if bool(asked.image) == bool(asked.images):
             raise refuse(400, "Either image or images must be set.")
@@ -86,17 +77,14 @@ def check_image_request(asked: ImageRequest) -> None:
 
 
 def make_images(asked: ImageRequest, origin: str, ticks: int) -> dict[str, Any]:
-    """Return the answer, without id, model, `created`; links go to `origin`.
-
-    A picture costs `ticks`, and so does each that an edit works on.
-    """
-    width, height = _size(asked.aspect_ratio or "auto", asked.resolution or "1k")
+    """Return the answer; its links go to `origin`. Each new picture and each edited one costs `ticks`."""
+    width, height = _choose_size(asked.aspect_ratio or "auto", asked.resolution or "1k")
     data = []
     for number in range(asked.n or 1):
-        seed = hashlib.blake2b(f"{number}\n{asked.prompt}".encode(), digest_size=8).hexdigest()
-        name = f"{seed}-{width}x{height}"
+        colour = hashlib.blake2b(f"{number}\n{asked.prompt}".encode(), digest_size=3).hexdigest()
+        name = f"{colour}-{width}x{height}"
         if asked.response_format == "b64_json":
-            picture: dict[str, str] = {"b64_json": base64.b64encode(draw_named(name) or b"").decode()}
+            picture = {"b64_json": base64.b64encode(draw_named(name) or b"").decode()}
         else:
             picture = {"url": f"{origin}/sandbox/images/{name}.png"}
         data.append({**picture, "mime_type": "image/png"})
@@ -104,72 +92,95 @@ def make_images(asked: ImageRequest, origin: str, ticks: int) -> dict[str, Any]:
     return {"data": data, "usage": {"cost_in_usd_ticks": ticks * (len(data) + len(sources))}}
 
 
-def draw_named(name: str) -> bytes | None:
-    """Return the PNG that a name stands for (16 hex digits and a size in pixels), or None."""
-    match = _NAME.fullmatch(name)
-    if not match:
-        return None
-    width, height = int(match[2]), int(match[3])
-    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
-        return None
-    return _draw(random.Random(int(match[1], 16)), width, height)
-
-
-def _size(ratio: str, resolution: str) -> tuple[int, int]:
+def _choose_size(ratio: str, resolution: str) -> tuple[int, int]:
     side = _LONG_SIDE[resolution]
     wide, high = (1.0, 1.0) if ratio == "auto" else (float(part) for part in ratio.split(":"))
     longest = max(wide, high)
     return round(side * wide / longest), round(side * high / longest)
 
 
-def _draw(rng: random.Random, width: int, height: int) -> bytes:
-    """Return a PNG of soft waves: each row is one wave, rolled and then shifted along a ring of colours."""
-    waves = _wave(rng, width, 70)
-    shifts = _wave(rng, height, 90)
-    rolls = _wave(rng, height, max(width // 6, 1))
-    row = bytes(value % 256 for value in waves) * 2
-    ring = bytes(range(256)) * 2
-    rows = bytearray()
-    for shift, roll in zip(shifts, rolls, strict=True):
-        start, turn = roll % width, shift % 256
-        rows += b"\0" + row[start : start + width].translate(ring[turn : turn + 256])
-    return _encode_png(width, height, _ring_of_colours(rng), bytes(rows))
+def draw_named(name: str) -> bytes | None:
+    """Return the PNG for a name such as `c04080-256x144` (RGB and pixels), None for any other name."""
+    match = _NAME.fullmatch(name)
+    if not match:
+        return None
+    width, height = int(match[2]), int(match[3])
+    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE):
+        return None
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits per channel, RGB
+    rows = (b"\0" + bytes.fromhex(match[1]) * width) * height  # each row: filter 0, then pixels
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return _PNG_START + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
 
 
-def _wave(rng: random.Random, length: int, height: int) -> list[int]:
-    """Return a sum of two sines that closes on itself, values between -height and height."""
-    slow, fast = rng.randint(1, 2), rng.randint(2, 4)
-    phase, other = rng.random() * math.tau, rng.random() * math.tau
+class Picture(NamedTuple):
+    """A picture in a prompt; `tokens` is the sandbox's own measure (256 per tile of 448 x 448 pixels)."""
 
-    def value(i: int) -> int:
-        angle = math.tau * i / length
-        return int(height * (0.65 * math.sin(slow * angle + phase) + 0.35 * math.sin(fast * angle + other)))
-
-    return [value(i) for i in range(length)]
+    description: str
+    tokens: int
 
 
-def _ring_of_colours(rng: random.Random) -> bytes:
-    """Return 256 colours in a ring, blending four of related hue."""
-    hue = rng.random()
-    anchors = [
-        colorsys.hsv_to_rgb((hue + step) % 1, 0.2 + 0.35 * rng.random(), light)
-        for step, light in ((0.0, 0.97), (0.05, 0.85), (0.13, 0.6), (0.27, 0.9))
-    ]
-    palette = bytearray()
-    for index in range(256):
-        here, blend = divmod(index, 64)
-        before, after = anchors[here], anchors[(here + 1) % 4]
-        weight = (1 - math.cos(math.pi * blend / 64)) / 2
-        palette += bytes(round(255 * (a + (b - a) * weight)) for a, b in zip(before, after, strict=True))
-    return bytes(palette)
+def look_at(url: str) -> Picture:
+    """Describe the PNG or JPEG of a data URI, or name the host of an http address; raises RefusalError."""
+    if url.startswith("data:"):
+        return _describe(_decode(url))
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise refuse(400, "An image must be an http(s) URL or a base64 data URI.")
+    return Picture(f"The picture is at {parts.hostname}, which the sandbox does not fetch.", 256)
 
 
-def _encode_png(width: int, height: int, palette: bytes, rows: bytes) -> bytes:
-    """Return a PNG with a palette (PNG specification: colour type 3, 8 bits), its rows unfiltered."""
+def _decode(uri: str) -> bytes:
+    head, comma, payload = uri.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise refuse(400, "The image's data URI is not base64.")
+    if len(payload) > MAX_PICTURE_BYTES * 4 // 3 + 4:
+        raise refuse(400, f"The image is larger than {MAX_PICTURE_BYTES} bytes.")
+    try:
+        return base64.b64decode(payload, validate=True)
+    except binascii.Error:
+        raise refuse(400, "The image's base64 cannot be decoded.") from None
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"PLTE", palette) + chunk(b"IDAT", zlib.compress(rows, 6))
-    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+def _describe(data: bytes) -> Picture:
+    if data.startswith(_PNG_START):
+        kind, size = "PNG", png_size(data)
+    elif data.startswith(b"\xff\xd8\xff"):
+        kind, size = "JPEG", jpeg_size(data)
+    else:
+        raise refuse(400, "Unsupported image format: the bytes are neither PNG nor JPEG.")
+    if size is None or 0 in size:
+        raise refuse(400, f"The image is a damaged {kind}: it states no size.")
+    width, height = size
+    text = f"The picture is a {kind}, {width} × {height} pixels."  # noqa: RUF001 - a multiplication sign
+    return Picture(text, 256 * -(-width // 448) * -(-height // 448))
+
+
+def png_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height in pixels from a PNG's first chunk, IHDR."""
+    if len(data) < 24 or data[12:16] != b"IHDR":
+        return None
+    width, height = struct.unpack_from(">II", data, 16)
+    return width, height
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height in pixels from a JPEG's start-of-frame segment (C0 to CF but C4, C8, CC)."""
+    at = 2
+    while at + 9 <= len(data):
+        if data[at] != 0xFF:
+            return None
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        elif marker in (0x01, *range(0xD0, 0xD9)):  # markers without a length
+            at += 2
+        else:
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None

@@ -1,12 +1,10 @@
-"""Prose: small texts that differ with the prompt and are the same for the same prompt. No meaning is claimed.
+"""Prose: short texts without meaning, always the same for the same prompt. Also defines what a token is here.
 
-Also says what a token is here: a word, or nine letters of a longer one, with the space before it.
+A token is a word, or nine letters of a longer one, with the space before it.
 """
 
 import random
 import re
-
-from grokflask.sandbox.markup import write_markup
 
 _PIECE = re.compile(r"\s*\w{1,9}|\s*[^\w\s]{1,4}|\s+")
 _WORD = re.compile(r"[^\W\d_]{4,}")
@@ -18,140 +16,138 @@ _DULL_WORDS = """
     much need only over please short should some story tell than that their them then there these
     they this want were what when where which while will with words would write your
 """
-_DULL = frozenset(_DULL_WORDS.split())
 
 _SLOTS = {
-    "hero": "a lighthouse keeper|a baker's youngest daughter|an old ferry pilot|a clockmaker|"
-    "a shy cartographer|a goatherd|a night-train conductor|a violin maker|a retired astronaut|"
-    "a librarian|a robot gardener|a postman",
+    "hero": "a lighthouse keeper|an old ferry pilot|a clockmaker|a shy cartographer|a night-train conductor",
     "name": "Ines|Tomas|Odile|Ravi|Marit|Yusuf|Nell|Kofi|Sunniva|Bram|Aiko|Leonie|Pavel|Zora",
-    "place": "at the edge of a salt marsh|in a town built on stilts|under a very tall mountain|"
-    "on an island of cats|beside the last railway stop|in a valley where it rained at four|"
-    "above a quiet harbour|in a house of nine doors",
-    "thing": "a brass key|a map with one road missing|a lantern that hummed|a letter without a sender|"
-    "a stone as warm as bread|a small green door|a song with no ending|"
-    "a compass that pointed at people|a jar of yesterday's weather",
-    "friend": "a heron with opinions|a boy who counted stars|the oldest tortoise in the county|"
-    "a tailor who never slept|a fox in a borrowed coat|her grandmother's radio|"
-    "a whale that knew the tides|a very polite ghost",
-    "weather": "the fog came in like slow milk|the wind forgot which way to blow|"
-    "snow fell upward for an hour|the moon rose twice|thunder rolled about like a loose barrel|"
-    "the rain stopped to listen",
-    "place2": "the harbour wall|the top of the bell tower|the far side of the river|the orchard|"
-    "the empty station|the mill",
-    "lesson": "that a door is only a wall with patience|that most secrets want company|"
-    "that the long way has better views|that nobody can be brave alone for long|"
+    "place": "at the edge of a salt marsh|in a town built on stilts|under a very tall mountain",
+    "thing": "a brass key|a map with one road missing|a letter without a sender|a small green door",
+    "friend": "a heron with opinions|a boy who counted stars|a fox in a borrowed coat|a very polite ghost",
+    "weather": "the fog came in like slow milk|the moon rose twice|the rain stopped to listen",
+    "lesson": "that a door is only a wall with patience|that the long way has better views|"
     "that questions keep better than answers|that a kindness travels faster than a horse",
 }
-_OPENINGS = (
-    "{place}, there lived {hero} named {name}.",
-    "once, {place}, {hero} called {name} lost {thing}.",
-    "nobody {place} had ever seen {hero} run, until the morning {name} did.",
-)
-_MIDDLES = (
-    "One evening {weather}, and {name} knew that something had begun.",
-    "On the step lay {thing}, wrapped in a page of last year's newspaper.",
-    "“You had better come with me,” said {friend}, and did not wait for a reply.",
-    "They walked as far as {place2}, where the path gave up and the grass took over.",
-    "{name} asked three questions and got four answers, none of them to the questions.",
-    "By midnight {weather}, and even {friend} had nothing clever to say.",
-    "There, quite plainly, was {thing}, waiting as if it had been early.",
-    "“Is it yours?” asked {friend}. “It is now,” said {name}, and felt taller.",
-    "The whole town came out to {place2} with lamps and blankets and too much soup.",
-    "It was not the treasure anyone had hoped for; it was better, because it fitted in a pocket.",
-)
-_ENDINGS = (
-    "And {name}, who had meant only to be gone an hour, went home knowing {lesson}.",
-    "They still tell it there, and they always end by saying {lesson}.",
-    "In the morning everything looked the same, except to {name}, who had learned {lesson}.",
-)
+_STORIES = """
+{place}, there lived {hero} named {name}.
+once, {place}, {hero} called {name} lost {thing}.
 
-_ADVICE_OPENINGS = (
-    "A good place to start with {a} is to say what you want from it.",
-    "The short answer about {a}: less is usually more, as long as the right part stays.",
-    "Let us take {a} first, because the rest hangs on it.",
-)
-_ADVICE = (
-    "Once that is clear, {b} tends to sort itself out, and what is left fits on one page.",
-    "Most people begin at the wrong end: they polish {a} before they know whether {b} will hold.",
-    "Try the smallest version that could work, watch it for a day, and write down what surprised you.",
-    "When {a} and {b} pull in different directions, prefer the one that is easier to undo.",
-    "It helps to name the thing you would notice first if {b} went wrong.",
-    "Two rules carry you far here: keep {a} visible, and change one thing at a time.",
-    "If you have an hour, spend half of it on {b}; that is where the time usually goes anyway.",
-    "There is a tidy answer and a true one, and for {a} the true one has a few rough edges.",
-    "Ask someone who has done it before, then ask what they would skip.",
-    "Numbers make {b} easier to talk about, even rough ones on the back of an envelope.",
-)
-_ADVICE_ENDINGS = (
-    "This is the sandbox speaking, not Grok, so take it as a rehearsal of {a} rather than as advice.",
-    "That is as far as a sandbox can take {a}; with a real key, Grok itself would go on from here.",
-)
+One evening {weather}, and {name} knew that something had begun.
+On the step lay {thing}, wrapped in a page of last year's newspaper.
+“You had better come with me,” said {friend}, and did not wait for a reply.
+They walked to the far side of the river, where the path gave up and the grass took over.
+{name} asked three questions and got four answers, none of them to the questions.
+“Is it yours?” asked {friend}. “It is now,” said {name}, and felt taller.
+The whole town came out with lamps and blankets and too much soup.
+
+And {name}, who had meant only to be gone an hour, went home knowing {lesson}.
+In the morning everything looked the same, except to {name}, who had learned {lesson}.
+"""
+_ADVICE = """
+A good place to start with {a} is to say what you want from it.
+Let us take {a} first, because the rest depends on it.
+
+Once that is clear, {b} tends to sort itself out, and what is left fits on one page.
+Most people begin at the wrong end: they polish {a} before they know whether {b} will hold.
+Try the smallest version that could work, watch it for a day, and write down what surprised you.
+When {a} and {b} pull in different directions, prefer the one that is easier to undo.
+It helps to name the thing you would notice first if {b} went wrong.
+Two rules carry you far here: keep {a} visible, and change one thing at a time.
+Numbers make {b} easier to talk about, even rough ones on the back of an envelope.
+
+This is the sandbox speaking, not Grok, so take it as a rehearsal of {a} rather than as advice.
+That is as far as a sandbox can take {a}; with a real key, Grok itself would go on from here.
+"""
 _THOUGHTS = (
     "The question is about {a}.",
     "I should keep {b} in mind and not promise too much.",
     "A short answer first, then one or two reasons.",
     "Perhaps an example would help, though not a long one.",
     "Let me check that {a} and {b} do not contradict each other.",
-    "That seems sound; now to say it plainly.",
 )
+
+_TABLE = re.compile(r"\b(in|as) a table\b|\btable of\b", re.IGNORECASE)
+_CODE = re.compile(r"\bwrite (me )?(a|an|some)\b.{0,40}\b(function|code|script|program)\b", re.IGNORECASE)
+
+_TABLE_ANSWER = """\
+Here are three sorting algorithms:
+
+| algorithm | average | worst | memory | stable |
+| :-- | :-- | :-- | --: | :-: |
+| merge sort | `n log n` | `n log n` | n | yes |
+| quicksort | `n log n` | `n²` | log n | no |
+| insertion sort | `n²` | `n²` | 1 | yes |
+
+- **Merge sort** keeps equal items in order, and needs memory for it.
+- **Insertion sort** is best for a few items, or for items that are nearly sorted.
+
+This answer comes from the sandbox, which has only this table.
+"""
+
+_CODE_ANSWER = """\
+A good password is long, and is not one that attackers try first.
+
+```python
+COMMON = {"password", "12345678", "qwertyuiop"}
+
+
+def is_good(password: str, least: int = 12) -> bool:
+    \"\"\"Long enough, and not among the common ones.\"\"\"
+    return len(password) >= least and password.lower() not in COMMON
+```
+
+1. `len(password) >= least` asks for length.
+2. `not in COMMON` rejects what attackers try first.
+
+This answer comes from the sandbox, which has only this function.
+"""
 
 
 def split_tokens(text: str) -> list[str]:
-    """Cut a text into the pieces that stand for tokens; joined they are the text again."""
+    """Cut a text into tokens; joined they are the text again."""
     return _PIECE.findall(text)
 
 
 def topics_of(prompt: str) -> list[str]:
-    """Return up to four words of a prompt that an answer may come back to, in their order."""
-    words = dict.fromkeys(word for word in _WORD.findall(prompt[:20_000]) if word.lower() not in _DULL)
+    """Return the first words of a prompt that an answer can mention, up to four."""
+    dull = set(_DULL_WORDS.split())
+    words = dict.fromkeys(word for word in _WORD.findall(prompt[:20_000]) if word.lower() not in dull)
     return list(words)[:4]
 
 
 def write_answer(prompt: str, rng: random.Random) -> str:
-    """Return what the prompt wants: a table, code, a story, else a paragraph; "300 words" in it are heard."""
+    """Return a table, code, a story or a paragraph, as the prompt wants; "300 words" sets the length."""
     wanted = _WANTED_WORDS.search(prompt)
     tokens = min(int(wanted[1]) * 6 // 5, _MAX_TOKENS) if wanted else rng.randint(100, 150)
-    if markup := write_markup(prompt):
-        return markup
+    if _TABLE.search(prompt[-2_000:]):
+        return _TABLE_ANSWER
+    if _CODE.search(prompt[-2_000:]):
+        return _CODE_ANSWER
     if _STORY.search(prompt):
-        return _compose(_OPENINGS, _MIDDLES, _ENDINGS, tokens, rng, _cast(rng))
-    return _compose(_ADVICE_OPENINGS, _ADVICE, _ADVICE_ENDINGS, tokens, rng, _subjects(prompt, rng))
+        cast = {slot: rng.choice(_SLOTS[slot].split("|")) for slot in ("name", "hero", "thing", "friend")}
+        return _compose(_STORIES, tokens, rng, cast)
+    return _compose(_ADVICE, tokens, rng, _choose_subjects(prompt, rng))
 
 
 def write_thought(prompt: str, rng: random.Random) -> str:
-    """Return a few sentences in the manner of a model that thinks aloud, about 25 to 50 tokens."""
+    """Return the reasoning of a model that shows it, about 25 to 50 tokens."""
     sentences = [_THOUGHTS[0], *rng.sample(_THOUGHTS[1:], 3)]
-    return " ".join(_fill(sentence, _subjects(prompt, rng), rng) for sentence in sentences)
+    return " ".join(_fill(sentence, _choose_subjects(prompt, rng), rng) for sentence in sentences)
 
 
-def _cast(rng: random.Random) -> dict[str, str]:
-    """Return what stays the same through one story."""
-    return {slot: rng.choice(_SLOTS[slot].split("|")) for slot in ("name", "hero", "thing", "friend")}
-
-
-def _subjects(prompt: str, rng: random.Random) -> dict[str, str]:
+def _choose_subjects(prompt: str, rng: random.Random) -> dict[str, str]:
     topics = topics_of(prompt) or ["the question", "the answer"]
     return {"a": topics[0], "b": rng.choice(topics[1:] or ["the rest"])}
 
 
-def _compose(
-    openings: tuple[str, ...],
-    middles: tuple[str, ...],
-    endings: tuple[str, ...],
-    tokens: int,
-    rng: random.Random,
-    fixed: dict[str, str],
-) -> str:
-    """Return an opening, as many middles as bring the text near `tokens`, and an ending."""
+def _compose(templates: str, tokens: int, rng: random.Random, fixed: dict[str, str]) -> str:
+    """Return an opening, as many sentences as bring the text near `tokens`, and an ending."""
+    openings, middles, endings = (part.strip().split("\n") for part in templates.split("\n\n"))
     sentences = [_fill(rng.choice(openings), fixed, rng)]
     ending = _fill(rng.choice(endings), fixed, rng)
     room = tokens - len(split_tokens(sentences[0])) - len(split_tokens(ending))
     chosen: list[int] = []
     while room > 0:
-        chosen = chosen or sorted(
-            rng.sample(range(len(middles)), 5)
-        )  # some, but in the order they make sense
+        chosen = chosen or sorted(rng.sample(range(len(middles)), 5))  # in the order in which they make sense
         sentences.append(_fill(middles[chosen.pop(0)], fixed, rng))
         room -= len(split_tokens(sentences[-1]))
         if len(sentences) % 5 == 0:

@@ -1,13 +1,15 @@
 """Refusals: answers with an error status, in the shapes xAI sends them.
 
-The main shape is flat, `{"code": "...", "error": "..."}`, both strings. Texts are ours but for the fragments
-by which clients recognise a cause. Raised anywhere below the handler, sent by it.
+The main shape is flat, `{"code": "...", "error": "..."}`. The texts are our own, except for the fragments by
+which clients recognise a cause.
 """
+
+from dataclasses import dataclass, field
 
 import msgspec
 
 TEAM_ID = "7d0c3f6e-52b1-4a8e-9c44-1b6f0e2a9d35"
-"""The made-up team whose UUID error texts leak, as xAI's do."""
+"""Made up. Error texts contain it, as xAI's contain the caller's."""
 API_KEY_ID = "c1f4a7b2-0e9d-4d63-8a5b-6e2f9013ab7c"
 
 CODES = {
@@ -24,24 +26,17 @@ CODES = {
     500: "internal",
     503: "unavailable",
 }
-"""The short spelling of `code`; those of 400, 403 and 404 were seen, the others are guesses."""
+"""The `code` for a status. Those of 400, 403 and 404 were recorded, the others are guesses."""
 
 
+@dataclass(eq=False)
 class RefusalError(Exception):
-    """An answer with an error: status, body and headers; `deliberate` when a fault model asked for it."""
+    """An answer with an error; `deliberate` if a fault model asked for it."""
 
-    def __init__(
-        self,
-        status: int,
-        body: bytes,
-        content_type: str = "application/json",
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(status, body)
-        self.status = status
-        self.body = body
-        self.headers = {"Content-Type": content_type, **(headers or {})}
-        self.deliberate = False
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "application/json"})
+    deliberate: bool = False
 
 
 def flat_error(text: str, code: str) -> bytes:
@@ -54,11 +49,11 @@ def nested_error(text: str, kind: str, code: str | None) -> bytes:
     return msgspec.json.encode({"error": {"message": text, "type": kind, "param": None, "code": code}})
 
 
-def refuse(
-    status: int, text: str, code: str | None = None, headers: dict[str, str] | None = None
-) -> RefusalError:
-    """Return a refusal in the flat shape, its code by the status unless one is given."""
-    return RefusalError(status, flat_error(text, code or CODES[status]), headers=headers)
+def refuse(status: int, text: str, code: str | None = None, **headers: str) -> RefusalError:
+    """Return a refusal in the flat shape; without a `code` it has the status's own."""
+    refusal = RefusalError(status, flat_error(text, code or CODES[status]))
+    refusal.headers |= headers
+    return refusal
 
 
 def mask_key(key: str) -> str:
@@ -68,13 +63,10 @@ def mask_key(key: str) -> str:
 
 def refuse_key(bearer: str | None, code: str | None = None) -> RefusalError:
     """Return the answer to a wrong key: 400, not 401."""
-    return refuse(
-        400,
-        f"Incorrect API key provided: {mask_key(bearer or 'none')}. Keys are made and listed at https://console.x.ai.",
-        code,
-    )
+    text = f"Incorrect API key provided: {mask_key(bearer or 'none')}."
+    return refuse(400, f"{text} Keys are made and listed at https://console.x.ai.", code)
 
 
 def refuse_model(model: str) -> RefusalError:
-    """Return the answer to a model that nobody serves."""
+    """Return the answer to an unknown model."""
     return refuse(404, f"The model {model} does not exist or your team {TEAM_ID} does not have access to it.")

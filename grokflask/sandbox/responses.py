@@ -1,69 +1,49 @@
 """Responses: an answer as the object of `/v1/responses`, and as the events of its stream.
 
-The order of events and the fields of the object follow recordings of api.x.ai; those of tools that run at
-xAI's, of which a stub is made here, follow its clients' schemas.
+The order of events and the fields of the object follow recordings of api.x.ai. Calls of tools that run at xAI
+are stubs; they follow the schemas of xAI's clients.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from grokflask.sandbox.answers import Answer, Style, call_tokens
-from grokflask.sandbox.chunks import Chunk, Clock
-from grokflask.sandbox.responses_request import SERVER_TOOL_TICKS, ResponsesRequest, seal
+from grokflask.sandbox.answers import PLAIN_STYLE, Answer, Style, call_tokens, split_arguments, zero
+from grokflask.sandbox.chunks import Chunk
+from grokflask.sandbox.request import Clock
+from grokflask.sandbox.responses_request import ResponsesRequest, seal
 
 Item = dict[str, Any]
 
-_DETAILS = (
-    *("web_search_calls", "x_search_calls", "code_interpreter_calls", "file_search_calls", "mcp_calls"),
-    *("document_search_calls", "image_generation_calls"),
-)
+_COUNTED_TOOLS = "web_search x_search code_interpreter file_search mcp document_search image_generation"
 
 
-def limit_output(answer: Answer, most: int | None) -> None:
-    """Cut an answer at so many tokens, reasoning included."""
-    if most is None:
-        return
-    answer.reasoning = answer.reasoning[:most]
-    answer.silent_tokens = min(answer.silent_tokens, most - len(answer.reasoning))
-    left = most - answer.reasoning_tokens()
-    if len(answer.content) > left:
-        answer.content = answer.content[:left]
-        answer.finish_reason = "length"
-
-
-def count_ticks(answer: Answer, tools: list[str], output_tokens: int) -> int:
-    """Return what so many tokens of output cost, with the prompt and the calls of xAI's tools."""
-    return answer.cost_ticks(output_tokens) + sum(SERVER_TOOL_TICKS[tool] for tool in tools)
-
-
-def make_usage(answer: Answer, tools: list[str], style: Style) -> dict[str, Any] | None:
-    """Return `usage` as Responses has it: reasoning inside of output_tokens."""
+def _make_usage(answer: Answer, style: Style) -> dict[str, Any] | None:
+    """Return `usage`: output_tokens includes reasoning."""
     if style.usage == "none":
         return None
-    thought = answer.reasoning_tokens()
-    output = answer.completion_tokens() + thought
-    zero = style.usage == "zero"
-    return {
-        "input_tokens": 0 if zero else answer.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0 if zero else answer.cached_tokens},
-        "output_tokens": 0 if zero else output,
-        "output_tokens_details": {"reasoning_tokens": 0 if zero else thought},
-        "total_tokens": 0 if zero else answer.prompt_tokens + output,
+    tools = answer.server_tools
+    usage = {
+        "input_tokens": answer.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": answer.cached_tokens},
+        "output_tokens": answer.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
+        "total_tokens": answer.prompt_tokens + answer.output_tokens,
         "num_sources_used": 0,
         "num_server_side_tools_used": len(tools),
-        "cost_in_usd_ticks": 0 if zero else count_ticks(answer, tools, output),
+        "cost_in_usd_ticks": answer.cost_ticks(answer.output_tokens),
         "server_side_tool_usage_details": {
-            name: sum(f"{tool}_calls" == name for tool in tools) for name in _DETAILS
+            f"{tool}_calls": tools.count(tool) for tool in _COUNTED_TOOLS.split()
         },
     }
+    return zero(usage) if style.usage == "zero" else usage
 
 
-def list_output(asked: ResponsesRequest, answer: Answer) -> list[Item]:
-    """Return the items of an answer, as they are when it is complete."""
+def _list_output(asked: ResponsesRequest, answer: Answer, status: str) -> list[Item]:
+    """Return the items of an answer that has ended; `status` is that of its words."""
     items: list[Item] = [
         {"id": f"{tool}_{answer.id}_{number}", "type": f"{tool}_call", "status": "completed", "name": tool}
         | {"arguments": "{}", "call_id": f"{tool}_{number}"}
-        for number, tool in enumerate(asked.server_tools())
+        for number, tool in enumerate(answer.server_tools)
     ]
     if answer.reasoning:
         thought = "".join(answer.reasoning)
@@ -76,39 +56,59 @@ def list_output(asked: ResponsesRequest, answer: Answer) -> list[Item]:
         item = {"id": f"fc_{answer.id}_{number}", "type": "function_call", "call_id": call["id"]}
         items.append(item | call["function"] | {"status": "completed"})
     if answer.content:
-        part = _make_part("".join(answer.content))
+        text = "".join(answer.content)
+        part = {"type": "output_text", "text": text, "logprobs": [], "annotations": []}
         item = {"id": f"msg_{answer.id}", "type": "message", "role": "assistant", "content": [part]}
-        items.append(item | {"status": "incomplete" if _is_cut(answer) else "completed"})
+        items.append(item | {"status": status})
     return items
 
 
 def make_response(asked: ResponsesRequest, answer: Answer, style: Style, clock: Clock) -> dict[str, Any]:
     """Return the whole object."""
-    usage = make_usage(answer, asked.server_tools(), style)
-    response = _make_object(asked, answer, int(clock()))
-    response["output"] = list_output(asked, answer)
-    response["status"] = "incomplete" if _is_cut(answer) else "completed"
-    if _is_cut(answer):
-        response["incomplete_details"] = {"reason": "max_output_tokens"}
+    same = ("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key", "temperature")
+    usage = _make_usage(answer, style)
+    is_cut = answer.finish_reason == "length"
+    response = {
+        "id": answer.id,
+        "object": "response",
+        "created_at": int(clock()),
+        "model": answer.model,
+        "status": "incomplete" if is_cut else "completed",
+        "output": _list_output(asked, answer, "incomplete" if is_cut else "completed"),
+        **{name: getattr(asked, name) for name in (*same, "top_p", "user")},
+        "parallel_tool_calls": True,
+        "reasoning": {"effort": (asked.reasoning or {}).get("effort"), "summary": "detailed"},
+        "text": {"format": (asked.text or {}).get("format") or {"type": "text"}},
+        "tool_choice": asked.tool_choice or "auto",
+        "tools": asked.tools or [],
+        "store": asked.store is not False,
+        "top_logprobs": asked.top_logprobs or 0,
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "metadata": {},
+        "background": False,
+        "service_tier": "default",
+        "truncation": "disabled",
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+    }
     return response | ({"usage": usage} if usage else {})
 
 
-def make_events(
-    asked: ResponsesRequest, answer: Answer, style: Style, response: dict[str, Any]
-) -> Iterator[Chunk]:
-    """Yield the events of the stream that tells `response`, each numbered."""
-    for number, (kind, fields, tokens) in enumerate(_tell(asked, answer, style, response)):
-        ends = kind in ("response.completed", "response.incomplete")
-        body = {"sequence_number": number, "type": kind, **fields}
-        yield Chunk(body, "done" if ends else "event", tokens)
+_Told = tuple[str, dict[str, Any], int]
+"""An event's type, its other fields, and its tokens of output."""
 
 
-Told = tuple[str, dict[str, Any], int]
-"""An event's type, its other fields, and how many tokens of output it stands for."""
+def make_events(answer: Answer, style: Style, response: dict[str, Any]) -> Iterator[Chunk]:
+    """Yield the numbered events of the stream that ends with `response`."""
+    for number, (kind, fields, tokens) in enumerate(_list_events(answer, style, response)):
+        done = kind in ("response.completed", "response.incomplete")
+        yield Chunk({"sequence_number": number, "type": kind, **fields}, tokens, done=done)
 
 
-def _tell(asked: ResponsesRequest, answer: Answer, style: Style, response: dict[str, Any]) -> Iterator[Told]:
-    begun = _make_object(asked, answer, response["created_at"])
+def _list_events(answer: Answer, style: Style, response: dict[str, Any]) -> Iterator[_Told]:
+    begun = response | {"output": [], "status": "in_progress", "incomplete_details": None}
+    begun.pop("usage", None)
     yield "response.created", {"response": begun}, 0
     yield "response.in_progress", {"response": begun}, 0
     calls = iter(answer.tool_calls)
@@ -116,11 +116,17 @@ def _tell(asked: ResponsesRequest, answer: Answer, style: Style, response: dict[
         at = {"item_id": item["id"], "output_index": index}
         yield "response.output_item.added", {"item": _begin(item), "output_index": index}, 0
         if item["type"] == "reasoning":
-            yield from _tell_reasoning(item, answer, at)
-        elif item["type"] == "function_call":
-            yield from _tell_call(item, call_tokens(next(calls)), style, at)
+            part = item["summary"][0]
+            yield from _send_text("reasoning_summary", part, answer.reasoning, {**at, "summary_index": 0})
         elif item["type"] == "message":
-            yield from _tell_message(item, answer, at)
+            part = item["content"][0]
+            yield from _send_text("output", part, answer.content, {**at, "content_index": 0})
+        elif item["type"] == "function_call":
+            tokens = call_tokens(next(calls))
+            for piece in split_arguments(item["arguments"], style):
+                yield "response.function_call_arguments.delta", {**at, "delta": piece}, tokens
+                tokens = 0  # all of them are sent with the first piece
+            yield "response.function_call_arguments.done", {**at, "arguments": item["arguments"]}, 0
         else:
             for phase in ("in_progress", "searching", "completed"):
                 yield f"response.{item['type']}.{phase}", at, 0
@@ -128,97 +134,33 @@ def _tell(asked: ResponsesRequest, answer: Answer, style: Style, response: dict[
     yield f"response.{response['status']}", {"response": response}, 0
 
 
-def _tell_reasoning(item: Item, answer: Answer, at: dict[str, Any]) -> Iterator[Told]:
-    at = {**at, "summary_index": 0}
-    (part,) = item["summary"]
-    yield "response.reasoning_summary_part.added", {**at, "part": {**part, "text": ""}}, 0
-    for piece in answer.reasoning:
-        yield "response.reasoning_summary_text.delta", {**at, "delta": piece}, 1
-    yield "response.reasoning_summary_text.done", {**at, "text": part["text"]}, 0
-    yield "response.reasoning_summary_part.done", {**at, "part": part}, 0
-
-
-def _tell_call(item: Item, tokens: int, style: Style, at: dict[str, Any]) -> Iterator[Told]:
-    arguments = item["arguments"]
-    step = 8 if style.split_arguments else len(arguments)
-    for cut in range(0, len(arguments), step):
-        piece = {**at, "delta": arguments[cut : cut + step]}
-        yield "response.function_call_arguments.delta", piece, 0 if cut else tokens
-    yield "response.function_call_arguments.done", {**at, "arguments": arguments}, 0
-
-
-def _tell_message(item: Item, answer: Answer, at: dict[str, Any]) -> Iterator[Told]:
-    at = {**at, "content_index": 0}
-    (part,) = item["content"]
-    yield "response.content_part.added", {**at, "part": _make_part("")}, 0
-    for piece in answer.content:
-        yield "response.output_text.delta", {**at, "delta": piece, "logprobs": []}, 1
-    yield "response.output_text.done", {**at, "text": part["text"], "logprobs": []}, 0
-    yield "response.content_part.done", {**at, "part": part}, 0
+def _send_text(kind: str, part: Item, pieces: list[str], at: dict[str, Any]) -> Iterator[_Told]:
+    """Yield the events of one part: reasoning, or words."""
+    logprobs = {"logprobs": part["logprobs"]} if "logprobs" in part else {}
+    of_part = "content_part" if kind == "output" else f"{kind}_part"
+    yield f"response.{of_part}.added", {**at, "part": {**part, "text": ""}}, 0
+    for piece in pieces:
+        yield f"response.{kind}_text.delta", {**at, "delta": piece, **logprobs}, 1
+    yield f"response.{kind}_text.done", {**at, "text": part["text"], **logprobs}, 0
+    yield f"response.{of_part}.done", {**at, "part": part}, 0
 
 
 def _begin(item: Item) -> Item:
-    """Return an item as it is when nothing of it has been told yet."""
+    """Return an item as it is before its deltas."""
     empty: Item = {"summary": [], "content": []}
     if item["type"] == "function_call":
         empty["arguments"] = ""
     return item | {name: value for name, value in empty.items() if name in item} | {"status": "in_progress"}
 
 
-def _make_part(text: str) -> Item:
-    return {"type": "output_text", "text": text, "logprobs": [], "annotations": []}
-
-
-def _is_cut(answer: Answer) -> bool:
-    return answer.finish_reason == "length"
-
-
-def _make_object(asked: ResponsesRequest, answer: Answer, created_at: int) -> dict[str, Any]:
-    """Return the object as it is at the beginning."""
-    return {
-        "id": answer.id,
-        "object": "response",
-        "created_at": created_at,
-        "model": answer.model,
-        "status": "in_progress",
-        "output": [],
-        "instructions": asked.instructions,
-        "max_output_tokens": asked.max_output_tokens,
-        "parallel_tool_calls": True,
-        "previous_response_id": asked.previous_response_id,
-        "prompt_cache_key": asked.prompt_cache_key,
-        "reasoning": {"effort": asked.reasoning.effort if asked.reasoning else None, "summary": "detailed"},
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "text": {"format": (asked.text and asked.text.format) or {"type": "text"}},
-        "tool_choice": asked.tool_choice or "auto",
-        "tools": asked.tools or [],
-        "user": asked.user,
-        "error": None,
-        "incomplete_details": None,
-        "store": asked.store is not False,
-        "metadata": {},
-        "background": False,
-        "service_tier": "default",
-        "truncation": "disabled",
-        "top_logprobs": asked.top_logprobs or 0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-    }
-
-
 def make_compaction(answer: Answer, clock: Clock) -> dict[str, Any]:
-    """Return the reply of `/v1/responses/compact`: one opaque item that stands for the conversation."""
-    item = {
-        "id": f"cmp_{answer.id}",
-        "type": "compaction",
-        "encrypted_content": seal("".join(answer.content)),
-    }
+    """Return the reply of `/v1/responses/compact`: one opaque item instead of the conversation."""
+    sealed = seal("".join(answer.content))
     return {
         "id": answer.id,
         "object": "response.compaction",
         "created_at": int(clock()),
         "model": answer.model,
-        "output": [item],
-        "usage": make_usage(answer, [], Style()),
+        "output": [{"id": f"cmp_{answer.id}", "type": "compaction", "encrypted_content": sealed}],
+        "usage": _make_usage(answer, PLAIN_STYLE),
     }

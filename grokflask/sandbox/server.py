@@ -1,7 +1,6 @@
-"""The server: one listening socket, a thread that accepts, a thread for each connection.
+"""The server: one listening socket, a thread that accepts, and a thread for each connection.
 
-Uses blocking calls of `socket` and `threading` only, so it runs the same where these were replaced by
-cooperative ones.
+It uses blocking calls of `socket` and `threading` only, so it also runs where gevent has patched these.
 """
 
 import contextlib
@@ -11,24 +10,21 @@ import threading
 import time
 from typing import Self
 
-from grokflask.sandbox.chunks import Clock
 from grokflask.sandbox.handler import Handler
-from grokflask.sandbox.journal import Journal
-from grokflask.sandbox.kept import Kept
-from grokflask.sandbox.prompt_cache import PromptCache
-from grokflask.sandbox.stored import StoredResponses
+from grokflask.sandbox.request import Clock, State
+from grokflask.sandbox.routes import find_route
 
 _BACKLOG = 1024
-_ACCEPT_S = 0.5  # how often the accept loop looks whether it should end, if nobody wakes it
-_RETRY_S = 0.05  # after a failure to accept, such as too many open files
+_ACCEPT_S = 0.5  # the accept loop checks at this interval whether it should end
+_RETRY_S = 0.05  # pause after accept failed, for example with too many open files
 
 
-class Sandbox:
-    """An emulator of xAI's REST API on `host` and `port` (0 picks a free one), with a journal beside it.
+class Sandbox(State):
+    """An emulator of xAI's REST API on `host` and `port` (0 picks a free one), with a journal.
 
-    Listens from construction, serves from `ensure_running`. `events_per_s` paces streams, 0 means no pause;
-    `key`, if given, is the only bearer key accepted; with `short_models`, `/v1/models` has its old form.
-    All may be changed while it runs. The owner calls `close`.
+    It listens from construction, and serves from `ensure_running`. `events_per_s` is the pace of streams, 0
+    for no pauses. If a `key` is given, no other bearer key is accepted. With `short_models`, `/v1/models` has
+    its old form. All three may be changed while it runs. The owner calls `close`.
     """
 
     def __init__(
@@ -39,14 +35,7 @@ class Sandbox:
         key: str | None = None,
         clock: Clock = time.time,
     ) -> None:
-        self.events_per_s = events_per_s
-        self.key = key
-        self.short_models = False
-        self.clock = clock
-        self.journal = Journal()
-        self.stored = StoredResponses()
-        self.kept = Kept()
-        self.prompts = PromptCache()
+        super().__init__(events_per_s, key, clock)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         self._listener.settimeout(_ACCEPT_S)
@@ -65,14 +54,14 @@ class Sandbox:
 
     @property
     def base_url(self) -> str:
-        """What to give a client as its base URL."""
+        """The base URL to give to a client."""
         return f"{self.origin}/v1"
 
     def ensure_running(self) -> None:
-        """Start serving in this process unless that is done; raises RuntimeError once closed.
+        """Start serving in this process unless it does so already; raises RuntimeError once closed.
 
-        A process forked since then serves on the same socket with a journal of its own; which of the
-        processes takes a connection is the kernel's choice.
+        A forked process serves on the same socket, with a journal of its own. The kernel chooses which
+        process gets a connection.
         """
         if self._pid != os.getpid():
             self._start_afresh()
@@ -85,7 +74,7 @@ class Sandbox:
                 self._acceptor.start()
 
     def close(self) -> None:
-        """Stop listening and break off what is being served in this process. May be called again."""
+        """Stop listening and break off the answers of this process. Calling it again does nothing."""
         with self._lock:
             if self._closed:
                 return
@@ -109,15 +98,12 @@ class Sandbox:
         self.close()
 
     def _start_afresh(self) -> None:
-        """Drop what is the parent process's: its threads are not here, its locks may be held forever."""
+        """Replace the parent process's state: its threads do not run here, and its locks may be held."""
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._acceptor = None
         self._connections = set()
-        self.journal = Journal()
-        self.stored = StoredResponses()
-        self.kept = Kept()
-        self.prompts = PromptCache()
+        self.forget()
 
     def _accept(self) -> None:
         while not self._closed:
@@ -131,19 +117,14 @@ class Sandbox:
                 continue
             with self._lock:
                 self._connections.add(connection)
-            threading.Thread(
-                target=self._serve, args=(connection, address), name="sandbox-connection", daemon=True
-            ).start()
+            threading.Thread(target=self._serve, args=(connection, address), daemon=True).start()
 
     def _serve(self, connection: socket.socket, address: object) -> None:
         try:
-            connection.settimeout(None)
-            handler = Handler(connection, address, self)
-            if handler.wire.open:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the client may have left
+                connection.settimeout(None)
+                if Handler(connection, address, self, self.origin, find_route).wire.open:
                     connection.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # it left before it said anything
         finally:
             with self._lock:
                 self._connections.discard(connection)

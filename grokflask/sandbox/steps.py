@@ -1,7 +1,7 @@
-"""Steps: what is done to a connection while an answer is told, and the wire that does it.
+"""Steps: what is done to a connection while an answer is sent, and the wire that does it.
 
-A stream is an iterator of steps, so a fault is a function from steps to steps. The wire owns pace, chunked
-transfer coding, and the ways to break off.
+A stream is an iterator of steps, so a fault is a function from steps to steps. The wire owns the pace,
+chunked transfer coding, and the ways to break off.
 """
 
 import socket
@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
-_SLICE_S = 0.05  # how often a pause looks whether the client is still there
+_SLICE_S = 0.05  # a pause checks at this interval whether the client is still connected
 
 
 class Event(NamedTuple):
-    """Send the bytes of `events` SSE events, after the pause that the pace asks for."""
+    """Send the bytes of `events` SSE events, after the pace's pause; `done` if that ends the stream."""
 
     data: bytes
-    kind: str
     tokens: int = 0
     usage: dict[str, Any] | None = None
     events: int = 1
+    done: bool = False
 
 
 class Data(NamedTuple):
@@ -32,13 +32,13 @@ class Data(NamedTuple):
 
 
 class Pause(NamedTuple):
-    """Send nothing for so many seconds."""
+    """Send nothing for some seconds."""
 
     seconds: float
 
 
 class Cut(NamedTuple):
-    """Close the connection without ending the body; with an RST, or in order (FIN)."""
+    """Close the connection before the body's end; with an RST, or in order (FIN)."""
 
     reset: bool
 
@@ -48,7 +48,7 @@ Step = Event | Data | Pause | Cut
 
 @dataclass
 class Progress:
-    """How far an answer got: whole events, their tokens, the last usage, [DONE] sent, cut on purpose."""
+    """What was sent: whole events, their tokens, the last usage, the stream's end; `cut` on purpose."""
 
     events: int = 0
     tokens: int = 0
@@ -58,17 +58,18 @@ class Progress:
 
 
 class ClientLeftError(Exception):
-    """The client closed its side, or stopped reading for so long that the write timed out."""
+    """The client closed its side, or a write timed out because it did not read."""
 
 
 @dataclass
 class Wire:
-    """The sending side of one connection; `chunked` frames a body, `open` is False once it was cut."""
+    """The sending side of one connection. `open` is False once it was cut; HTTP/1.0 gets no chunks."""
 
     connection: socket.socket
-    chunked: bool = False
+    may_chunk: bool = True
     open: bool = True
     extra_headers: dict[str, str] = field(default_factory=dict)
+    _chunked: bool = False
 
     def send(self, data: bytes) -> None:
         """Write all of `data`; raises ClientLeftError."""
@@ -77,58 +78,67 @@ class Wire:
         except OSError:
             raise ClientLeftError from None
 
-    def send_head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Write the status line and the headers."""
+    def send_head(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
+        """Write the status line and the headers; a body without a length is chunked if possible."""
+        self._chunked = length is None and self.may_chunk
+        headers = {**headers, **self.extra_headers}
+        if self._chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        elif length is not None:
+            headers["Content-Length"] = str(length)
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
-        lines += [f"{name}: {value}" for name, value in {**headers, **self.extra_headers}.items()]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
         self.send("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
 
     def send_part(self, data: bytes) -> None:
         """Write a part of the body in one call, so that it travels in one segment where it fits."""
         if data:
-            self.send(b"%x\r\n%b\r\n" % (len(data), data) if self.chunked else data)
+            self.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
-    def end_body(self) -> None:
-        """Write what ends the body."""
-        if self.chunked:
-            self.send(b"0\r\n\r\n")
+    def send_whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Write a whole answer; raises ClientLeftError."""
+        self.send_head(status, headers, len(body))
+        self.send_part(body)
 
     def pause(self, seconds: float) -> None:
-        """Wait; raises ClientLeftError as soon as the client is seen to have gone."""
+        """Wait; raises ClientLeftError soon after the client has left."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _SLICE_S))
             self._check_client()
 
     def cut(self, reset: bool) -> None:
-        """Break off; the connection's owner closes it afterwards, which is when an RST goes out."""
+        """Break off. The connection's owner closes it afterwards; an RST is sent only then."""
         self.open = False
         if reset:  # linger for 0 s: closing then discards and resets (socket(7), SO_LINGER)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def play(self, steps: Iterable[Step], pause_s: float, progress: Progress) -> None:
-        """Do the steps in order, `pause_s` before each event but the first; stops at a cut."""
+        """Do the steps in order, with `pause_s` before each event but the first; stops at a cut."""
         for step in steps:
-            if isinstance(step, Event):
-                if progress.events:
-                    self.pause(pause_s)
-                self.send_part(step.data)
-                progress.events += step.events
-                progress.tokens += step.tokens
-                progress.usage = step.usage or progress.usage
-                progress.done = progress.done or step.kind == "done"
-            elif isinstance(step, Data):
-                self.send_part(step.data)
-            elif isinstance(step, Pause):
+            if isinstance(step, Pause):
                 self.pause(step.seconds)
-            else:
+                continue
+            if isinstance(step, Cut):
                 progress.cut = True
                 self.cut(step.reset)
                 return
-        self.end_body()
+            if isinstance(step, Event) and progress.events:
+                self.pause(pause_s)
+            self.send_part(step.data)
+            if isinstance(step, Event):
+                progress.events += step.events
+                progress.tokens += step.tokens
+                progress.usage = step.usage or progress.usage
+                progress.done = progress.done or step.done
+
+    def end_body(self) -> None:
+        """Write the last chunk."""
+        if self._chunked and self.open:
+            self.send(b"0\r\n\r\n")
 
     def _check_client(self) -> None:
-        """Look for the client's FIN or RST without taking bytes of a next request."""
+        """Look for the client's FIN or RST without reading bytes of a next request."""
         before = self.connection.gettimeout()
         try:
             self.connection.settimeout(0)

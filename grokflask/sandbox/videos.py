@@ -1,4 +1,4 @@
-"""Videos: what a request for one may ask, and what is told of it when it is done. There are none to see."""
+"""Videos: what a request may ask for, and the answer when the video is ready. Its link leads nowhere."""
 
 from typing import Any
 
@@ -7,15 +7,14 @@ import msgspec
 from grokflask.sandbox.models import VIDEO_TICKS
 from grokflask.sandbox.refusals import TEAM_ID, refuse, refuse_model
 
-FAILING_PROMPT = "sandbox-failed"
-"""A video whose prompt begins so is not made, and that is what its maker is told later."""
-
+_FAILING_PROMPT = "sandbox-failed"
+"""A video whose prompt begins with this fails."""
 _DURATION_S = 8
 _LONGEST_S = 15
 
 
 class VideoRequest(msgspec.Struct):
-    """The body of a request for a video; an edit or an extension names another video."""
+    """The body of a request for a video, an edit or an extension."""
 
     model: str
     prompt: str
@@ -24,14 +23,14 @@ class VideoRequest(msgspec.Struct):
 
 
 def make_video(asked: VideoRequest, model: str, origin: str) -> tuple[dict[str, Any], int]:
-    """Return what is told in the end, and its cost in ticks; raises RefusalError."""
+    """Return the final answer and its cost in ticks; raises RefusalError."""
     ticks = VIDEO_TICKS.get(model)
     if ticks is None:
         raise refuse_model(model)
     duration_s = _DURATION_S if asked.duration is None else asked.duration
     if not 1 <= duration_s <= _LONGEST_S:
         raise refuse(400, f"duration must be between 1 and {_LONGEST_S} seconds.")
-    if asked.prompt.startswith(FAILING_PROMPT):
+    if asked.prompt.startswith(_FAILING_PROMPT):
         error = {"code": "invalid_argument", "message": f"The prompt was refused for team {TEAM_ID}."}
         return {"status": "failed", "error": error}, 0
     cost_ticks = ticks * duration_s

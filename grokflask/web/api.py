@@ -1,6 +1,6 @@
 """The API: one view for every row of the table of routes, under both prefixes.
 
-A row without an upstream path is answered here.
+The gateway itself answers a row that has no upstream path.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from urllib.parse import urlencode
 from flask import Blueprint, Flask, Request, Response
 from werkzeug.datastructures import Headers
 
-from grokflask.answer import Reply, StreamReply
+from grokflask.delivery.answer import Reply, StreamReply
+from grokflask.delivery.spool import Spool
 from grokflask.gateway import Gateway
-from grokflask.keys import ApiKey
-from grokflask.replay import Repetition, Replays
-from grokflask.routes import PREFIXES, ROUTES, Route
-from grokflask.shaping import FORWARDED_HEADERS, ClientRequest
-from grokflask.spool import Spool
-from grokflask.web.body import drop_body, read_body, read_upload
-from grokflask.web.current import get_app, get_notes, get_request
-from grokflask.web.replies import reply_stream, reply_whole, wants_json
+from grokflask.keys.ring import ApiKey
+from grokflask.protocol.routes import PREFIXES, ROUTES, Route
+from grokflask.replay.replays import Repetition, Replays
+from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest
+from grokflask.web.body import read_body, read_upload
+from grokflask.web.current import Notes, get_current
+from grokflask.web.responses import reply_stream, reply_whole, wants_json
 from grokflask.web.usage import show_usage
 
 
@@ -40,80 +40,72 @@ def make_blueprints() -> list[Blueprint]:
     return blueprints
 
 
-def find_route(app: Flask, asked: Request) -> Route | None:
-    """The row that a request has matched, or None outside the API."""
-    view = app.view_functions.get(asked.endpoint or "")
+def find_route(app: Flask, flask_request: Request) -> Route | None:
+    """The row that the request has matched; None outside the API."""
+    view = app.view_functions.get(flask_request.endpoint or "")
     return getattr(view, "route", None)
-
-
-def is_counted() -> bool:
-    """The current request counts against its key's requests: those that go upstream do."""
-    route: Route | None = get_notes().get("route")
-    return route is not None and bool(route.upstream_path)
 
 
 def _make_view(route: Route) -> Callable[..., Response]:
     def view(model_id: str | None = None, item_id: str | None = None) -> Response:
-        app, asked, notes = get_app(), get_request(), get_notes()
-        gateway: Gateway = app.extensions["gateway"]
-        given = asked.headers
-        wanted = ClientRequest(
+        app, flask_request, notes = get_current()
+        headers = flask_request.headers
+        client_request = ClientRequest(
             route=route,
             request_id=notes.request_id,
-            body=_read(route),
-            media_type=given.get("Content-Type", "") if route.body == "form" else "",
-            headers={name: given[name] for name in FORWARDED_HEADERS if name in given},
+            body=_read(route, app, flask_request, notes),
+            media_type=headers.get("Content-Type", "") if route.body == "form" else "",
+            headers={name: headers[name] for name in FORWARDED_HEADERS if name in headers},
             model_id=model_id,
             item_id=item_id,
-            query=_read_query(route, asked) if route.query else "",
-            wants_json=wants_json(),
-            client=asked.environ.get("gunicorn.socket"),
+            query=_read_query(route, flask_request) if route.query else "",
+            wants_json=wants_json(flask_request),
+            client=flask_request.environ.get("gunicorn.socket"),
         )
-        notes.opened = True  # from here on the exchange has a log line of its own
+        notes.opened = True  # from here on the exchange writes its own log line
         try:
-            if "HTTP_IDEMPOTENCY_KEY" in asked.environ and route.method == "POST":
-                answer = _open_once(app, given, notes.api_key, wanted)
+            if "HTTP_IDEMPOTENCY_KEY" in flask_request.environ and route.method == "POST":
+                reply = _open_once(app, headers, notes.api_key, client_request)
             else:
-                answer = gateway.open(notes.api_key, wanted)
+                gateway: Gateway = app.extensions["gateway"]
+                reply = gateway.open(notes.api_key, client_request)
         finally:
-            if isinstance(wanted.body, Spool):
-                wanted.body.close()
-        drop_body()
-        if isinstance(answer, Reply):
-            return reply_whole(answer)
-        return reply_stream(answer)
+            if isinstance(client_request.body, Spool):
+                client_request.body.close()
+        notes.pop("body", None)  # a stream may last for an hour and must not keep megabytes in memory
+        return reply_whole(reply) if isinstance(reply, Reply) else reply_stream(reply)
 
-    def answer() -> Response:
-        return _ANSWERS[route.name]()
-
-    found: Callable[..., Response] = view if route.upstream_path else answer
-    found.route = route  # type: ignore[attr-defined]
-    return found
+    view_func: Callable[..., Response] = view if route.upstream_path else _OWN_VIEWS[route.name]
+    view_func.route = route  # type: ignore[attr-defined]
+    return view_func
 
 
-def _read(route: Route) -> bytes | Spool:
+def _read(route: Route, app: Flask, flask_request: Request, notes: Notes) -> bytes | Spool:
     """The request's body, as its route takes it. Raises ClientError."""
     if route.method != "POST" or route.body == "none":
         return b""
-    return read_upload() if route.body == "form" else read_body()
+    read = read_upload if route.body == "form" else read_body
+    return read(app, flask_request, notes)
 
 
-def _read_query(route: Route, asked: Request) -> str:
-    """What of the query string goes upstream: the route's own names, the first value of each."""
-    given = asked.args
-    return urlencode({name: given[name] for name in route.query if name in given})
+def _read_query(route: Route, flask_request: Request) -> str:
+    """The query string to send upstream: the parameters that the route forwards, the first value of each."""
+    args = flask_request.args
+    return urlencode({name: args[name] for name in route.query if name in args})
 
 
-def _open_once(app: Flask, given: Headers, key: ApiKey, wanted: ClientRequest) -> Reply | StreamReply:
-    """The answer to a request that may be a repetition."""
+def _open_once(
+    app: Flask, headers: Headers, key: ApiKey, client_request: ClientRequest
+) -> Reply | StreamReply:
+    """The reply to a request that may be a repetition."""
     replays: Replays = app.extensions["replays"]
     repetition = Repetition(
-        given["Idempotency-Key"],
-        resume=given.get("X-Stream-Resume", "").lower() == "true",
-        last_event_id=given.get("Last-Event-ID", ""),
+        headers["Idempotency-Key"],
+        resume=headers.get("X-Stream-Resume", "").lower() == "true",
+        last_event_id=headers.get("Last-Event-ID", ""),
     )
-    return replays.open(key, wanted, repetition)
+    return replays.open(key, client_request, repetition)
 
 
-_ANSWERS: dict[str, Callable[[], Response]] = {"usage": show_usage}
-"""What the gateway answers by itself."""
+_OWN_VIEWS: dict[str, Callable[[], Response]] = {"usage": show_usage}
+"""The views of routes that have no upstream path."""

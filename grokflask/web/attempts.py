@@ -1,41 +1,39 @@
-"""Wrong admin tokens, counted: guessing is slowed down by address and over all, in all workers together.
+"""The admin token: who has it, and how many wrong ones were tried, by address and in total.
 
-The counts are where requests are counted: in Redis when there is one, else in this worker's memory, which
-also stands in while Redis is away.
+The counts are where requests are counted: in Redis, which all workers share, or else in this worker's memory,
+which also takes over during an outage of Redis.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from functools import partial
-from typing import TypeVar
+from typing import Any
 
+from flask import current_app, g, request
 from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import Storage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from grokflask.errors import RateLimitError
-from grokflask.request_storage import RequestStorage
+from grokflask.limits.request_storage import RequestStorage
 
 BY_ADDRESS = RateLimitItemPerMinute(10, 15, namespace="grokflask-logins")
-OVER_ALL = RateLimitItemPerMinute(200, 15, namespace="grokflask-logins")
-"""An attacker has many addresses, and one of IPv6 as many as it likes."""
+IN_TOTAL = RateLimitItemPerMinute(200, 15, namespace="grokflask-logins")
+"""Because an attacker may have many addresses; with IPv6, any number."""
 
-MAX_KNOWN = 1000
-"""Addresses that have had the right token, to which the limit over all does not apply: guesses from elsewhere
-are no way to lock the operator out."""
-
-T = TypeVar("T")
+MAX_TRUSTED = 1000
+"""Addresses that have sent the right token are exempt from the total, so that guesses from elsewhere cannot
+lock the operator out."""
 
 
 class Attempts:
-    """The wrong tokens that were tried.
+    """Counts wrong tokens.
 
     Args:
         token: the right one.
@@ -43,61 +41,69 @@ class Attempts:
     """
 
     def __init__(self, token: str, storage: Storage) -> None:
-        self._right = _digest(token)
+        self._token = token
         self._shared = SlidingWindowCounterRateLimiter(storage)
         self._own = SlidingWindowCounterRateLimiter(RequestStorage())
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._trusted: OrderedDict[str, None] = OrderedDict()
         self._lock = threading.Lock()
 
     def check(self, token: str, address: str) -> bool:
-        """`token`, sent from `address`, is the right one; it is compared in constant time.
+        """Whether `token`, sent from `address`, is the right one.
 
-        Raises RateLimitError, whatever the token, when too many were wrong.
+        Raises RateLimitError after too many wrong ones, whatever the token is.
         """
         limits = self._find_limits(address)
         for limit, scope in limits:
-            if not self._ask(partial(_test, limit, scope)):
+            if not self._ask("test", limit, scope):
                 raise self._explain(limit, scope)
-        if hmac.compare_digest(_digest(token), self._right):
-            self._remember(address)
+        if compare_tokens(token, self._token):
+            self._trust(address)
             return True
         for limit, scope in limits:
-            self._ask(partial(_hit, limit, scope))
+            self._ask("hit", limit, scope)
         return False
 
     def _find_limits(self, address: str) -> list[tuple[RateLimitItem, str]]:
-        own: tuple[RateLimitItem, str] = (BY_ADDRESS, f"address:{address}")
-        return [own] if address in self._known else [own, (OVER_ALL, "all")]
+        by_address: tuple[RateLimitItem, str] = (BY_ADDRESS, f"address:{address}")
+        return [by_address] if address in self._trusted else [by_address, (IN_TOTAL, "all")]
 
-    def _ask(self, step: Callable[[SlidingWindowCounterRateLimiter], T]) -> T:
+    def _ask(self, method: str, limit: RateLimitItem, scope: str) -> Any:
         try:
-            return step(self._shared)
+            return getattr(self._shared, method)(limit, scope)
         except Exception:  # any store's error: then this worker counts for itself
-            return step(self._own)
+            return getattr(self._own, method)(limit, scope)
 
     def _explain(self, limit: RateLimitItem, scope: str) -> RateLimitError:
-        reset_at = self._ask(lambda limiter: limiter.get_window_stats(limit, scope)).reset_time
+        reset_at = self._ask("get_window_stats", limit, scope).reset_time
         wait_s = max(1, math.ceil(reset_at - time.time()))
         wait = f"{wait_s} s" if wait_s < 120 else f"{math.ceil(wait_s / 60)} minutes"
         return RateLimitError(
             f"Too many wrong admin tokens. Try again in {wait}.", headers={"Retry-After": str(wait_s)}
         )
 
-    def _remember(self, address: str) -> None:
+    def _trust(self, address: str) -> None:
         with self._lock:
-            self._known[address] = None
-            self._known.move_to_end(address)
-            while len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
+            self._trusted[address] = None
+            self._trusted.move_to_end(address)
+            while len(self._trusted) > MAX_TRUSTED:
+                self._trusted.popitem(last=False)
 
 
-def _test(limit: RateLimitItem, scope: str, limiter: SlidingWindowCounterRateLimiter) -> bool:
-    return limiter.test(limit, scope)
+def compare_tokens(token: str, other: str) -> bool:
+    """Whether both are the same, in a time that tells nothing about them."""
+    digests = [hashlib.sha256(each.encode(errors="replace")).digest() for each in (token, other)]
+    return hmac.compare_digest(*digests)
 
 
-def _hit(limit: RateLimitItem, scope: str, limiter: SlidingWindowCounterRateLimiter) -> bool:
-    return limiter.hit(limit, scope)
+def is_admin_token(token: str | None) -> bool:
+    """Whether the current request's `token` is the admin token. Raises RateLimitError."""
+    attempts: Attempts | None = current_app.extensions.get("attempts")
+    if token is None or attempts is None:
+        return False
+    return attempts.check(token, request.remote_addr or "unknown")
 
 
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode(errors="replace")).digest()
+def log_refusal(log: logging.Logger, **more: str) -> None:
+    """Logs that the current request had a wrong token, or none."""
+    fields = {"request_id": g.get("request_id"), "who": request.remote_addr, **more}
+    log.warning("refused", extra={"fields": fields})

@@ -1,4 +1,4 @@
-"""Reading a request's body: never more than the limit, never longer than it may take."""
+"""Reading a request's body, within a limit of bytes and of time."""
 
 from __future__ import annotations
 
@@ -11,128 +11,123 @@ from urllib.parse import parse_qsl
 from flask import Flask, Request
 from werkzeug.exceptions import ClientDisconnected
 
-from grokflask.clients import ClientWatcher, shut_down
+from grokflask.delivery.clients import ClientWatcher
+from grokflask.delivery.spool import PIECE_BYTES, Spool
 from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError, MediaTypeError
 from grokflask.gateway import Gateway
-from grokflask.spool import PIECE_BYTES, Spool
-from grokflask.web.current import get_app, get_notes, get_request
+from grokflask.sockets import shut_down
+from grokflask.web.current import Notes
 
-MAX_FIELDS = 100
-"""Of a form."""
+MAX_FORM_FIELDS = 100
 
 PEEK_BYTES = 1024 * 1024
 PEEK_S = 1.0
-"""How much of a refused request's body is read, and for how long, to learn whether it asked for a stream."""
+"""Limits for reading the body of a refused request, to learn whether it asks for a stream."""
 
 
-def read_body() -> bytes:
-    """The JSON body, if it comes whole and in time. Raises ClientError.
+def read_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
+    """The JSON body. Raises ClientError.
 
-    A stated length over the limit is refused unread, a chunked body when it passes the limit.
+    A Content-Length over the limit is refused unread, a chunked body when it exceeds the limit.
     """
-    app, asked, notes = get_app(), get_request(), get_notes()
-    if not asked.is_json:
+    if not flask_request.is_json:
         raise MediaTypeError
-    coding = asked.headers.get("Content-Encoding", "identity").lower()
+    coding = flask_request.headers.get("Content-Encoding", "identity").lower()
     if coding != "identity":
         raise MediaTypeError(f"The request's body is compressed as {coding[:64]!r}: send it as plain JSON.")
-    limit = app.config["MAX_CONTENT_LENGTH"]
-    # Werkzeug ends a chunked body at its limit without a word: one byte more shows that there was more.
-    asked.max_content_length = limit + 1
-    notes.body = b""  # what an error finds when reading fails halfway
+    limit: int = app.config["MAX_CONTENT_LENGTH"]
+    # Werkzeug silently ends a chunked body at its limit. One byte more shows that there was more.
+    flask_request.max_content_length = limit + 1
+    notes.body = b""  # the value if reading fails
     gateway: Gateway = app.extensions["gateway"]
     with gateway.exchanges.upload():
-        notes.body = body = _take(app, asked, app.config["BODY_TIMEOUT_S"])
-    if len(body) > limit:
-        raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
-    if len(body) < (asked.content_length or 0):
-        raise InvalidRequestError("The request's body ended before the length that was announced.")
+        notes.body = body = _read_all(app, flask_request, app.config["BODY_TIMEOUT_S"])
+    _check_size(len(body), limit, flask_request)
     return body
 
 
-def read_upload() -> Spool:
-    """A form with a file, if it comes whole and in time. The caller closes it. Raises ClientError."""
-    app, asked, notes = get_app(), get_request(), get_notes()
-    if asked.mimetype != "multipart/form-data":
+def read_upload(app: Flask, flask_request: Request, notes: Notes) -> Spool:
+    """A form with a file, which the caller closes. Raises ClientError."""
+    if flask_request.mimetype != "multipart/form-data":
         raise MediaTypeError("Send the file in a form: 'Content-Type: multipart/form-data'.")
-    if asked.headers.get("Content-Encoding", "identity").lower() != "identity":
+    if flask_request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise MediaTypeError("The request's body is compressed: send it as it is.")
-    limit = app.extensions["settings"].max_upload_bytes
-    asked.max_content_length = limit + 1
+    limit: int = app.extensions["settings"].max_upload_bytes
+    flask_request.max_content_length = limit + 1
     notes.body = b""
     gateway: Gateway = app.extensions["gateway"]
     spool = Spool()
     try:
-        if (asked.content_length or 0) > limit:
-            raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
-        with gateway.exchanges.upload(), _in_time(app, asked, app.config["BODY_TIMEOUT_S"]):
-            while (piece := asked.stream.read(PIECE_BYTES)) and len(spool) <= limit:
+        if (flask_request.content_length or 0) > limit:
+            raise _make_size_error(limit)
+        with gateway.exchanges.upload(), _limit_time(app, flask_request, app.config["BODY_TIMEOUT_S"]):
+            while (piece := flask_request.stream.read(PIECE_BYTES)) and len(spool) <= limit:
                 spool.append(piece)
-        if len(spool) > limit:
-            raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
-        if len(spool) < (asked.content_length or 0):
-            raise InvalidRequestError("The request's body ended before the length that was announced.")
+        _check_size(len(spool), limit, flask_request)
     except BaseException:
         spool.close()
         raise
     return spool
 
 
-def read_form(limit_bytes: int) -> dict[str, str]:
-    """The fields of a page's form, if it comes whole and in time; of a name's values the last.
+def _check_size(size: int, limit: int, flask_request: Request) -> None:
+    """Raises BodyTooLargeError, or InvalidRequestError for a body that ended early."""
+    if size > limit:
+        raise _make_size_error(limit)
+    if size < (flask_request.content_length or 0):
+        raise InvalidRequestError("The request's body ended before the length that was announced.")
 
-    Raises ClientError.
-    """
-    app, asked = get_app(), get_request()
-    if asked.mimetype != "application/x-www-form-urlencoded":
+
+def _make_size_error(limit: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
+
+
+def read_form(limit: int, app: Flask, flask_request: Request) -> dict[str, str]:
+    """The fields of a page's form; the last value of each. `limit` is bytes. Raises ClientError."""
+    if flask_request.mimetype != "application/x-www-form-urlencoded":
         raise MediaTypeError("Send the form as 'Content-Type: application/x-www-form-urlencoded'.")
-    too_large = BodyTooLargeError(f"The form is larger than {limit_bytes} bytes.")
-    if (asked.content_length or 0) > limit_bytes:
+    too_large = BodyTooLargeError(f"The form is larger than {limit} bytes.")
+    if (flask_request.content_length or 0) > limit:
         raise too_large
-    asked.max_content_length = limit_bytes + 1
-    body = _take(app, asked, app.config["BODY_TIMEOUT_S"])
-    if len(body) > limit_bytes:
+    flask_request.max_content_length = limit + 1
+    body = _read_all(app, flask_request, app.config["BODY_TIMEOUT_S"])
+    if len(body) > limit:
         raise too_large
     try:
-        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS))
     except ValueError:
         raise InvalidRequestError("The form cannot be read.") from None
 
 
-def peek_body() -> bytes:
-    """The body of a request that is refused for another reason, as far as that costs little; else b""."""
-    app, asked, notes = get_app(), get_request(), get_notes()
+def peek_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
+    """The body of a refused request if it is small and comes soon, else b""."""
     if "body" not in notes:
         notes.body = b""
-        if 0 < (asked.content_length or 0) <= PEEK_BYTES:
-            with contextlib.suppress(BodyTimeoutError):  # then it is refused without being understood
-                notes.body = _take(app, asked, min(PEEK_S, app.config["BODY_TIMEOUT_S"]))
+        if 0 < (flask_request.content_length or 0) <= PEEK_BYTES:
+            with contextlib.suppress(BodyTimeoutError):
+                timeout_s = min(PEEK_S, app.config["BODY_TIMEOUT_S"])
+                notes.body = _read_all(app, flask_request, timeout_s)
     body: bytes = notes.body
     return body
 
 
-def drop_body() -> None:
-    """Lets go of it: a stream may run for an hour and must not keep megabytes alive so long."""
-    get_notes().pop("body", None)
-
-
-def _take(app: Flask, asked: Request, timeout_s: float) -> bytes:
-    """What comes within `timeout_s`. Raises BodyTimeoutError; a client that leaves cuts it short."""
-    taken: list[bytes] = []
-    with _in_time(app, asked, timeout_s):
-        taken.append(asked.get_data(cache=False))
-    return b"".join(taken)
+def _read_all(app: Flask, flask_request: Request, timeout_s: float) -> bytes:
+    """The whole body; b"" if the client leaves. Raises BodyTimeoutError."""
+    body = b""
+    with _limit_time(app, flask_request, timeout_s):
+        body = flask_request.get_data(cache=False)
+    return body  # noqa: RET504 - the line above may not be reached
 
 
 @contextlib.contextmanager
-def _in_time(app: Flask, asked: Request, timeout_s: float) -> Iterator[None]:
-    """Ends reading after `timeout_s`. Raises BodyTimeoutError; that a client has left is no error."""
-    late = threading.Event()
-    sock = asked.environ.get("gunicorn.socket")
+def _limit_time(app: Flask, flask_request: Request, timeout_s: float) -> Iterator[None]:
+    """Stops reading after `timeout_s`. Raises BodyTimeoutError; drops the error of a client that left."""
+    timed_out = threading.Event()
+    sock = flask_request.environ.get("gunicorn.socket")
 
     def give_up() -> None:
-        late.set()
-        shut_down(sock, SHUT_RD)  # the read ends; the answer can still be sent
+        timed_out.set()
+        shut_down(sock, SHUT_RD)  # reading ends, and the response can still be sent
 
     clients: ClientWatcher = app.extensions["clients"]
     watch = clients.limit(sock, timeout_s, give_up)
@@ -142,5 +137,5 @@ def _in_time(app: Flask, asked: Request, timeout_s: float) -> Iterator[None]:
         pass
     finally:
         watch.stop()
-    if late.is_set():
+    if timed_out.is_set():
         raise BodyTimeoutError

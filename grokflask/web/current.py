@@ -1,30 +1,42 @@
-"""The request that is being answered, what is noted about it, and its app: fetched once, then used.
+"""The current app, request and notes. A hook or view fetches them once and hands them down.
 
-Each use of Flask's `request`, `g` and `current_app` is a look-up of a context variable with three calls
-around it, and on the way of a request there would be sixty of them.
+Every use of Flask's `current_app`, `request` or `g` looks up a context variable, with three calls around it.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Flask, Request, current_app, g, request
-from flask.ctx import _AppCtxGlobals
 
-Notes = _AppCtxGlobals
+from grokflask.keys.store import KeyStore
+from grokflask.storage.database import Database
 
-
-def get_app() -> Flask:
-    """What `current_app` stands for."""
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
-    return app
+Notes = Any
+"""The object behind Flask's `g`: its attributes are what the hooks note about a request."""
 
 
-def get_request() -> Request:
-    """What `request` stands for."""
-    asked: Request = request._get_current_object()  # type: ignore[attr-defined]
-    return asked
+def get_current() -> tuple[Flask, Request, Notes]:
+    """The objects behind `current_app`, `request` and `g`."""
+    return (
+        current_app._get_current_object(),  # type: ignore[attr-defined]
+        request._get_current_object(),  # type: ignore[attr-defined]
+        g._get_current_object(),
+    )
 
 
 def get_notes() -> Notes:
-    """What `g` stands for."""
-    notes: Notes = g._get_current_object()
-    return notes
+    """The object behind `g`."""
+    return g._get_current_object()
+
+
+def get_database() -> Database:
+    """The current app's database."""
+    database: Database = current_app.extensions["database"]
+    return database
+
+
+def get_key_store() -> KeyStore:
+    """The current app's keys in the database."""
+    store: KeyStore = current_app.extensions["key_store"]
+    return store

@@ -1,14 +1,16 @@
-"""GET /diagnose/stream: a few timed events without upstream, which show whether a proxy holds streams back.
+"""GET /diagnose/stream: a short timed stream without upstream, by which the doctor finds proxies that buffer.
 
-`flask --app wsgi doctor --url` compares when they were sent with when they arrive. It costs nothing, but it
-holds a connection for a second or two, or for a silence of two minutes at the most: only holders of a key or
-of the admin's token get it, and few at once.
+`flask --app wsgi doctor --url` compares when the events were sent with when they arrive. The stream costs
+nothing, but it holds a connection for up to two minutes. So it needs a key or the admin token, and few may be
+open.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -23,15 +25,15 @@ from grokflask.errors import (
     TooManyStreamsError,
 )
 from grokflask.exchanges import OpenExchanges
-from grokflask.keys import KeyRing, read_bearer
-from grokflask.web.attempts import Attempts
-from grokflask.web.replies import STREAM_HEADERS
+from grokflask.keys.ring import KeyRing, read_bearer
+from grokflask.web.attempts import is_admin_token
+from grokflask.web.responses import STREAM_HEADERS
 
 PATH = "/diagnose/stream"
 EVENTS = 5
 INTERVAL_S = 0.3
 MAX_OPEN = 4
-"""In one worker."""
+"""Per worker."""
 
 MAX_SILENCE_S = 120.0
 HEARTBEAT = b": keep-alive\n"
@@ -43,96 +45,49 @@ _slots = threading.BoundedSemaphore(MAX_OPEN)
 
 @blueprint.get(PATH)
 def stream_diagnosis() -> Response:
-    """Five events, 0.3 s apart; the first tells what has arrived of the request.
+    """Five events, 0.3 s apart; the first describes the request. With `silence_s`, two events that far apart.
 
-    With `silence_s` two events, and so long a silence between them.
-
-    Raises AuthenticationError and its kin, TooManyStreamsError, InvalidRequestError, and
-    ShuttingDownError.
+    Raises AuthenticationError, RateLimitError, TooManyStreamsError, InvalidRequestError, ShuttingDownError.
     """
     _check_caller()
     silence_s = _read_silence()
-    if current_app.extensions["gateway"].exchanges.draining:
+    exchanges: OpenExchanges = current_app.extensions["gateway"].exchanges
+    if exchanges.draining:
         raise ShuttingDownError
     if not _slots.acquire(blocking=False):
         text = "Too many diagnostic streams are open: try again in a few seconds."
         raise TooManyStreamsError(text, headers={"Retry-After": "3"})
-    try:
-        events = _Events(_describe_request(), silence_s)
+    with ExitStack() as stack:
+        stack.callback(_slots.release)
+        gone = threading.Event()
         sock = request.environ.get("gunicorn.socket")
-        watch = current_app.extensions["clients"].watch(sock, events.gone.set)
-    except BaseException:
-        _slots.release()
-        raise
-
-    def close() -> None:
-        watch.stop()
-        events.close()
-
-    response = Response(events, headers=STREAM_HEADERS)
-    response.call_on_close(close)  # also of a stream that is never begun
+        stack.callback(current_app.extensions["clients"].watch(sock, gone.set).stop)
+        events = _send_events(_describe_request(), silence_s, gone, exchanges)
+        response = Response(events, headers=STREAM_HEADERS)
+        response.call_on_close(stack.pop_all().close)  # also called for a stream that is never iterated
     return response
 
 
-class _Events:
-    """The events, each made when it is sent. Holds a slot until it is closed.
+def _send_events(
+    description: dict[str, Any], silence_s: float, gone: threading.Event, exchanges: OpenExchanges
+) -> Iterator[bytes]:
+    """The events, each made when it is sent. Heartbeats fill a silence, as in any stream.
 
-    With a silence there are two events, and so many seconds between them, which only heartbeats break, as in
-    any stream. It ends, without `[DONE]`, when the client has gone or the process is about to.
-
-    Attributes:
-        gone: set when the client has left; no wait goes on after that.
+    Ends without `[DONE]` when the client has `gone` or the process shuts down.
     """
-
-    def __init__(self, told: dict[str, Any], silence_s: float) -> None:
-        self.gone = threading.Event()
-        self._told = told
-        self._total = 2 if silence_s else EVENTS
-        self._interval_s = silence_s or INTERVAL_S
-        self._heartbeat_s: float = current_app.extensions["settings"].heartbeat_s
-        self._exchanges: OpenExchanges = current_app.extensions["gateway"].exchanges
-        self._number = 0
-        self._started_at = 0.0
-        self._due_at = 0.0  # monotonic
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def __iter__(self) -> _Events:
-        return self
-
-    def __next__(self) -> bytes:
-        if self._number > self._total:
-            raise StopIteration
-        now = time.monotonic()
-        if self._number == 0:
-            self._started_at = now
-        elif self._number < self._total and now < self._due_at:
-            self.gone.wait(min(self._due_at - now, self._heartbeat_s))
-            if self.gone.is_set() or self._exchanges.draining:
-                self._number = self._total + 1
-                raise StopIteration
-            if time.monotonic() < self._due_at:
-                return HEARTBEAT
-        return self._make_next()
-
-    def _make_next(self) -> bytes:
-        self._number += 1
-        if self._number > self._total:
-            return b"data: [DONE]\n\n"
-        now = time.monotonic()
-        self._due_at = now + self._interval_s
-        sent_ms = round((now - self._started_at) * 1000)
-        event = {"number": self._number, "of": self._total, "sent_ms": sent_ms, **self._told}
-        self._told = {}
-        return b"data: " + msgspec.json.encode(event) + b"\n\n"
-
-    def close(self) -> None:
-        """Gives the slot back. Idempotent."""
-        with self._lock:
-            closed, self._closed = self._closed, True
-        if not closed:
-            self.gone.set()
-            _slots.release()
+    total, interval_s = (2, silence_s) if silence_s else (EVENTS, INTERVAL_S)
+    started_at = sent_at = time.monotonic()
+    for number in range(1, total + 1):
+        while number > 1 and (wait_s := sent_at + interval_s - time.monotonic()) > 0:
+            gone.wait(min(wait_s, description["heartbeat_s"]))
+            if gone.is_set() or exchanges.draining:
+                return
+            if time.monotonic() < sent_at + interval_s:
+                yield HEARTBEAT
+        sent_at = time.monotonic()
+        event = {"number": number, "of": total, "sent_ms": round((sent_at - started_at) * 1000)}
+        yield b"data: " + msgspec.json.encode(event | (description if number == 1 else {})) + b"\n\n"
+    yield b"data: [DONE]\n\n"
 
 
 def _read_silence() -> float:
@@ -148,24 +103,18 @@ def _read_silence() -> float:
 
 
 def _check_caller() -> None:
-    """Raises AuthenticationError and its kin; RateLimitError after too many that were wrong.
-
-    What is no key may be the admin's token. A wrong one counts as everywhere: this is no place to guess it.
-    """
+    """Raises AuthenticationError, other errors of KeyRing, or RateLimitError after too many wrong tokens."""
     authorization = request.headers.get("Authorization")
-    address = request.remote_addr or "unknown"
     keys: KeyRing = current_app.extensions["keys"]
     try:
-        keys.authenticate(authorization, address)
+        keys.authenticate(authorization, request.remote_addr or "unknown")
     except (AuthenticationError, StoreUnavailableError):
-        asked = read_bearer(authorization)
-        attempts: Attempts | None = current_app.extensions.get("attempts")
-        if asked is None or attempts is None or not attempts.check(asked, address):
+        if not is_admin_token(read_bearer(authorization)):
             raise
 
 
 def _describe_request() -> dict[str, Any]:
-    """What proxies have made of the request. Of addresses only their number is told."""
+    """The request as it arrived here through proxies. Of addresses only their number is shown."""
     forwarded = ",".join(request.headers.getlist("X-Forwarded-For"))
     settings: Settings = current_app.extensions["settings"]
     return {

@@ -1,21 +1,21 @@
-"""Figures as people read them: money, tokens, times. `static/format.js` writes them alike in the browser."""
+"""Numbers for people: money, tokens, times. `static/format.js` formats them the same way in the browser."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-from grokflask.money import TICKS_PER_USD
+from grokflask.billing.money import TICKS_PER_USD
 
 THIN_SPACE = "\u2009"
 NONE = "\u2013"
-"""A figure that is not known."""
+"""An unknown number."""
 
 _STEPS = ((60, "s"), (3600, "min"), (86400, "h"), (float("inf"), "d"))
 
 
 def show_money(ticks: int | None) -> str:
-    """Ticks in USD: cents from a dollar on, and below that as many places as make a figure."""
+    """Ticks as USD: cents from one dollar on, four decimal places below."""
     if ticks is None:
         return NONE
     usd = ticks / TICKS_PER_USD
@@ -29,7 +29,7 @@ def show_money(ticks: int | None) -> str:
 
 
 def show_count(number: int | None) -> str:
-    """A number in groups of three, with thin spaces between them."""
+    """A number with thin spaces between thousands."""
     return NONE if number is None else f"{number:,}".replace(",", THIN_SPACE)
 
 
@@ -62,7 +62,7 @@ def show_bytes(number: int | None) -> str:
 
 
 def show_ago(moment: float | None, now: float | None = None) -> str:
-    """Epoch seconds as the time that has passed since, or has yet to pass."""
+    """Epoch seconds as `5 min ago` or `in 2 h`."""
     if moment is None:
         return "never"
     passed = (time.time() if now is None else now) - moment
@@ -74,7 +74,7 @@ def show_ago(moment: float | None, now: float | None = None) -> str:
             figure = f"{int(abs(passed) / size)} {unit}"
             return f"{figure} ago" if passed > 0 else f"in {figure}"
         size = limit
-    raise AssertionError  # the last step has no end
+    raise AssertionError  # the last step is infinite
 
 
 def show_utc(moment: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Is it alive, and can it take traffic? For load balancers and for whoever is on call."""
+"""/health and /ready, for load balancers and operators."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from typing import Any
 
 from flask import Blueprint, current_app
 
-from grokflask.db import Database
-from grokflask.ledger_writer import LedgerWriter
+from grokflask.ledger.writer import LedgerWriter
+from grokflask.web.current import get_database
 
 blueprint = Blueprint("health", __name__)
 
 
 @blueprint.get("/health")
 def health() -> dict[str, str]:
-    """The process answers."""
+    """The process is running."""
     return {"status": "ok"}
 
 
 @blueprint.get("/ready")
 def ready() -> tuple[dict[str, Any], int]:
-    """The process takes new work: 200, or 503 while it drains before its end.
+    """200 if the process accepts requests, 503 while it shuts down.
 
-    The states of what it leans on are told, but do not make it unready.
+    An outage of the database or Redis is shown, but does not make the process unready.
     """
     state = describe_state()
     return state, 503 if state["status"] == "draining" else 200
 
 
 def describe_state() -> dict[str, Any]:
-    """How this process is, and what it leans on."""
+    """The state of this process, its database and Redis."""
     requests = current_app.extensions["request_limits"]
     limits = current_app.extensions["limits"].state
-    database: Database = current_app.extensions["database"]
+    database = get_database()
     ledger: LedgerWriter = current_app.extensions["ledger_writer"]
     exchanges = current_app.extensions["gateway"].exchanges
     return {

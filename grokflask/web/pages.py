@@ -1,7 +1,7 @@
-"""What all pages share: their frame, their look, and the headers that keep foreign code out of them.
+"""The frame, files and headers of all pages.
 
-Pages are whole without a build step and without another host. A page's style and scripts are files of ours,
-under /static; nothing inline runs, and nothing from elsewhere is loaded.
+Pages need no build step. Their styles and scripts are files below /static: the Content-Security-Policy allows
+no inline code and no other host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POLICY = {
     "base-uri": "'none'",
     "frame-ancestors": "'none'",
 }
-"""The Content-Security-Policy of a page, by directive."""
+"""The Content-Security-Policy, by directive."""
 
 HEADERS = {
     "Cache-Control": "no-cache",
@@ -45,23 +45,24 @@ blueprint = Blueprint(
 
 
 def reply_page(template: str, status: int = 200, **values: object) -> Response:
-    """The page that `template` makes of `values`."""
+    """A page from `template`."""
     return guard(
         Response(render_template(template, **values), status, content_type="text/html; charset=utf-8")
     )
 
 
-def guard(response: Response, **directives: str) -> Response:
-    """`response` with the headers of a page; `directives` replace some of its policy (script_src="…")."""
-    policy = POLICY | {name.replace("_", "-"): value for name, value in directives.items()}
-    response.headers["Content-Security-Policy"] = "; ".join(f"{name} {what}" for name, what in policy.items())
+def guard(response: Response) -> Response:
+    """Adds the headers of a page to `response`."""
+    response.headers["Content-Security-Policy"] = "; ".join(
+        f"{name} {value}" for name, value in POLICY.items()
+    )
     response.headers.update(HEADERS)
     return response
 
 
 @blueprint.app_context_processor
 def describe_gateway() -> dict[str, object]:
-    """What the frame of every page needs to know."""
+    """Values for the frame of all pages."""
     services = current_app.extensions
     return {
         "asset": find_asset,
@@ -73,13 +74,13 @@ def describe_gateway() -> dict[str, object]:
 
 @blueprint.get("/favicon.ico")
 def show_icon() -> Response:
-    """What browsers ask for beside anything that they show."""
+    """The icon that browsers request with every page."""
     return blueprint.send_static_file("icon.svg")
 
 
 @blueprint.after_request
 def keep_assets(response: Response) -> Response:
-    """A file that is asked for by its content's hash never changes; any other is asked about each time."""
+    """Lets clients keep a file for good if the request has its content's hash."""
     if response.status_code == 200 and request.args.get("v"):
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
     response.headers["X-Content-Type-Options"] = "nosniff"
@@ -87,10 +88,10 @@ def keep_assets(response: Response) -> Response:
 
 
 @lru_cache(maxsize=64)
-def find_asset(name: str) -> str:
-    """The path of a file in `static`, with its content's hash. Raises FileNotFoundError."""
-    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()
-    return f"/static/{name}?v={digest[:12]}"
+def find_asset(name: str, folder: Path = STATIC, prefix: str = "/static") -> str:
+    """The URL path of a file, with its content's hash. Raises FileNotFoundError."""
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return f"{prefix}/{name}?v={digest[:12]}"
 
 
 for _name, _filter in FILTERS.items():

@@ -1,38 +1,39 @@
-"""GET `/usage`: what the calling key may do, what is left of it, what it has spent, its last exchanges."""
+"""GET /usage: the key's limits, what is left of them, what it has spent, and its last exchanges."""
 
 from __future__ import annotations
 
 import time
 
-from flask import Response, current_app, g, jsonify
+from flask import Response, jsonify
 
 from grokflask.config import Settings
-from grokflask.counters import Standing
-from grokflask.db import Database
-from grokflask.key_limits import KeyLimits
-from grokflask.keys import ApiKey
-from grokflask.ledger_row import to_day
-from grokflask.ledger_writer import LedgerWriter
-from grokflask.limits import Limits
-from grokflask.reports import RowFilter, read_rows
-from grokflask.web.extensions import RequestLimiter
+from grokflask.keys.limits import KeyLimits
+from grokflask.keys.ring import ApiKey
+from grokflask.ledger.reports import RowFilter, read_rows
+from grokflask.ledger.writer import LedgerWriter
+from grokflask.limits.admission import Limits
+from grokflask.limits.counters import Standing
+from grokflask.times import to_day
+from grokflask.web.current import get_current
+from grokflask.web.request_limits import RequestLimiter
 
 RECENT_ROWS = 20
 
 
 def show_usage() -> Response:
-    """The caller's own figures. Raises StoreUnavailableError when they cannot be looked up."""
-    key: ApiKey = g.api_key
-    limits: Limits = current_app.extensions["limits"]
-    settings: Settings = current_app.extensions["settings"]
-    requests: RequestLimiter = current_app.extensions["request_limits"]
-    database: Database = current_app.extensions["database"]
-    writer: LedgerWriter = current_app.extensions["ledger_writer"]
-    g.opened = True  # looking at one's figures is no refused exchange
+    """The usage of the calling key. Raises StoreUnavailableError."""
+    app, _, notes = get_current()
+    key: ApiKey = notes.api_key
+    limits: Limits = app.extensions["limits"]
+    settings: Settings = app.extensions["settings"]
+    requests: RequestLimiter = app.extensions["request_limits"]
+    writer: LedgerWriter = app.extensions["ledger_writer"]
+    notes.opened = True  # so that this is not logged as a refused exchange
     standing = limits.find_standing(key.limit_id, to_day(time.time()))
-    writer.flush()  # so that an exchange that has just ended is in it
-    # Where anybody may call there is no telling whose rows they are.
-    rows = [] if settings.auth_mode == "open" else read_rows(database, RowFilter(key=key.name), RECENT_ROWS)
+    writer.flush()  # so that it includes an exchange that has just ended
+    rows = []
+    if settings.auth_mode != "open":  # without keys it is unknown whose rows they are
+        rows = read_rows(app.extensions["database"], RowFilter(key=key.name), RECENT_ROWS)
     own = key.limits
     streams = settings.max_streams if own.streams is None else own.streams
     shown = {**own.to_fields(), "requests": requests.find_limit(own), "streams": streams}
@@ -49,7 +50,7 @@ def show_usage() -> Response:
 
 
 def _subtract(limits: KeyLimits, streams: int | None, standing: Standing) -> dict[str, int | None]:
-    """What is left of each limit, estimates of running exchanges taken off; None where there is none."""
+    """What is left of each limit, without the estimates of open exchanges; None if there is no limit."""
 
     def left(limit: int | None, used: int) -> int | None:
         return None if limit is None else max(0, limit - used)

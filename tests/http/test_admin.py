@@ -18,8 +18,9 @@ from support.scripted import USAGE
 
 from grokflask.config import Settings
 from grokflask.errors import StoreUnavailableError
-from grokflask.keys import KeyRing
-from grokflask.ledger_row import LedgerRow, make_id, to_day
+from grokflask.keys.ring import KeyRing
+from grokflask.ledger.row import LedgerRow, make_id
+from grokflask.times import to_day
 
 TOKEN = "admin-token-0123456789"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}

@@ -21,9 +21,9 @@ from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY
 
 from grokflask.cli.keys import spread_models
 from grokflask.cli.tables import print_table
-from grokflask.ledger_row import FIELDS, MORE_FIELDS, LedgerRow, make_id
-from grokflask.reports import Drift
-from grokflask.spreadsheet import guard_cell
+from grokflask.ledger.reports import Drift
+from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow, make_id
+from grokflask.ledger.spreadsheet import guard_cell
 
 Run = Callable[..., Result]
 
@@ -189,11 +189,11 @@ def test_rotate_and_revoke(run: Run) -> None:
     rotated = read(run("keys", "rotate", "bob", "--overlap", "0s", "--json"))
     assert rotated["secret"].startswith("gf-")
     assert [each["expires_at"] is None for each in rotated["secrets"]] == [True, False]
-    assert "the old one ends after 1h" in run("keys", "rotate", "bob").stdout
+    assert "the old one expires in 1h" in run("keys", "rotate", "bob").stdout
     assert read(run("keys", "revoke", "bob", "--json"))["status"] == "revoked"
     assert "revoked" in run("keys", "list").stdout
-    assert "has been revoked" in fail(run("keys", "rotate", "bob", code=1))
-    assert "has been revoked" in fail(run("keys", "set", "bob", "--streams", "1", code=1))
+    assert "is revoked" in fail(run("keys", "rotate", "bob", code=1))
+    assert "is revoked" in fail(run("keys", "set", "bob", "--streams", "1", code=1))
 
 
 def test_lists(run: Run) -> None:
@@ -230,14 +230,14 @@ def test_lists(run: Run) -> None:
         ("keys create bob --requests often", 2, "--requests expects"),
         ("keys create bob --budget-day 1e400", 2, "--budget-day expects"),
         ("keys create bob --budget-month nan", 2, "--budget-month expects"),
-        ("keys create bob --expires 2001-01-01", 2, "--expires expects a time to come"),
+        ("keys create bob --expires 2001-01-01", 2, "--expires expects a time in the future"),
         ("keys create bob --models grok-4,none", 2, "--models expects either patterns or the word none"),
         ("keys create bob --models a,,b", 2, "--models expects"),
         ("keys set nobody", 2, "Nothing to change"),
         ("keys rotate nobody --overlap soon", 2, "--overlap expects"),
         ("keys rotate nobody --overlap 9999w", 2, "--overlap expects"),
-        ("keys list --json --csv", 2, "exclude each other"),
-        ("usage rows --json --csv", 2, "exclude each other"),
+        ("keys list --json --csv", 2, "cannot be combined"),
+        ("usage rows --json --csv", 2, "cannot be combined"),
         ("usage rows --since yesterday", 2, "--since expects"),
         ("usage rows --outcome done", 2, "--outcome expects one of"),
         ("usage rows --request-id a\x00b", 2, "--request-id expects"),
@@ -275,7 +275,7 @@ def test_the_database_cannot_be_used(make_client: Callable[..., FlaskClient], tm
 def test_db_upgrade(run: Run) -> None:
     """It prints the tables' version, the same one each time."""
     assert run("db", "upgrade").stdout == run("db", "upgrade").stdout
-    assert run("db", "upgrade").stdout.startswith("The database is of version ")
+    assert run("db", "upgrade").stdout.startswith("The database has version ")
 
 
 NASTY = "=HYPERLINK(1)\x1b[2J"
@@ -498,4 +498,4 @@ def test_as_people_run_it(tmp_path: Path) -> None:
     assert json.loads(made.stdout)["models"] == ["grok-4*", "grok-3"]
     again = flask("keys", "create", "bob")
     assert (again.returncode, again.stdout, len(again.stderr.splitlines())) == (1, "", 1)
-    assert again.stderr.startswith("Error: There is a key named 'bob' already")
+    assert again.stderr.startswith("Error: A key named 'bob' exists")

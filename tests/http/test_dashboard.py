@@ -18,9 +18,9 @@ from support.seeding import seed_ledger
 from werkzeug.test import TestResponse
 
 from grokflask.errors import StoreUnavailableError
-from grokflask.ledger_row import FIELDS, MORE_FIELDS, LedgerRow, make_id
-from grokflask.ledger_store import read_fields, store
-from grokflask.web.dashboard import SECTIONS
+from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow, make_id
+from grokflask.ledger.statements import read_fields, store
+from grokflask.web.dashboard.overview import SECTIONS
 
 TOKEN = "admin-token-0123456789"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
@@ -232,7 +232,7 @@ def test_filters_and_pages(admin: FlaskClient) -> None:
         r'<tr data-id="([0-9a-f]{28})"', get(admin, f"?request_id={rows['rows'][5]['request_id']}")
     )
     assert row_id == rows["rows"][5]["id"]
-    assert "No exchange is as you ask" in get(admin, "?model=nothing")
+    assert "No exchange matches" in get(admin, "?model=nothing")
     for query in ("outcome=done", "since=yesterday", "key=%00", "before=x"):
         page = get(admin, f"?{query}")
         assert "expects" in unescape(page)
@@ -298,10 +298,10 @@ def test_without_the_database(admin: FlaskClient, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(database, "read", fail)
     monkeypatch.setattr(database, "write", fail)
     page = unescape(get(admin, ""))
-    assert page.count("The database is away") >= 3
+    assert page.count("The database is unavailable") >= 3
     assert "Redis" in page
     for path in ("/keys/bob", "/exchanges.csv", f"/exchanges/{'0' * 28}"):
-        assert "away" in get(admin, path, 503)
+        assert "unavailable" in get(admin, path, 503)
     response = post(admin, "/keys", name="carl")
     assert (response.status_code, response.mimetype) == (503, "text/html")
 

@@ -14,8 +14,8 @@ from itsdangerous import URLSafeTimedSerializer
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
 from werkzeug.test import TestResponse
 
-from grokflask.web.attempts import BY_ADDRESS, OVER_ALL
-from grokflask.web.sessions import COOKIE, SESSION_S
+from grokflask.web.attempts import BY_ADDRESS, IN_TOTAL
+from grokflask.web.dashboard.sessions import COOKIE, SESSION_S
 
 TOKEN = "admin-token-0123456789"
 HTML = {"Accept": "text/html"}
@@ -238,9 +238,9 @@ def test_a_session_ends(admin: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> 
     """Twelve hours after the login."""
     sign_in(admin)
     now = time.time()
-    monkeypatch.setattr("grokflask.web.dashboard_login.time.time", lambda: now + SESSION_S - 60)
+    monkeypatch.setattr("grokflask.web.dashboard.login.time.time", lambda: now + SESSION_S - 60)
     assert is_signed_in(admin)
-    monkeypatch.setattr("grokflask.web.dashboard_login.time.time", lambda: now + SESSION_S + 1)
+    monkeypatch.setattr("grokflask.web.dashboard.login.time.time", lambda: now + SESSION_S + 1)
     assert not is_signed_in(admin)
 
 
@@ -270,8 +270,8 @@ def test_guessing_is_limited(admin: FlaskClient, bearer: bool) -> None:
 def test_guessing_from_many_addresses(admin: FlaskClient) -> None:
     """All together are limited as well, but for addresses that have had the right token before."""
     assert guess(admin, "10.9.9.9", True, TOKEN).status_code == 200
-    statuses = [guess(admin, f"10.0.1.{number}", True).status_code for number in range(OVER_ALL.amount + 5)]
-    assert statuses == [401] * OVER_ALL.amount + [429] * 5
+    statuses = [guess(admin, f"10.0.1.{number}", True).status_code for number in range(IN_TOTAL.amount + 5)]
+    assert statuses == [401] * IN_TOTAL.amount + [429] * 5
     assert guess(admin, "10.0.3.1", True, TOKEN).status_code == 429
     assert guess(admin, "10.9.9.9", True, TOKEN).status_code == 200
 

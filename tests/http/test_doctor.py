@@ -20,10 +20,11 @@ from support.scripted import Exchange, ScriptedUpstream
 from support.stores import ADMIN_TOKEN
 
 from grokflask.cli.caller import is_safe
-from grokflask.cli.check_place import judge_place
-from grokflask.cli.check_stores import judge_eviction
-from grokflask.cli.check_upstream import judge_clock
-from grokflask.cli.check_url import (
+from grokflask.cli.doctor.findings import Finding, redact
+from grokflask.cli.doctor.place import judge_place
+from grokflask.cli.doctor.stores import judge_eviction
+from grokflask.cli.doctor.upstream import judge_clock
+from grokflask.cli.doctor.url import (
     Passage,
     judge_compression,
     judge_forwarding,
@@ -31,7 +32,6 @@ from grokflask.cli.check_url import (
     judge_stream,
     name_proxy,
 )
-from grokflask.cli.findings import Finding, redact
 
 MODELS = {"object": "list", "data": [{"id": "grok-4.3", "object": "model"}]}
 SENT = [0.0, 300.0, 600.0, 900.0, 1200.0]
@@ -72,7 +72,7 @@ def test_all_is_well(client: FlaskClient, upstream: ScriptedUpstream) -> None:
         "redis": "skipped",
         "url": "skipped",
     }
-    assert "good for 1 models" in seen["models"]["text"]
+    assert "can use 1 models" in seen["models"]["text"]
 
 
 def test_for_people(client: FlaskClient, upstream: ScriptedUpstream) -> None:
@@ -93,11 +93,11 @@ def test_for_people(client: FlaskClient, upstream: ScriptedUpstream) -> None:
     [
         (401, {"error": "no"}, "FAIL", "refuses the key (401)"),
         (403, {"error": "no"}, "FAIL", "refuses the key (403)"),
-        (404, {"error": "no"}, "FAIL", "is no list of models (404)"),
-        (301, {"error": "no"}, "FAIL", "is no list of models (301)"),
-        (200, {"data": 5}, "FAIL", "is no list of models (200)"),
-        (200, [], "FAIL", "is no list of models (200)"),
-        (503, {"error": "no"}, "warn", "is no list of models (503)"),
+        (404, {"error": "no"}, "FAIL", "does not return a list of models (404)"),
+        (301, {"error": "no"}, "FAIL", "does not return a list of models (301)"),
+        (200, {"data": 5}, "FAIL", "does not return a list of models (200)"),
+        (200, [], "FAIL", "does not return a list of models (200)"),
+        (503, {"error": "no"}, "warn", "does not return a list of models (503)"),
         (429, {"error": "no"}, "warn", "limits this key"),
     ],
 )
@@ -121,7 +121,7 @@ def test_upstream_cannot_be_reached(
         client = make_client(XAI_API_BASE=f"https://127.0.0.1:{port}/v1", GROKFLASK_CONNECT_TIMEOUT_S="0.2")
         assert see(client, code=1)["upstream"]["state"] == "FAIL"
     upstream.handler = lambda exchange: exchange.close()
-    assert "GET /models is not answered" in see(make_client(), code=1)["models"]["text"]
+    assert "GET /models gets no answer" in see(make_client(), code=1)["models"]["text"]
 
 
 def test_redis_is_dead(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
@@ -129,7 +129,7 @@ def test_redis_is_dead(make_client: Callable[..., FlaskClient], upstream: Script
     upstream.handler = reply_models
     client = make_client(REDIS_URL=f"redis://:redis-password@127.0.0.1:{refuse_port()}/0")
     found = see(client, code=1)["redis"]
-    assert found["text"].startswith("it cannot be used: ")
+    assert found["text"].startswith("not usable: ")
     assert "REDIS_URL" in found["remedy"]
     assert "redis-password" not in str(found)
 
@@ -177,7 +177,7 @@ def test_the_database_takes_no_writes(
     client = make_client(DATABASE_URL=f"sqlite:///{tmp_path}/file/x.db")
     assert "DATABASE_URL" in see(client, code=1)["database"]["remedy"]
     monkeypatch.setenv("DYNO", "web.1")
-    assert "vanishes" in see(make_client(), code=1)["database"]["text"]
+    assert "is lost" in see(make_client(), code=1)["database"]["text"]
 
 
 def test_databases(
@@ -186,7 +186,7 @@ def test_databases(
     """Both kinds: its tables are made, and it can be written to."""
     upstream.handler = reply_models
     found = see(make_client(DATABASE_URL=database_url))["database"]
-    assert "tables up to date, can be written to" in found["text"]
+    assert "tables up to date, writable" in found["text"]
 
 
 def test_keys(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
@@ -246,7 +246,7 @@ def test_what_arrivals_tell(arrived_ms: list[float], complete: bool, state: str)
         ({"Server": "nginx/1.22"}, "nginx", "proxy_buffering off"),
         ({"Server": "Apache/2.4 (Debian)"}, "apache", "flushpackets=on"),
         ({"Server": "cloudflare", "CF_RAY": "1"}, "cloudflare", "compression"),
-        ({"Via": "1.1 vegur"}, "heroku", "look at what else"),
+        ({"Via": "1.1 vegur"}, "heroku", "check what else"),
         ({"Server": "x"}, None, "proxy_buffering off"),
     ],
 )
@@ -266,7 +266,7 @@ def test_what_headers_tell() -> None:
     assert judge_request_id(make_passage([], X_Request_ID="r1")).state == "ok"
     assert "way out" in judge_request_id(make_passage([])).text
     passage = make_passage([], X_Request_ID="r2")
-    passage.told["request_id"] = "r2"
+    passage.event["request_id"] = "r2"
     assert "way in" in judge_request_id(passage).text
 
 
@@ -282,7 +282,7 @@ def test_what_headers_tell() -> None:
 def test_forwarding(told: dict[str, Any], states: list[str]) -> None:
     """As many proxies are to be trusted as send addresses; fewer addresses let callers choose their own."""
     passage = make_passage([])
-    passage.told = told
+    passage.event = told
     assert [each.state for each in judge_forwarding(passage, "https")] == states
 
 
@@ -338,7 +338,7 @@ def test_redis_takes_no_writes(
     with redis.Redis(port=redis_server.port) as connection:
         assert connection.keys() == []
         connection.replicaof("127.0.0.1", refuse_port())
-    assert "takes no writes" in see(client, code=1)["redis"]["text"]
+    assert "refuses writes" in see(client, code=1)["redis"]["text"]
 
 
 def test_the_admin_token_stays_here(

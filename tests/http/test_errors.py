@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
 from support.scripted import Exchange, Handler, ScriptedUpstream, answer_chat, chat_chunk, reply_story
 
-from grokflask.upstream import MAX_ERROR_BYTES
+from grokflask.upstream.client import MAX_ERROR_BYTES
 
 CHAT = "/api/v1/chat/completions"
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
@@ -140,7 +140,7 @@ def test_a_status_counts_though_its_body_cannot_be_read(
     asks: str,
 ) -> None:
     """What upstream's status and headers say reaches the client, whatever is wrong with the error's text."""
-    monkeypatch.setattr("grokflask.upstream.ERROR_BODY_S", 0.2)
+    monkeypatch.setattr("grokflask.upstream.client.ERROR_BODY_S", 0.2)
     upstream.handler = answer
     reply = client.post(CHAT, json={**BODY, "stream": asks == "stream"}, headers=AUTH)
     assert reply.status_code == 429
@@ -345,7 +345,7 @@ def report_by_name(exchange: Exchange) -> None:
         (truncate_after_finish, "ended the stream before it was complete", "truncated"),
         (close_by_fin, "connection to the upstream API broke", "truncated"),
         (close_by_rst, "connection to the upstream API broke", "truncated"),
-        (break_chunking, "malformed size", "upstream_error"),
+        (break_chunking, "chunk size", "upstream_error"),
         (report_flat, "lost team [redacted]\n\ndata: [DONE]", "upstream_error"),
         (report_nested, "lost", "upstream_error"),
         (report_by_name, "lost", "upstream_error"),

@@ -14,7 +14,7 @@ from grokflask.sandbox.pictures import draw_named
 __all__ = ["door"]
 
 MODEL = "grok-imagine-image"
-PICTURE = base64.b64encode(draw_named("0123456789abcdef-64x64") or b"").decode()
+PICTURE = base64.b64encode(draw_named("405060-64x64") or b"").decode()
 URI = f"data:image/png;base64,{PICTURE}"
 
 

@@ -89,13 +89,8 @@ def test_a_page_in_a_file_is_no_page_of_ours(
     """Whatever type upstream gives it, a browser saves it."""
     from grokflask.sandbox import kept_routes
 
-    def send(handler: Any, _status: int, _headers: Any, body: bytes) -> None:
-        type_ = {"Content-Type": kind} if kind else {}
-        real(handler, 200, type_, body)
-
-    real = kept_routes.send_whole
+    monkeypatch.setattr(kept_routes, "FILE_HEADERS", {"Content-Type": kind} if kind else {})
     id = upload(door, content=b"<script>1</script>")
-    monkeypatch.setattr(kept_routes, "send_whole", send)
     reply = door.call("GET", f"files/{id}/content")
     assert (reply.data, reply.mimetype) == (b"<script>1</script>", shown)
     assert reply.headers["Content-Security-Policy"].startswith("sandbox")

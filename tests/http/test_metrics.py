@@ -1,4 +1,4 @@
-"""/metrics by Flask's client: who may see it, and what requests leave there."""
+"""/metrics by Flask's client: who may see it, and what requests add to it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.scripted import Exchange, ScriptedUpstream, chat_chunk
 
 from grokflask import create_app
 from grokflask.config import load_settings
-from grokflask.metrics_families import FAMILIES
+from grokflask.metrics.families import FAMILIES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TOKEN = "metrics-token-0123456789"
@@ -67,7 +67,7 @@ def ask(client: FlaskClient, headers: dict[str, str] = AUTH, path: str = CHAT, *
 def test_who_may_see_it(
     make_client: Callable[..., FlaskClient], tokens: dict[str, str], asked: str | None, status: int
 ) -> None:
-    """Who has its token or the admin's; without either nobody, for it tells what has been spent."""
+    """The metrics token and the admin token open it. It shows costs, so without a token it is closed."""
     headers = {} if asked is None else {"Authorization": f"Bearer {asked}"}
     reply = make_client(**tokens).get("/metrics", headers=headers)
     assert reply.status_code == status
@@ -78,15 +78,15 @@ def test_who_may_see_it(
 
 
 def test_the_metrics_token_opens_nothing_else(make_client: Callable[..., FlaskClient]) -> None:
-    """It lies in Prometheus' configuration: neither the admin API nor the API takes it."""
+    """The token is in Prometheus' configuration, so it opens neither the admin API nor the API."""
     client = make_client(GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN, GROKFLASK_METRICS_TOKEN=TOKEN)
     headers = {"Authorization": f"Bearer {TOKEN}"}
     assert client.get("/admin/api/keys", headers=headers).status_code == 401
     assert client.get("/api/v1/models", headers=headers).status_code == 401
 
 
-def test_the_sandbox_shows_it_to_everybody(tmp_path: Path) -> None:
-    """Its figures are made up, and a newcomer has set nothing."""
+def test_the_sandbox_needs_no_token(tmp_path: Path) -> None:
+    """Its numbers are invented, and a newcomer has not set a token."""
     url = f"sqlite:///{tmp_path}/ledger.db"
     app = create_app(load_settings({"DATABASE_URL": url}, dotenv=None))
     try:
@@ -99,8 +99,8 @@ def test_the_sandbox_shows_it_to_everybody(tmp_path: Path) -> None:
         app.extensions["database"].close()
 
 
-def test_what_requests_leave_there(metered: FlaskClient, upstream: ScriptedUpstream) -> None:
-    """Answers by route and status, refusals by code, wherever they were refused, outcomes, times, tokens."""
+def test_what_requests_add(metered: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Answers by route and status, refusals by code, outcomes, durations and tokens."""
     assert [ask(metered, stream=True) for _ in range(2)] == [200, 200]
     assert ask(metered) == 200
     assert ask(metered, {**AUTH, "Authorization": "Bearer unknown"}) == 401
@@ -138,8 +138,8 @@ def test_what_requests_leave_there(metered: FlaskClient, upstream: ScriptedUpstr
     assert "grokflask_redis_up" not in figures
 
 
-def test_limits_that_refuse(make_client: Callable[..., FlaskClient]) -> None:
-    """Requests per window are refused before there is an exchange, the other limits behind that."""
+def test_a_limit_refuses(make_client: Callable[..., FlaskClient]) -> None:
+    """The limit of requests per window refuses before an exchange starts, and is counted too."""
     client = make_client(GROKFLASK_METRICS_TOKEN=TOKEN, GROKFLASK_RATE_LIMIT="1/hour")
     assert [ask(client) for _ in range(3)] == [200, 429, 429]
     figures = scrape(client)
@@ -148,7 +148,7 @@ def test_limits_that_refuse(make_client: Callable[..., FlaskClient]) -> None:
 
 
 def test_hostile_models(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
-    """What clients ask for is no label; what upstream says it served is one, up to a number."""
+    """A requested model is never a label; a served one is, up to a fixed number of them."""
 
     def echo(exchange: Exchange) -> None:
         exchange.reply({"model": exchange.document["model"], "choices": [{}], "usage": {"prompt_tokens": 1}})
@@ -165,8 +165,8 @@ def test_hostile_models(make_client: Callable[..., FlaskClient], upstream: Scrip
     assert len(models) == 21
 
 
-def test_no_names_of_keys_unless_asked_for(make_client: Callable[..., FlaskClient]) -> None:
-    """Names of keys are of people: only a setting puts them into the figures, secrets nothing does."""
+def test_key_names_need_a_setting(make_client: Callable[..., FlaskClient]) -> None:
+    """Key names can be personal, so they need a setting; secrets never appear."""
     client = make_client(GROKFLASK_METRICS_TOKEN=TOKEN)
     ask(client)
     assert not any("alice" in name for name in scrape(client))
@@ -179,7 +179,7 @@ def test_no_names_of_keys_unless_asked_for(make_client: Callable[..., FlaskClien
 
 
 def test_a_stream_that_is_open(metered: FlaskClient, upstream: ScriptedUpstream) -> None:
-    """It is open from its first event on until its client has left."""
+    """It counts as open from its first event until its client leaves."""
     upstream.handler = lambda exchange: (
         exchange.start(),
         exchange.event(chat_chunk("Once")),
@@ -195,8 +195,8 @@ def test_a_stream_that_is_open(metered: FlaskClient, upstream: ScriptedUpstream)
 
 
 @pytest.mark.parametrize("page", ["grafana/dashboard.json", "grafana/alerts.yml", "metrics.md"])
-def test_the_docs_name_what_there_is(page: str) -> None:
-    """Every metric of the dashboard, the alerts and the page is told, and every label that is asked for."""
+def test_the_docs_name_existing_metrics(page: str) -> None:
+    """The dashboard, the alerts and the page use only metrics and labels that exist."""
     text = (DOCS / page).read_text(encoding="utf-8")
     known: dict[str, tuple[str, ...]] = {}
     for family in FAMILIES:
@@ -219,7 +219,7 @@ def test_the_docs_name_what_there_is(page: str) -> None:
 
 
 def test_the_scrape_config(metered: FlaskClient) -> None:
-    """What the page gives Prometheus is YAML, asks where the figures are, and names rules that are there."""
+    """The scrape configuration of the page is valid, finds /metrics, and names existing rule files."""
     (block,) = find_blocks("docs/metrics.md", "yaml")
     config = yaml.safe_load(block.text)
     (job,) = config["scrape_configs"]
@@ -231,8 +231,8 @@ def test_the_scrape_config(metered: FlaskClient) -> None:
     assert all(group["rules"] for each in rules for group in each["groups"])
 
 
-def test_the_dashboard_is_one() -> None:
-    """JSON as Grafana imports it: panels that do not overlap, each with a title and a query of the source."""
+def test_the_dashboard_can_be_imported() -> None:
+    """Grafana can import it: panels do not overlap, and each has a title and queries the source."""
     board = json.loads((DOCS / "grafana/dashboard.json").read_text(encoding="utf-8"))
     assert board["title"]
     assert [each["type"] for each in board["templating"]["list"]] == ["datasource"]

@@ -14,9 +14,9 @@ from support.processes import CLIENT_KEY
 from support.stores import ADMIN, ADMIN_TOKEN
 from werkzeug.test import TestResponse
 
-from grokflask.openapi import build_document
-from grokflask.openapi_operations import OWN
-from grokflask.web.extensions import EXPOSED_HEADERS
+from grokflask.web.reference.document import build_document
+from grokflask.web.reference.operations import OWN
+from grokflask.web.request_limits import EXPOSED_HEADERS
 
 DOCUMENT = build_document("0")
 PATHS: dict[str, dict[str, Any]] = DOCUMENT["paths"]

@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, chat_chunk, reply_story
 
-from grokflask.shaping import ClientRequest, UpstreamRequest
+from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
 JSON_ACCEPT = {"Accept": "application/json"}

@@ -24,7 +24,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from grokflask.db import Database
+from grokflask.storage.database import Database
 from support.ports import reserve_port
 from support.processes import wait_for
 from support.scripted import WAIT_S

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from grokflask import db, ledger_writer, redis_pool
+from grokflask.ledger import writer
+from grokflask.storage import outages, redis
 
 STORE_S = 4.5
 """Below the 5 seconds and more that reports have, which are read over other connections than the rest."""
 
-_PLACES = [(db, "READ_TIMEOUT_S"), (ledger_writer, "FLUSH_TIMEOUT_S"), (redis_pool, "TIMEOUT_S")]
+_PLACES = [(outages, "READ_TIMEOUT_S"), (writer, "FLUSH_TIMEOUT_S"), (redis, "TIMEOUT_S")]
 STORES: dict[tuple[ModuleType, str], float] = {
     (module, name): getattr(module, name) for module, name in _PLACES
 }

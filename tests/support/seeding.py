@@ -6,9 +6,9 @@ import random
 import time
 from collections.abc import Iterator
 
-from grokflask.db import Database
-from grokflask.ledger_row import LedgerRow, make_id
-from grokflask.ledger_store import read_fields, store
+from grokflask.ledger.row import LedgerRow, make_id
+from grokflask.ledger.statements import read_fields, store
+from grokflask.storage.database import Database
 
 KEYS = (
     "web-shop",

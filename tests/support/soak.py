@@ -22,8 +22,8 @@ from typing import Any
 
 import requests
 
-from grokflask.db import Database
-from grokflask.reports import RowFilter, check_daily, iterate_rows
+from grokflask.ledger.reports import RowFilter, check_daily, iterate_rows
+from grokflask.storage.database import Database
 from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 
@@ -127,23 +127,23 @@ class Case:
 
 CASES = [
     Case("complete stream", "tell", "complete", weight=12),
-    Case("complete reply", "chat", "complete", stream=False, weight=4),
-    Case("client leaves before upstream's headers", "hold", "client_abort", leave=b""),
-    Case("client leaves before upstream's headers, whole", "hold", "client_abort", stream=False, leave=b""),
-    Case("client leaves before the first event", "start-and-hold", "client_abort", leave=b"\r\n\r\n"),
-    Case("client leaves in silence", "begin-and-hold", "client_abort", leave=b"word-0"),
+    Case("complete non-streaming reply", "chat", "complete", stream=False, weight=4),
+    Case("client disconnects before headers", "hold", "client_abort", leave=b""),
+    Case("client disconnects before headers, non-streaming", "hold", "client_abort", stream=False, leave=b""),
+    Case("client disconnects before the first event", "start-and-hold", "client_abort", leave=b"\r\n\r\n"),
+    Case("client disconnects in silence", "begin-and-hold", "client_abort", leave=b"word-0"),
     Case("client resets in silence", "begin-and-hold", "client_abort", leave=b"word-0", by_reset=True),
-    Case("client leaves in a burst", "flood", "client_abort", leave=b"word-0"),
+    Case("client disconnects in a burst", "flood", "client_abort", leave=b"word-0"),
     Case("client resets in a burst", "flood", "client_abort", leave=b"word-0", by_reset=True),
-    Case("upstream closes inside", "begin-and-close", "truncated"),
-    Case("upstream resets inside", "begin-and-reset", "truncated"),
-    Case("upstream ends early", "begin-and-end", "truncated"),
-    Case("upstream reports an error inside", "begin-and-report", "upstream_error"),
-    Case("upstream refuses", "refuse", "upstream_error"),
+    Case("upstream closes the connection in mid-stream", "begin-and-close", "truncated"),
+    Case("upstream resets the connection in mid-stream", "begin-and-reset", "truncated"),
+    Case("upstream ends the stream early", "begin-and-end", "truncated"),
+    Case("upstream reports an error in mid-stream", "begin-and-report", "upstream_error"),
+    Case("upstream refuses the request", "refuse", "upstream_error"),
     Case("upstream drops the request", "drop", "upstream_error"),
-    Case("silent before its headers", "hold", "timeout"),
-    Case("silent before the first event", "start-and-hold", "timeout"),
-    Case("silent between events", "begin-and-hold", "timeout"),
+    Case("upstream is silent before its headers", "hold", "timeout"),
+    Case("upstream is silent before the first event", "start-and-hold", "timeout"),
+    Case("upstream is silent between events", "begin-and-hold", "timeout"),
 ]
 
 

@@ -43,7 +43,7 @@ ABORT = frozenset(("client_abort",))
 COMPLETE = frozenset(("complete",))
 TRUNCATED = frozenset(("truncated",))
 FAILED = frozenset(("upstream_error",))
-PICTURE = "data:image/png;base64," + base64.b64encode(draw_named("0123456789abcdef-64x64") or b"").decode()
+PICTURE = "data:image/png;base64," + base64.b64encode(draw_named("405060-64x64") or b"").decode()
 WORDS = [
     "tell",
     "me",
@@ -82,7 +82,7 @@ class Gates:
         def hold_at(place: int | str) -> Any:
             def alter(events: Iterator[Event], number: float) -> Iterator[Step]:
                 for count, event in enumerate(events):
-                    if count == place or event.kind == place:
+                    if count == place or (event.done and place == "done"):
                         yield from self.hold(number)
                         # All that is left comes in one piece: whoever loses a piece loses the usage.
                         yield from send_at_once(itertools.chain([event], events), 0)
@@ -102,12 +102,12 @@ class Gates:
 
         middle = hold_at(BROKEN_AFTER_EVENTS)
         return {
-            "gate-headers": Fault("", before_headers=self.hold),
-            "gate-first": Fault("", alter=hold_at(0), spoil=hold_body(0)),
-            "gate-middle": Fault("", alter=middle, spoil=hold_body(1)),
-            "gate-usage": Fault("", alter=middle, style=Style(usage="every")),
-            "gate-before-done": Fault("", alter=hold_at("done")),
-            "gate-after-done": Fault("", alter=hold_at("end")),
+            "gate-headers": Fault(before_headers=self.hold),
+            "gate-first": Fault(alter=hold_at(0), spoil=hold_body(0)),
+            "gate-middle": Fault(alter=middle, spoil=hold_body(1)),
+            "gate-usage": Fault(alter=middle, style=Style(usage="every")),
+            "gate-before-done": Fault(alter=hold_at("done")),
+            "gate-after-done": Fault(alter=hold_at("end")),
         }
 
 

@@ -10,15 +10,15 @@ import pytest
 from grokflask import catalogue
 from grokflask.catalogue import Catalogue, filter_models
 from grokflask.errors import ModelNotAllowedError
-from grokflask.key_limits import KeyLimits
-from grokflask.keys import ApiKey
-from grokflask.sandbox.models import language_item, list_models, picture_item, short_item
+from grokflask.keys.limits import KeyLimits
+from grokflask.keys.ring import ApiKey
+from grokflask.sandbox.models import detailed_item, list_models, short_item
 
 ALICE = ApiKey("alice", "key:alice", "xai-1")
 BOB = ApiKey("bob", "key:bob", "xai-2")
 LONG = {"object": "list", "data": list_models()}
-SHORT = {"object": "list", "data": [short_item(item) for item in list_models()]}
-KINDS = {"models": [language_item("grok-4.3"), language_item("grok-4.7")]}
+SHORT = {"object": "list", "data": [short_item(item["id"]) for item in list_models()]}
+KINDS = {"models": [detailed_item("grok-4.3"), detailed_item("grok-4.7")]}
 
 
 def show(document: Any, *patterns: str) -> Any:
@@ -29,7 +29,7 @@ def list_ids(document: Any) -> list[str]:
     return [item["id"] for item in document.get("data", document.get("models"))]
 
 
-@pytest.mark.parametrize("document", [LONG, SHORT, KINDS, language_item("grok-4.3")])
+@pytest.mark.parametrize("document", [LONG, SHORT, KINDS, detailed_item("grok-4.3")])
 def test_a_key_without_patterns_sees_all(document: Any) -> None:
     """And that as upstream sent it, byte for byte; so does one that may use every model of the list."""
     body = json.dumps(document, indent=3).encode()
@@ -56,10 +56,10 @@ def test_aliases_count() -> None:
 
 def test_one_model() -> None:
     """By itself it is shown, or refused."""
-    assert show(picture_item("grok-imagine-image"), "grok-imagine-*")["id"] == "grok-imagine-image"
-    assert show(language_item("grok-4.3"), "grok-4")["id"] == "grok-4.3"
+    assert show(detailed_item("grok-imagine-image"), "grok-imagine-*")["id"] == "grok-imagine-image"
+    assert show(detailed_item("grok-4.3"), "grok-4")["id"] == "grok-4.3"
     with pytest.raises(ModelNotAllowedError):
-        show(language_item("grok-4.3"), "grok-4.7")
+        show(detailed_item("grok-4.3"), "grok-4.7")
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_one_model() -> None:
     [b"[]", b"7", b'{"data": 7}', b'{"data": [7]}', b'{"models": [{"id": 7}]}', b"{}", b'{"id": null}'],
 )
 def test_what_cannot_be_read_is_not_shown(body: bytes) -> None:
-    """To a key that may not see all: nobody could tell what is in it."""
+    """A key that may not see all models does not get an answer that cannot be read."""
     with pytest.raises(ModelNotAllowedError):
         filter_models(body, KeyLimits(models=("grok-4",)))
     assert filter_models(body, KeyLimits()) == body
@@ -88,7 +88,7 @@ def test_kept_for_a_moment() -> None:
 
 
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many answers are kept, and no large one; with 0 seconds none at all."""
+    """The cache holds a limited number of answers, and no large one; with 0 seconds none at all."""
     monkeypatch.setattr(catalogue, "MAX_KEPT", 3)
     kept = Catalogue(60, lambda: 0.0)
     for number in range(5):

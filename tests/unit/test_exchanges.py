@@ -12,7 +12,7 @@ from support.scripted import WAIT_S
 
 from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
 from grokflask.exchanges import OpenExchanges, OpenStream
-from grokflask.ledger_row import LedgerRow
+from grokflask.ledger.row import LedgerRow
 
 
 class Call:

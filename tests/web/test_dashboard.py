@@ -19,7 +19,7 @@ from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, ch
 from support.seeding import seed_ledger
 from support.stores import ADMIN, ADMIN_TOKEN, KeyedGateway
 
-from grokflask.db import Database
+from grokflask.storage.database import Database
 
 CHAT: dict[str, Any] = {"model": "grok-4.3", "messages": [{"role": "user", "content": "hello"}]}
 HELD = "held"
@@ -201,7 +201,7 @@ def test_a_stream_is_seen_and_ended(visit: Callable[..., Visit], filled: Gateway
     expect(row).to_contain_text("streamer")
     end_stream(page, "watched-1")
     thread.join(60)
-    assert "stopped by the operator" in got[0]
+    assert "operator stopped this answer" in got[0]
     assert "[DONE]" not in got[0]
 
 
@@ -404,4 +404,4 @@ def test_two_workers(
     for number, (thread, got) in enumerate(streams):
         end_stream(page, f"shared-{number}")
         thread.join(60)
-        assert "stopped by the operator" in got[0]
+        assert "operator stopped this answer" in got[0]

@@ -49,7 +49,7 @@ def read_requests(page: Page, path: str) -> list[dict[str, object]]:
 def test_a_newcomer_asks_twice(page: Page) -> None:
     """Without a key a suggestion is answered at once; the second question goes with all that was said."""
     bodies = read_requests(page, "/chat/completions")
-    expect(page.get_by_text("The sandbox answers: made up, and free.")).to_be_visible()
+    expect(page.get_by_text("These answers come from the sandbox.")).to_be_visible()
     expect(page.locator("#need-key")).to_be_hidden()
     page.get_by_role("button", name="Compare three sorting algorithms in a table").click()
     first = wait_for_end(page)

@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 from support.browser import DESKTOP, PHONE, Visit
 from support.processes import CLIENT_KEY, GatewayServer
 
-from grokflask.openapi import build_document
+from grokflask.web.reference.document import build_document
 
 OPERATIONS = sum(len(methods) for methods in build_document("0")["paths"].values())
 

@@ -171,9 +171,9 @@ def test_turns_and_commands(open_terminal: Open, shared_upstream: ScriptedUpstre
     shown = {
         "first": "tokens/s",
         "second": "tokens/s",
-        "/model grok-3": "answers from here on.",
-        "/new": "A new conversation.",
-        "/odd": "There is no command /odd",
+        "/model grok-3": "The model is now grok-3.",
+        "/new": "New conversation.",
+        "/odd": "Unknown command /odd",
         "/help": "stays in the conversation.",
         "third": "tokens/s",
     }
@@ -290,10 +290,10 @@ def test_no_gateway(gateway: GatewayServer, shared_upstream: ScriptedUpstream, t
 
     upstream_url = shared_upstream.base_url.removesuffix("/v1")
     for handle, words in (
-        (cut, "no [DONE] came"),
+        (cut, "no [DONE] arrived"),
         (break_off, "cut before"),
         (lambda exchange: exchange.close(), "closed the connection without an answer"),
-        (lambda exchange: exchange.reply(b"<html>", 200, "Content-Type: text/html"), "is it a gateway's"),
+        (lambda exchange: exchange.reply(b"<html>", 200, "Content-Type: text/html"), "address of a gateway"),
         (lambda exchange: exchange.reply(b"<html>", 404, "Content-Type: text/html"), "There is no API at"),
         (lambda exchange: exchange.reply(b"", 301, "Location: https://x.example/"), "moved to https://x.example/"),
     ):  # fmt: skip

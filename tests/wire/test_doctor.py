@@ -53,7 +53,7 @@ def test_a_proxy_that_holds_back(proxy: Proxy, tmp_path: Path) -> None:
     """Events that arrive in one burst: FAIL, and the setting of the proxy that is named."""
     proxy.faults = Faults(holds=True, server="nginx/1.24", drops=("x-request-id",), hides=("/ready",))
     seen = look(tmp_path, proxy.url, 1)
-    assert seen["stream"]["text"].startswith("a proxy holds streams back: 5 events")
+    assert seen["stream"]["text"].startswith("a proxy buffers streams: 5 events")
     assert "proxy_buffering off" in seen["stream"]["remedy"]
     assert "Cloudflare" not in seen["stream"]["remedy"]
     assert seen["request id"]["state"] == "warn"
@@ -71,7 +71,7 @@ def test_a_proxy_that_compresses(proxy: Proxy, tmp_path: Path) -> None:
 def test_a_proxy_that_cuts(proxy: Proxy, tmp_path: Path) -> None:
     """A stream that ends early is told as such."""
     proxy.faults = Faults(cuts_after_bytes=250)
-    assert "it was cut after" in look(tmp_path, proxy.url, 1)["stream"]["text"]
+    assert "cut off after" in look(tmp_path, proxy.url, 1)["stream"]["text"]
 
 
 def test_silence(gateway: GatewayServer, proxy: Proxy, tmp_path: Path) -> None:

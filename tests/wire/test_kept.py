@@ -51,7 +51,7 @@ def open_sdk(gateway: KeyedGateway, name: str) -> OpenAI:
 
 def test_the_sdk(gateway: KeyedGateway, sandbox: Sandbox) -> None:
     """Models, files, batches, an edit and a deferred chat; another key sees nothing of it; rows are true."""
-    picture = base64.b64encode(draw_named("0123456789abcdef-64x64") or b"").decode()
+    picture = base64.b64encode(draw_named("405060-64x64") or b"").decode()
     with open_sdk(gateway, "ann") as ann, open_sdk(gateway, "bob") as bob:
         assert "grok-4.3" in [model.id for model in ann.models.list()]
         lines = [

@@ -429,8 +429,8 @@ def test_redis_restarts_empty_under_open_streams(
         finally:
             back.kill()
     log = gateway.server
-    assert log.find_lines("Redis is away: streams")
-    assert log.find_lines("Redis is back: streams")
+    assert log.find_lines("Redis is unreachable: streams")
+    assert log.find_lines("Redis is reachable again: streams")
 
 
 OUTAGES: dict[str, dict[str, Any]] = {

@@ -29,11 +29,11 @@ from support.traffic import (
     make_plan,
 )
 
-from grokflask.billing import IMAGE_TOKENS
-from grokflask.ledger_row import to_day
-from grokflask.money import TICKS_PER_USD
+from grokflask.billing.bill import IMAGE_TOKENS
+from grokflask.billing.money import TICKS_PER_USD
 from grokflask.sandbox import Exchange, Sandbox
 from grokflask.sandbox.models import CHAT_MODELS, cost_ticks
+from grokflask.times import to_day
 
 TOTAL = 260
 AT_ONCE = 16

@@ -1,4 +1,4 @@
-"""/metrics of real workers: sums that any of them tells, and that outlive those who have counted."""
+"""/metrics of real workers: any worker returns the sums of all, and counts outlive their worker."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ COUNTERS = re.compile(
 
 
 def scrape(url: str) -> Samples:
-    """What the worker tells that takes this connection, a new one."""
+    """The samples of the worker that accepts this new connection."""
     reply = requests.get(f"{url}/metrics", headers={**ADMIN, "Connection": "close"}, timeout=WAIT_S)
     assert reply.status_code == 200, reply.text
     return parse_figures(reply.text)
 
 
 def pick(figures: Samples, *, but: str = "route=metrics") -> Samples:
-    """The counters, without those of the scrapes themselves."""
+    """The counters, except those of the scrapes themselves."""
     return {
         name: value for name, value in figures.items() if COUNTERS.match(name) and but not in name and value
     }
 
 
-def is_said_by_all(url: str, expected: Callable[[Samples], bool]) -> bool:
-    """Ten scrapes, which the workers share among them, agree in it."""
+def is_shown_by_all(url: str, expected: Callable[[Samples], bool]) -> bool:
+    """Whether ten scrapes, spread over the workers, all are as expected."""
     return all(expected(scrape(url)) for _ in range(10))
 
 
 def ask(url: str, key: dict[str, str], **body: Any) -> requests.Response:
-    """One request over a connection of its own, read to its end."""
+    """One request on its own connection, read to the end."""
     return requests.post(
         f"{url}{CHAT}",
         json={"messages": [{"role": "user", "content": "hello"}], **body},
@@ -54,7 +54,7 @@ def ask(url: str, key: dict[str, str], **body: Any) -> requests.Response:
 
 
 def act(exchange: Exchange) -> None:
-    """Answers as the model's name says."""
+    """Answers as the model's name demands."""
     model = exchange.document["model"]
     if model == "busy":
         exchange.reply({"error": "too many"}, 429)
@@ -74,7 +74,7 @@ def act(exchange: Exchange) -> None:
 
 
 def find_workers(server: GatewayServer) -> list[int]:
-    """The processes of the workers that live."""
+    """The processes of the live workers."""
     text = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
     return [int(word) for word in text.split()]
 
@@ -82,7 +82,7 @@ def find_workers(server: GatewayServer) -> list[int]:
 def test_sums_of_two_workers(
     make_keyed: Callable[..., KeyedGateway], redis_server: RedisServer, upstream: ScriptedUpstream
 ) -> None:
-    """Exact, whichever worker answers, and true to the ledger; a killed one's counts stay, its gauges go."""
+    """Exact on any worker, and equal to the ledger; a killed worker's counts stay, its gauges go."""
     upstream.handler = act
     gateway = make_keyed(
         REDIS_URL=redis_server.url,
@@ -112,7 +112,7 @@ def test_sums_of_two_workers(
         }
         return ended == exchanges
 
-    wait_for(lambda: is_said_by_all(url, is_all), "all workers to tell of all exchanges")
+    wait_for(lambda: is_shown_by_all(url, is_all), "all workers to tell of all exchanges")
     rows = gateway.wait_for_rows(45)
     figures = scrape(url)
     assert figures["grokflask_workers"] == 2
@@ -136,7 +136,7 @@ def test_sums_of_two_workers(
 
 
 def _kill_workers(gateway: KeyedGateway, key: dict[str, str]) -> None:
-    """Both, one after the other, with streams open in them."""
+    """Kills both, one after the other, with open streams."""
     streams = [
         requests.post(
             f"{gateway.url}{CHAT}",
@@ -151,7 +151,7 @@ def _kill_workers(gateway: KeyedGateway, key: dict[str, str]) -> None:
     for stream in beats:
         next(stream)
     wait_for(
-        lambda: is_said_by_all(gateway.url, lambda told: told["grokflask_open_streams"] == 6),
+        lambda: is_shown_by_all(gateway.url, lambda told: told["grokflask_open_streams"] == 6),
         "six open streams",
     )
     kept = {name: value for name, value in pick(scrape(gateway.url)).items() if "heartbeats" not in name}
@@ -160,7 +160,8 @@ def _kill_workers(gateway: KeyedGateway, key: dict[str, str]) -> None:
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda gone=worker: gone not in find_workers(gateway.server), "a worker to be gone")  # type: ignore[misc]
         wait_for(
-            lambda: is_said_by_all(gateway.url, lambda told: told["grokflask_workers"] == 2), "another worker"
+            lambda: is_shown_by_all(gateway.url, lambda told: told["grokflask_workers"] == 2),
+            "another worker",
         )
     for stream in streams:
         stream.close()
@@ -170,13 +171,14 @@ def _kill_workers(gateway: KeyedGateway, key: dict[str, str]) -> None:
     wait_for(lambda: ask(gateway.url, key).status_code == 200, "the new workers to serve")
     name = "grokflask_exchanges_total{outcome=complete,route=chat}"
     wait_for(
-        lambda: is_said_by_all(gateway.url, lambda told: told[name] == kept[name] + 1), "a count that goes on"
+        lambda: is_shown_by_all(gateway.url, lambda told: told[name] == kept[name] + 1),
+        "a count that goes on",
     )
 
 
 @contextlib.contextmanager
 def start_alone(tmp_path: Path, upstream: ScriptedUpstream, *options: str) -> Iterator[GatewayServer]:
-    """gunicorn with options of the command line, and one worker."""
+    """gunicorn with one worker and options of the command line."""
     env = {
         "XAI_API_KEY": UPSTREAM_KEY,
         "XAI_API_BASE": upstream.base_url,
@@ -192,7 +194,7 @@ def start_alone(tmp_path: Path, upstream: ScriptedUpstream, *options: str) -> It
 
 
 def test_workers_that_come_and_go(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """With `--max-requests` counts go on, in as many files as ever, and with the server all of them go."""
+    """With `--max-requests` counts continue in the same files; the server removes them at its end."""
     folder = tmp_path / "figures"
     folder.mkdir()
     with start_alone(tmp_path, upstream, "--max-requests", "6", "--worker-tmp-dir", str(folder)) as server:
@@ -213,7 +215,7 @@ def test_workers_that_come_and_go(tmp_path: Path, upstream: ScriptedUpstream) ->
 
 
 def test_without_a_place_for_the_figures(tmp_path: Path, upstream: ScriptedUpstream) -> None:
-    """A server whose temporary directory cannot be written starts all the same, and its worker tells."""
+    """A server without a writable temporary directory starts, and its worker shows its own counts."""
     with start_alone(tmp_path, upstream, "--config", str(_write_config(tmp_path))) as server:
         assert ask(server.url, ALICE).status_code == 200
         figures = scrape(server.url)
@@ -222,13 +224,14 @@ def test_without_a_place_for_the_figures(tmp_path: Path, upstream: ScriptedUpstr
 
 
 def _write_config(tmp_path: Path) -> Path:
-    """The project's, with a `tempfile` that finds no room."""
+    """The project's configuration, with a `tempfile` that finds no room."""
     path = tmp_path / "full.conf.py"
     lines = [
         f"exec(compile(open({str(ROOT / 'gunicorn.conf.py')!r}).read(), 'gunicorn.conf.py', 'exec'))",
+        "from grokflask.server import metric_slots",
         "def _find_no_room(**_):",
         "    raise OSError(28, 'No space left on device')",
-        "tempfile = type('tempfile', (), {'mkdtemp': staticmethod(_find_no_room)})",
+        "metric_slots.tempfile = type('tempfile', (), {'mkdtemp': staticmethod(_find_no_room)})",
     ]
     path.write_text("\n".join(lines))
     return path

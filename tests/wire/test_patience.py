@@ -129,7 +129,7 @@ def test_failure_after_the_commit_is_told_in_the_stream(
         "status": "no credits",
         "json": "later",
         "cut": "closed the connection without an answer",
-        "garbage": "cannot be understood",
+        "garbage": "cannot read",
     }
     for (kind, message), shape in product(messages.items(), SHAPES):
         committed = threading.Event()

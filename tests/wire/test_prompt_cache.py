@@ -13,7 +13,7 @@ from support.processes import UPSTREAM_KEY
 from support.scripted import WAIT_S
 from support.stores import KeyedGateway
 
-from grokflask.prices import price_saved
+from grokflask.billing.prices import price_saved
 from grokflask.sandbox import Exchange, Sandbox
 
 TURNS = 6

@@ -21,7 +21,7 @@ from support.processes import CLIENT_KEY, GatewayServer
 from support.scripted import WAIT_S
 from support.stores import ADMIN, ADMIN_TOKEN
 
-from grokflask.openapi import build_document
+from grokflask.web.reference.document import build_document
 
 DOCUMENT = build_document("0")
 RUN_S = 250

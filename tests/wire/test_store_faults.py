@@ -150,7 +150,7 @@ def test_database_away_under_load(
     assert gateway.run("usage", "check")["drift"] == []
     spent = len(rows) * USAGE["cost_in_usd_ticks"]
     assert gateway.show_usage(key)["spent"] == {"day_ticks": spent, "month_ticks": spent}
-    gateway.server.wait_for_line("the ledger is written again")
+    gateway.server.wait_for_line("the ledger can be written again")
 
 
 @pytest.mark.parametrize(("way", "policy"), [(stopped, "local"), (paused, "closed")])
@@ -191,8 +191,8 @@ def test_keys_while_the_database_is_away(
             assert ask(gateway, fixed) == (200, None)
     wait_for(lambda: ask(gateway, unseen) == (200, None), "the database to be asked again")
     wait_for(lambda: ask(gateway, wrong) == (401, "invalid_api_key"), "wrong keys to be known as such")
-    gateway.server.wait_for_line("the database is away")
-    gateway.server.wait_for_line("the database is back")
+    gateway.server.wait_for_line("the database is unavailable")
+    gateway.server.wait_for_line("the database is available again")
 
 
 def test_starting_without_a_database(
@@ -222,7 +222,7 @@ def test_a_folder_that_cannot_be_written(
         DATABASE_URL=f"sqlite:///{tmp_path}/file/ledger.db", GROKFLASK_KEYS=f"env:{CLIENT_KEY}"
     )
     assert ask(gateway, {"Authorization": f"Bearer {CLIENT_KEY}"}) == (200, None)
-    gateway.server.wait_for_line("the database is away")
+    gateway.server.wait_for_line("the database is unavailable")
     assert gateway.read_ready()["database"]["state"] == "away"
 
 
@@ -238,7 +238,7 @@ def test_no_more_room_for_rows(
         started_at = time.monotonic()
         assert gateway.server.stop() == 0
         assert time.monotonic() - started_at < WAIT_S
-    (line,) = gateway.server.find_lines("rows of the ledger are left unwritten")
+    (line,) = gateway.server.find_lines("ledger rows were not written")
     assert "rows=1" in line
 
 

@@ -1,0 +1,194 @@
+"""What a request may cost before it is sent, and what it did cost when it is over. No IO.
+
+A bill uses upstream's own figures. Where there are none, because a stream was cut short or upstream reports
+no usage, it is an estimate, and marked as one. Reservations are on the high side. The bill for an answer that
+was cut short counts the tokens that were seen; reasoning is not seen.
+"""
+
+from __future__ import annotations
+
+import re
+from math import ceil
+
+import msgspec
+from msgspec.structs import replace
+
+from grokflask.billing.prices import LONGEST_VIDEO_S, price_images, price_tokens, price_video
+from grokflask.errors import Outcome, UpstreamStatusError
+from grokflask.protocol.routes import Billing
+from grokflask.protocol.usage import Settlement, Usage
+
+ASCII_BYTES_PER_TOKEN = 4
+OTHER_BYTES_PER_TOKEN = 2
+"""A Chinese character has three bytes, and one or two tokens."""
+
+IMAGE_TOKENS = 1792
+"""The highest figure ever published for an image in a prompt."""
+
+_ASCII = bytes(range(128))
+
+# The beginning of a field. In a text its quotes would be escaped, so no text can pass as a picture.
+_PICTURE = re.compile(
+    rb'"(?:image_)?url"\s*:\s*"data:image\\?/[a-z.+-]{1,40};base64,'
+    rb'|"media_type"\s*:\s*"image\\?/[a-z.+-]{1,40}"\s*,\s*"data"\s*:\s*"',
+    re.IGNORECASE,
+)
+_PICTURE_TYPE = re.compile(rb'"type"\s*:\s*"(?:input_)?image"')  # of Responses, and of Messages
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """What a request may use. 1 USD = 10^10 ticks."""
+
+    billing: Billing
+    model: str
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    """Visible and reasoning tokens."""
+    prompt_ticks: int = 0
+    """Charged as soon as upstream has read the prompt."""
+    ticks: int = 0
+    """The cost of prompt and output."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that count against tokens per minute."""
+        return self.prompt_tokens + self.output_tokens
+
+
+FREE = Estimate("free", "")
+FETCHED = Estimate("fetched", "")
+
+
+class Bill(msgspec.Struct, frozen=True):
+    """What an exchange used."""
+
+    usage: Usage
+    estimated: bool
+    """Not all of the figures are upstream's own."""
+
+    @property
+    def ticks(self) -> int:
+        """The cost. 1 USD = 10^10 ticks."""
+        return self.usage.cost_ticks or 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that count against tokens per minute."""
+        return (self.usage.prompt_tokens or 0) + count_output(self.usage)
+
+
+def estimate_chat(model: str, body: bytes, output_tokens: int) -> Estimate:
+    """An estimate for a chat with the JSON `body` and `output_tokens` in all its answers."""
+    prompt_tokens = count_prompt(body)
+    return Estimate(
+        "tokens",
+        model,
+        prompt_tokens,
+        output_tokens,
+        price_tokens(model, prompt_tokens, 0),
+        price_tokens(model, prompt_tokens, output_tokens),
+    )
+
+
+def estimate_images(model: str, count: int) -> Estimate:
+    """An estimate for generated images, which are charged even if the client has left."""
+    ticks = price_images(model, count)
+    return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
+
+
+def estimate_video(model: str, duration_s: int | None) -> Estimate:
+    """An estimate for a video of `duration_s` seconds; None is the longest that there is."""
+    ticks = price_video(model, min(LONGEST_VIDEO_S, duration_s or LONGEST_VIDEO_S))
+    return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
+
+
+def count_prompt(body: bytes) -> int:
+    """About how many tokens a chat's JSON has. An image counts as one piece, not by its bytes."""
+    size = len(body)
+    images = 0
+    if b"image" in body:
+        images = body.count(b'"image_url"') // 2  # in a chat: the part's type and its field
+        images = max(images, len(_PICTURE_TYPE.findall(body)))
+        starts = [match.end() for match in _PICTURE.finditer(body)]
+        size -= sum(body.find(b'"', start) - start for start in starts)
+        images = max(images, len(starts))
+    others = 0 if body.isascii() else len(body.translate(None, _ASCII))
+    tokens = ceil((size - others) / ASCII_BYTES_PER_TOKEN) + ceil(others / OTHER_BYTES_PER_TOKEN)
+    return tokens + images * IMAGE_TOKENS
+
+
+def count_output(usage: Usage) -> int:
+    """Visible and reasoning tokens.
+
+    `completion_tokens` excludes reasoning in xAI's chat routes, and includes it elsewhere. The total decides.
+    """
+    visible = usage.completion_tokens or 0
+    if usage.total_tokens is not None and usage.prompt_tokens is not None:
+        return max(visible, usage.total_tokens - usage.prompt_tokens)
+    return visible + (usage.reasoning_tokens or 0)
+
+
+def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> Bill:
+    """The bill of an exchange. `reached`: upstream may have received the request."""
+    usage = settlement.usage
+    final = settlement.usage_final or settlement.outcome is Outcome.COMPLETE
+    if usage is None or _is_unreported(usage, estimate, final):
+        if estimate.billing in ("free", "fetched"):
+            return Bill(Usage(cost_ticks=0), estimated=False)
+        if not reached or _is_refusal(settlement):
+            return Bill(Usage(cost_ticks=0), estimated=False)
+        return _guess(estimate, settlement)
+    if usage.cost_ticks is not None:
+        return Bill(usage, estimated=not final)
+    if estimate.billing == "free":
+        return Bill(replace(usage, cost_ticks=0), estimated=False)
+    if not final and not count_output(
+        usage
+    ):  # the prompt was reported at the beginning, and nothing after it
+        seen = settlement.events_seen
+        total = None if usage.prompt_tokens is None else usage.prompt_tokens + seen
+        usage = replace(usage, completion_tokens=seen, total_tokens=total)
+    return Bill(replace(usage, cost_ticks=_price(usage, estimate, settlement)), estimated=True)
+
+
+def _is_unreported(usage: Usage, estimate: Estimate, final: bool) -> bool:
+    """Every chat has a prompt, so zero tokens means "not reported". A final cost of zero is believed."""
+    return (
+        estimate.billing == "tokens"
+        and usage.prompt_tokens == 0
+        and not count_output(usage)
+        and (usage.cost_ticks is None or not (final or usage.cost_ticks))
+    )
+
+
+def _is_refusal(settlement: Settlement) -> bool:
+    """Upstream refused the request before it sent an event, which is not charged."""
+    return isinstance(settlement.error, UpstreamStatusError) and not settlement.events_seen
+
+
+def _guess(estimate: Estimate, settlement: Settlement) -> Bill:
+    """A bill without reported usage: the prompt, and one token for each event that was seen."""
+    if estimate.billing == "images":
+        return Bill(Usage(cost_ticks=estimate.ticks), estimated=True)
+    # A whole reply without usage may have used all of the output that was reserved for it.
+    complete = settlement.outcome is Outcome.COMPLETE and not settlement.events_seen
+    output_tokens = estimate.output_tokens if complete else settlement.events_seen
+    return Bill(
+        Usage(
+            prompt_tokens=estimate.prompt_tokens,
+            completion_tokens=output_tokens,
+            total_tokens=estimate.prompt_tokens + output_tokens,
+            cost_ticks=price_tokens(
+                settlement.model_served or estimate.model, estimate.prompt_tokens, output_tokens
+            ),
+        ),
+        estimated=True,
+    )
+
+
+def _price(usage: Usage, estimate: Estimate, settlement: Settlement) -> int:
+    if estimate.billing == "images":
+        return estimate.ticks
+    prompt_tokens = estimate.prompt_tokens if usage.prompt_tokens is None else usage.prompt_tokens
+    model = settlement.model_served or estimate.model
+    return price_tokens(model, prompt_tokens, count_output(usage), usage.cached_tokens or 0)

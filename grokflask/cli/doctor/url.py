@@ -1,0 +1,222 @@
+"""Checks a gateway through its clients' address, and so through the proxies in front of it.
+
+GET /diagnose/stream sends a few events at known times. Their arrival shows whether a proxy buffers streams.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from grokflask.cli.caller import Caller, CallError, explain_status, is_safe, read_pieces, read_start
+from grokflask.cli.conversation import read_events
+from grokflask.cli.doctor.findings import Finding
+from grokflask.errors import MALFORMED
+
+SILENCE_S = 60.0
+MAX_EVENTS = 100
+TRIES = 2
+"""A machine that is busy for a moment looks like a buffering proxy, so the best of two tries counts."""
+
+LUMP_SHARE = 0.5
+"""Events that arrive within less than this share of their sending time were buffered."""
+
+_BUFFERS = {
+    "nginx": "nginx: proxy_buffering off; proxy_http_version 1.1; and leave X-Accel-Buffering alone",
+    "apache": "Apache: flushpackets=on behind ProxyPass, and SetEnv no-gzip 1 for this path",
+    "cloudflare": "Cloudflare: turn compression and Rocket Loader off for this host, by a Configuration Rule",
+    "heroku": "Heroku's router does not buffer: check what else is in front (an nginx buildpack, a CDN)",
+}
+
+
+@dataclass
+class Passage:
+    """One diagnostic stream as it arrived. `event` is its first event."""
+
+    headers: Mapping[str, str]
+    request_id: str
+    event: dict[str, Any] = field(default_factory=dict)
+    sent_ms: list[float] = field(default_factory=list)
+    arrived_ms: list[float] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def share(self) -> float:
+        """Arrival time of the events, divided by their sending time; 1 without buffering."""
+        if len(self.sent_ms) < 2:
+            return 0.0
+        sent_in_ms = self.sent_ms[-1] - self.sent_ms[0]
+        return (self.arrived_ms[-1] - self.arrived_ms[0]) / sent_in_ms if sent_in_ms > 0 else 1.0
+
+
+def check_url(caller: Caller) -> Iterator[Finding]:
+    """Checks health, readiness, then the diagnostic stream. Stops at the first failed call."""
+    if not is_safe(caller.url):
+        yield Finding(
+            "url",
+            "warn",
+            "http sends keys and answers unencrypted",
+            "Use TLS at the proxy (docs/deployment.md).",
+        )
+    try:
+        for path in ("/health", "/ready"):
+            yield _check_path(caller, path)
+        passage = _measure(caller)
+    except CallError as error:
+        yield Finding("url", "FAIL", error.message)
+        return
+    yield judge_stream(passage)
+    yield judge_compression(passage)
+    yield judge_request_id(passage)
+    yield from judge_forwarding(passage, urlsplit(caller.url).scheme)
+
+
+def _check_path(caller: Caller, path: str) -> Finding:
+    """Checks that the gateway answers a path outside the API. Raises CallError."""
+    with caller.call("GET", path, silence_s=SILENCE_S) as reply:
+        body = read_start(reply)
+        try:
+            status = msgspec.json.decode(body)["status"]
+        except (*MALFORMED, LookupError, TypeError):
+            text = f"the answer to {path} is not a gateway's ({reply.status_code})"
+            return Finding(path, "FAIL", text, f"Let the proxy pass {path}: load balancers need it.")
+        remedy = "" if reply.status_code == 200 else "It is shutting down: another instance should take over."
+        return Finding(path, "ok" if reply.status_code == 200 else "warn", str(status), remedy)
+
+
+def _measure(caller: Caller) -> Passage:
+    """The best of a few tries. Raises CallError."""
+    best = receive(caller)
+    for _ in range(TRIES - 1):
+        if best.complete and best.share >= LUMP_SHARE:
+            break
+        best = max(best, receive(caller), key=lambda each: (each.complete, each.share))
+    return best
+
+
+def receive(caller: Caller, path: str = "/diagnose/stream") -> Passage:
+    """Reads and times one diagnostic stream. Raises CallError if it does not begin."""
+    request_id = f"doctor-{secrets.token_hex(8)}"
+    headers = {"X-Request-ID": request_id, "Accept": "text/event-stream", "Accept-Encoding": "gzip"}
+    with caller.call("GET", path, silence_s=SILENCE_S, **headers) as reply:
+        if reply.status_code != 200:
+            raise CallError(explain_status(reply))
+        if not reply.headers.get("Content-Type", "").startswith("text/event-stream"):
+            raise CallError("/diagnose/stream is not a stream: something else answers, or an older version.")
+        passage = Passage(reply.headers, request_id)
+        try:
+            for data in read_events(read_pieces(reply)):
+                if data == b"[DONE]":
+                    passage.complete = True
+                    break
+                _note(passage, data)
+        except CallError:
+            pass  # `complete` stays False
+        return passage
+
+
+def _note(passage: Passage, data: bytes) -> None:
+    arrived_ms = time.monotonic() * 1000
+    if len(passage.sent_ms) >= MAX_EVENTS:
+        raise CallError("/diagnose/stream sends more events than a gateway does.")
+    try:
+        event = msgspec.json.decode(data)
+        passage.sent_ms.append(float(event["sent_ms"]))
+    except (*MALFORMED, LookupError, TypeError, ValueError):
+        raise CallError("/diagnose/stream does not send a gateway's events.") from None
+    passage.arrived_ms.append(arrived_ms)
+    passage.event = passage.event or event
+
+
+def judge_stream(passage: Passage) -> Finding:
+    """Whether events arrive when they are sent."""
+    if not passage.complete:
+        return Finding(
+            "stream",
+            "FAIL",
+            f"cut off after {len(passage.sent_ms)} events",
+            "Raise the proxy's read timeout (nginx: proxy_read_timeout 120s).",
+        )
+    sent_in_ms = passage.sent_ms[-1] - passage.sent_ms[0]
+    arrived_in_ms = passage.arrived_ms[-1] - passage.arrived_ms[0]
+    text = f"{len(passage.sent_ms)} events sent over {sent_in_ms:.0f} ms arrived over {arrived_in_ms:.0f} ms"
+    if passage.share >= LUMP_SHARE:
+        return Finding("stream", "ok", text)
+    known = name_proxy(passage.headers)
+    remedies = [_BUFFERS[known]] if known else list(_BUFFERS.values())
+    return Finding(
+        "stream",
+        "FAIL",
+        f"a proxy buffers streams: {text}",
+        f"{'; or '.join(remedies)}. See docs/streaming.md.",
+    )
+
+
+def name_proxy(headers: Mapping[str, str]) -> str | None:
+    """The known proxy that is named in the headers of an answer."""
+    if "CF-RAY" in headers:
+        return "cloudflare"
+    text = f"{headers.get('Server', '')} {headers.get('Via', '')}".lower()
+    text = text.replace("vegur", "heroku")
+    return next((name for name in _BUFFERS if name in text), None)
+
+
+def judge_compression(passage: Passage) -> Finding:
+    """Whether a proxy compressed the stream; the gateway never does."""
+    coding = passage.headers.get("Content-Encoding", "identity")
+    if coding in ("", "identity"):
+        return Finding("compression", "ok", "none")
+    return Finding(
+        "compression",
+        "warn",
+        f"a proxy compresses streams ({coding}), and may buffer events for that",
+        "Turn it off for text/event-stream (nginx: gzip_types, Apache: SetEnv no-gzip 1).",
+    )
+
+
+def judge_request_id(passage: Passage) -> Finding:
+    """Whether X-Request-ID passes in both directions."""
+    if passage.event.get("request_id") != passage.request_id:
+        return Finding(
+            "request id",
+            "warn",
+            "a proxy replaces or drops X-Request-ID on the way in",
+            "Let it pass: clients use it to find their requests in the log.",
+        )
+    if passage.headers.get("X-Request-ID") != passage.request_id:
+        return Finding("request id", "warn", "a proxy drops X-Request-ID on the way out", "Let it pass.")
+    return Finding("request id", "ok", "X-Request-ID passes in both directions")
+
+
+def judge_forwarding(passage: Passage, scheme: str) -> Iterator[Finding]:
+    """Whether the gateway sees its callers' addresses and scheme behind the proxies."""
+    event = passage.event
+    count, trusted = int(event.get("forwarded_for") or 0), int(event.get("trusted_proxies") or 0)
+    hint = f"Set GROKFLASK_TRUSTED_PROXIES={count}"
+    if count == trusted:
+        yield Finding("addresses", "ok", f"{count} proxies send X-Forwarded-For, and {trusted} are trusted")
+    elif count > trusted:
+        yield Finding(
+            "addresses",
+            "warn",
+            f"X-Forwarded-For has {count} addresses, but {trusted} are trusted: all callers may count as one",
+            f"{hint}, if that many proxies are yours.",
+        )
+    else:
+        yield Finding(
+            "addresses",
+            "FAIL",
+            f"{trusted} proxies are trusted, but X-Forwarded-For has {count} "
+            "addresses: callers can forge theirs",
+            f"{hint}, or have the proxy send X-Forwarded-For.",
+        )
+    if scheme == "https" and event.get("scheme") != "https":
+        sent = event.get("forwarded_proto")
+        remedy = hint if sent else "Have the proxy send X-Forwarded-Proto, and trust it."
+        yield Finding("scheme", "warn", f"the gateway takes https for {event.get('scheme')}", remedy)

@@ -1,0 +1,1 @@
+"""Files, responses, batches and videos that xAI keeps: which key owns them."""

@@ -1,0 +1,1 @@
+"""The gateway's own keys: who may call, and what each key may do."""

@@ -1,0 +1,1 @@
+"""One row for each exchange: how it is written, and what people ask of it."""

@@ -1,0 +1,1 @@
+"""Limits and budgets: admission, and the counters behind it, in memory or in Redis."""

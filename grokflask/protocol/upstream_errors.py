@@ -1,0 +1,133 @@
+"""Upstream's error bodies: bytes in, `UpstreamStatusError` out. No IO.
+
+xAI sends a flat `{"code": "...", "error": "..."}`. OpenAI's nested `{"error": {"message", ...}}` and any
+other shape are read as well. Messages quote the operator's team, key ids and sometimes the key itself:
+`clean_message` removes them before a client sees them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from grokflask.errors import MALFORMED, UpstreamStatusError
+
+MAX_MESSAGE_CHARS = 2000
+MIN_SECRET_CHARS = 6
+
+_SECRETS = re.compile(
+    # The id of a team or key.
+    r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|\b[0-9a-fA-F]{32}\b"
+    # A key, whole or masked as xAI quotes it back: two characters, stars, two characters.
+    r"|(?<![A-Za-z])xai-[A-Za-z0-9_-]{4,}"
+    r"|\bsk-[A-Za-z0-9_-]{8,}"
+    r"|[A-Za-z0-9_-]{0,8}\*{3,}[A-Za-z0-9_-]{0,8}"
+)
+_BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"']+")  # quoted back from a header
+
+
+def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:
+    """`message` without the operator's ids, keys and `secrets`; control characters become spaces."""
+    message = message[: 8 * MAX_MESSAGE_CHARS]
+    for secret in secrets:
+        if len(secret) >= MIN_SECRET_CHARS:  # a shorter one may be a common word
+            message = message.replace(secret, "[redacted]")
+    message = _SECRETS.sub("[redacted]", message)
+    message = _BEARER.sub(r"\1[redacted]", message)
+    message = "".join(" " if _is_control(char) else char for char in message)
+    return message[:MAX_MESSAGE_CHARS]
+
+
+def _is_control(char: str) -> bool:
+    return char != "\n" and unicodedata.category(char) in ("Cc", "Zl", "Zp")
+
+
+def parse_error(
+    body: bytes,
+    *,
+    status: int = 502,
+    headers: Mapping[str, str] | None = None,
+    secrets: tuple[str, ...] = (),
+    in_stream: bool = False,
+) -> UpstreamStatusError:
+    """The error in `body`. If it is not an error object, the message names the status.
+
+    With `in_stream`, `body` is an event's data; if it is plain text, that is the message.
+    """
+    try:
+        document = msgspec.json.decode(body)
+    except MALFORMED:
+        document = None
+    message, code, kind, param = _read(document) if isinstance(document, dict) else (None, None, None, None)
+    return UpstreamStatusError(
+        clean_message(message or _describe(body, document, in_stream, status), secrets),
+        has_message=message is not None,
+        status=status,
+        code=code and clean_message(code, secrets),
+        kind=kind and clean_message(kind, secrets),
+        param=param and clean_message(param, secrets),
+        headers=headers,
+    )
+
+
+def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
+    """A failed response, or an event with one, with its error's texts cleaned as by `clean_message`.
+
+    Returned byte for byte when there is nothing to clean.
+    """
+    try:
+        whole: Any = msgspec.json.decode(document)
+    except MALFORMED:
+        return document
+    answer = whole.get("response", whole) if isinstance(whole, dict) else None
+    error = answer.get("error") if isinstance(answer, dict) else None
+    if isinstance(error, str):
+        cleaned: Any = clean_message(error, secrets)
+    elif isinstance(error, dict):
+        cleaned = {
+            name: clean_message(value, secrets) if isinstance(value, str) else value
+            for name, value in error.items()
+        }
+    else:
+        return document
+    if answer is None or cleaned == error:
+        return document
+    answer["error"] = cleaned
+    return msgspec.json.encode(whole)
+
+
+def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None, str | None]:
+    """Message, code, type and param of either shape; None for those that are missing."""
+    inner = document.get("error")
+    if isinstance(inner, dict):
+        fields = inner
+        message = inner.get("message")
+    else:
+        fields = document
+        message = inner if inner is not None else document.get("message", document.get("detail"))
+    if message is not None and not isinstance(message, str):
+        message = msgspec.json.encode(message).decode()
+    code = fields.get("code")
+    return (
+        message,
+        None if code is None else str(code),
+        _text(fields.get("type")) if fields is not document else None,
+        _text(fields.get("param")),
+    )
+
+
+def _describe(body: bytes, document: object, in_stream: bool, status: int) -> str:
+    """The message of an error that has none."""
+    if not in_stream:
+        return f"The upstream API answered with status {status}."
+    if document is None and body.strip():
+        return body.decode(errors="replace")
+    return "The upstream API reported an error."
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,1 @@
+"""From the client's request to the one that goes to xAI."""

@@ -1,0 +1,167 @@
+"""Access to the database, SQLite or PostgreSQL, with SQLAlchemy Core.
+
+`read` and `write` run a function on a connection and wait for it, within a time limit. A database that does
+not answer in time is unavailable, and for a moment after that it is not tried again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import Connection, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from grokflask.errors import StoreUnavailableError
+from grokflask.runtime import get_pid
+from grokflask.storage import outages
+from grokflask.storage.migrations import DatabaseVersionError, migrate
+from grokflask.storage.outages import WRITE_TIMEOUT_S, Breaker, describe, is_outage, is_slow
+from grokflask.storage.postgresql import PostgreSQLConnections, call_within
+from grokflask.storage.sqlite import SQLiteConnections
+
+_GONE = ("no such table", "does not exist", "unable to open database file", "readonly database")
+
+T = TypeVar("T")
+
+_log = logging.getLogger("grokflask.db")
+
+
+class Database:
+    """Access to one database. The first use opens it, and after a fork opens it anew."""
+
+    def __init__(self, url: str) -> None:
+        #: Outages since the start of the process.
+        self.outages = 0
+        #: Runs a function with a tuple of arguments in a thread of the operating system, and returns its
+        #: result. Used for SQLite, whose calls would block every stream of a gevent worker.
+        self.offload: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = _call
+        self._url = make_url(_name_driver(url))
+        self.is_sqlite = self._url.get_backend_name() == "sqlite"
+        # By process: connections that a fork has inherited are neither used nor closed there, because the
+        # parent still uses them.
+        self._connections: dict[int, SQLiteConnections | PostgreSQLConnections] = {}
+        self._locks: dict[int, threading.Lock] = {}
+        # A full disk or a read-only replica fails writes alone.
+        self._reads = Breaker()
+        self._writes = Breaker()
+        self._used = False
+        # A process creates tables only before it has seen any. If they vanish later, that is an outage: new
+        # ones would contain no keys, and all callers would be refused.
+        self._has_seen_tables = False
+
+    @property
+    def state(self) -> Literal["unused", "up", "away"]:
+        """`away` while reads or writes fail; `unused` before the first use."""
+        if self._reads.tripped or self._writes.tripped:
+            return "away"
+        return "up" if self._used else "unused"
+
+    def read(self, query: Callable[[Connection], T], timeout_s: float | None = None) -> T:
+        """Returns what `query` returns, in one transaction. A short read never waits for a writer.
+
+        Raises StoreUnavailableError after `timeout_s` (default: READ_TIMEOUT_S). Errors of the query itself,
+        such as DataError and ProgrammingError, are raised unchanged.
+        """
+        return self._run(query, timeout_s or outages.READ_TIMEOUT_S, writes=False)
+
+    def write(self, change: Callable[[Connection], T], timeout_s: float = WRITE_TIMEOUT_S) -> T:
+        """Runs `change` in one transaction: all of it happens or nothing. It may be called twice.
+
+        Raises StoreUnavailableError; the change may have happened nevertheless if the connection died at the
+        very end. IntegrityError, DataError and ProgrammingError are raised unchanged.
+        """
+        return self._run(change, timeout_s, writes=True)
+
+    def upgrade(self) -> int:
+        """Brings the tables up to date, as the first use does too; returns their version.
+
+        Raises StoreUnavailableError, also for tables of a later version.
+        """
+        return self._run(migrate, WRITE_TIMEOUT_S, writes=True)
+
+    def close(self) -> None:
+        """Closes the connections; a later use opens new ones. Idempotent."""
+        connections = self._connections.pop(get_pid(), None)
+        if connections is not None:
+            connections.close()
+
+    def _run(self, work: Callable[[Connection], T], timeout_s: float, *, writes: bool) -> T:
+        def run() -> T:
+            return self._open(timeout_s).run(work, timeout_s, writes=writes)
+
+        breaker = self._writes if writes else self._reads
+        breaker.check()
+        try:
+            result = run() if self.is_sqlite or writes else call_within(timeout_s, run)
+        except (DBAPIError, PoolTimeoutError, OSError, DatabaseVersionError) as error:
+            if not is_outage(error):
+                raise
+            unavailable = StoreUnavailableError()
+            unavailable.detail = describe(error)
+            if not is_slow(error):
+                self._note_failure(breaker, unavailable.detail)
+            raise unavailable from error
+        self._note_success(breaker)
+        return result
+
+    def _open(self, timeout_s: float) -> SQLiteConnections | PostgreSQLConnections:
+        """The connections of this process, its tables up to date."""
+        pid = get_pid()
+        connections = self._connections.get(pid)
+        if connections is not None:
+            return connections
+        lock = self._locks.setdefault(pid, threading.Lock())
+        if not lock.acquire(timeout=timeout_s):
+            raise TimeoutError("the database is still being opened")
+        try:
+            connections = self._connections.get(pid)
+            if connections is None:
+                connections = self._make_connections()
+                connections.open(timeout_s, create=not self._has_seen_tables)
+                self._has_seen_tables = True
+                self._connections[pid] = connections
+            return connections
+        finally:
+            lock.release()
+
+    def _make_connections(self) -> SQLiteConnections | PostgreSQLConnections:
+        if self.is_sqlite:
+            return SQLiteConnections(self._url, self.offload)
+        return PostgreSQLConnections(self._url)
+
+    def _note_failure(self, breaker: Breaker, detail: str) -> None:
+        was = self.state
+        breaker.trip(detail)
+        if any(words in detail for words in _GONE):
+            self.close()  # the database was moved away: the next use opens what is there then
+        if was != "away":
+            self.outages += 1
+            failing = "writes" if breaker is self._writes else "reads"
+            fields = {"outages": self.outages, "failing": failing, "detail": detail}
+            _log.error("the database is unavailable", extra={"fields": fields})
+
+    def _note_success(self, breaker: Breaker) -> None:
+        self._used = True
+        if not self._reads.tripped and not self._writes.tripped:
+            return
+        self._reads.reset()  # a database that can be written can be read
+        if breaker is self._writes:
+            self._writes.reset()
+        if self.state == "up":
+            _log.warning("the database is available again")
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return function(*arguments)
+
+
+def _name_driver(url: str) -> str:
+    """The URL with the installed driver. Heroku's URLs start with `postgres://`."""
+    for scheme in ("postgres://", "postgresql://"):
+        if url.startswith(scheme):
+            return "postgresql+psycopg://" + url.removeprefix(scheme)
+    return url

@@ -1,0 +1,119 @@
+"""Connections to PostgreSQL, with a time limit for everything."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
+from sqlalchemy.exc import DBAPIError
+
+from grokflask.storage import outages
+from grokflask.storage.migrations import prepare_tables
+from grokflask.storage.outages import WRITE_TIMEOUT_S, is_conflict
+
+CONNECT_TIMEOUT_S = 2
+POOL_SIZE = 4
+
+T = TypeVar("T")
+
+
+class PostgreSQLConnections:
+    """The connections of one process. Short reads, long reads and writes do not wait for each other's."""
+
+    def __init__(self, url: URL) -> None:
+        # Less than READ_TIMEOUT_S, so that a server that is only slow can answer so.
+        statement_ms, lock_ms = int(outages.READ_TIMEOUT_S * 900), int(WRITE_TIMEOUT_S * 1000)
+        limits = f"-c statement_timeout={statement_ms} -c lock_timeout={lock_ms}"
+        connect_args = {"connect_timeout": CONNECT_TIMEOUT_S, "options": f"{limits} -c timezone=UTC"}
+
+        def make_engine(**pool: Any) -> Engine:
+            return create_engine(url, connect_args=connect_args, **pool)
+
+        self._reads = make_engine(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=outages.READ_TIMEOUT_S)
+        self._writes = make_engine(pool_size=2, max_overflow=0, pool_timeout=WRITE_TIMEOUT_S)
+        self._reports = make_engine(poolclass=NullPool)
+
+    def open(self, timeout_s: float, *, create: bool) -> None:
+        """Connects and prepares the tables; `create` allows new ones."""
+        try:
+            with self._reads.connect() as connection, _shut_after(connection, timeout_s):
+                prepare_tables(connection, create=create)
+        except BaseException:
+            self._reads.dispose()
+            raise
+
+    def run(self, work: Callable[[Connection], T], timeout_s: float, *, writes: bool) -> T:
+        """Runs `work` in one transaction, a second time if the first had no chance."""
+        is_long = timeout_s > outages.READ_TIMEOUT_S
+        engine = self._writes if writes else self._reports if is_long else self._reads
+        retry_until = time.monotonic() + timeout_s / 2
+        while True:
+            begun = False
+            try:
+                with engine.connect() as connection, _shut_after(connection, timeout_s), connection.begin():
+                    if is_long:
+                        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {int(timeout_s * 900)}")
+                    begun = writes
+                    return work(connection)
+            except DBAPIError as error:
+                # A pooled connection had died since its last use, or another transaction was in the way.
+                # Either way, this transaction has changed nothing.
+                died = error.connection_invalidated and not begun
+                if not (died or is_conflict(error)) or time.monotonic() > retry_until:
+                    raise
+                retry_until = 0.0
+
+    def close(self) -> None:
+        """Closes what is open."""
+        for engine in (self._reads, self._writes, self._reports):
+            engine.dispose()
+
+
+def call_within(timeout_s: float, function: Callable[[], T]) -> T:
+    """Calls `function` in a thread of its own. Raises TimeoutError; the thread then ends by itself."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="database-read", daemon=True).start()
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+
+
+@contextmanager
+def _shut_after(connection: Connection, timeout_s: float) -> Iterator[None]:
+    """Shuts the socket of `connection` after `timeout_s`: a server that hangs ignores statement_timeout."""
+    driver: Any = connection.connection.driver_connection
+    if driver.closed:
+        yield  # its next statement fails
+        return
+    # A duplicate, because the number could belong to another connection by then.
+    twin = socket.socket(fileno=os.dup(driver.pgconn.socket))
+    timer = threading.Timer(timeout_s, _shut, (twin,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        twin.close()
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)

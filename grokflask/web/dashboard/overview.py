@@ -1,0 +1,207 @@
+"""The dashboard at /admin: its overview, whose sections are also served one by one, and single exchanges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Response, g, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as AnyResponse
+
+from grokflask.errors import InvalidRequestError, Outcome, RouteNotFoundError, StoreUnavailableError
+from grokflask.ledger.overview import SpendBy, find_row, read_timings
+from grokflask.ledger.query import read_filter
+from grokflask.web.admin import ledger
+from grokflask.web.admin.streams import end_streams, find_streams
+from grokflask.web.current import get_database
+from grokflask.web.dashboard.figures import (
+    DAY_S,
+    PERIODS,
+    WORDS,
+    Overview,
+    describe_outcome,
+    judge_upstream,
+    measure,
+)
+from grokflask.web.dashboard.keys import list_keys
+from grokflask.web.dashboard.login import blueprint
+from grokflask.web.health import describe_state
+from grokflask.web.pages import guard, reply_page
+
+__all__ = ["blueprint"]
+
+PAGE_ROWS = 25
+ROWS_TIMEOUT_S = 5.0
+MAX_STREAMS = 100
+"""Streams that are listed; the others are only counted."""
+
+KEPT = ("days", "by", *ledger.FILTERS, "before", "find", "page")
+"""Parameters that links to the overview keep."""
+
+NOTICES = {
+    "ended": "The stream has been ended, or its worker has been asked to end it.",
+    "revoked": "The key has been revoked.",
+}
+
+TOO_SLOW = "The database is unavailable or too slow. What is missing will come back with it."
+
+
+@blueprint.get("")
+def show_overview() -> Response:
+    """All sections on one page. A section whose data cannot be read says so."""
+    ledger.flush_ledger()
+    values: dict[str, Any] = {name: build() for name, build in SECTIONS.items()}
+    return reply_page(
+        "dashboard/overview.html",
+        sections=list(SECTIONS),
+        notice=NOTICES.get(request.args.get("notice", "")),
+        **values,
+    )
+
+
+@blueprint.get("/parts/<name>")
+def show_part(name: str) -> Response:
+    """One section, for the page that refreshes it."""
+    if name not in SECTIONS:
+        raise _make_not_found_error()
+    ledger.flush_ledger()
+    text = render_template(f"dashboard/{name}.html", **{name: SECTIONS[name]()})
+    return guard(Response(text, content_type="text/html; charset=utf-8"))
+
+
+@blueprint.get("/exchanges/<row_id>")
+def show_exchange(row_id: str) -> Response:
+    """All fields of one exchange."""
+    ledger.flush_ledger()
+    row = find_row(get_database(), row_id) if ledger.is_row_id(row_id) else None
+    if row is None:
+        raise _make_not_found_error()
+    return reply_page("dashboard/exchange.html", row=row, fields=row.to_fields())
+
+
+@blueprint.get("/exchanges.csv")
+def export_exchanges() -> Response:
+    """All rows that match the filters, as a file."""
+    return ledger.reply_csv(read_filter(_read_filters(), time.time()))
+
+
+@blueprint.get("/streams/<request_id>/end")
+def ask_to_end(request_id: str) -> Response:
+    """Explains what ending the stream does, and has the button."""
+    streams = [each for each in find_streams()[0] if each["request_id"] == request_id]
+    if not streams:
+        raise _make_not_found_error()
+    return reply_page("dashboard/end_stream.html", request_id=request_id, streams=streams)
+
+
+@blueprint.post("/streams/<request_id>/end")
+def end_stream(request_id: str) -> AnyResponse:
+    """Ends the stream."""
+    end_streams(request_id)
+    return redirect(url_for("dashboard.show_overview", notice="ended") + "#streams", 303)
+
+
+@blueprint.context_processor
+def describe_links() -> dict[str, Any]:
+    """Functions that templates use for links and outcomes."""
+    return {"link": make_link, "describe_outcome": describe_outcome, "now": time.time()}
+
+
+def make_link(anchor: str = "", path: str = "/admin", **changes: object) -> str:
+    """A link to the overview with its current parameters and `changes`; None removes a parameter."""
+    current: dict[str, object] = {name: request.args[name] for name in KEPT if request.args.get(name)}
+    query = urlencode({name: value for name, value in {**current, **changes}.items() if value is not None})
+    return f"{path}{'?' if query else ''}{query}{'#' if anchor else ''}{anchor}"
+
+
+def _build_numbers() -> dict[str, Any]:
+    streams, complete = find_streams()
+    keys = {each["key"] for each in streams}
+    values = {"open": len(streams), "complete": complete, "open_keys": len(keys)}
+    return {**values, **_attempt(lambda: {"figures": _read_overview()})}
+
+
+def _build_spend() -> dict[str, Any]:
+    days, by = _read_view()
+
+    def read() -> dict[str, Any]:
+        timings = measure(ledger.read_period_timings(time.time(), days))
+        return {"figures": _read_overview(), "timings": timings}
+
+    return {"periods": PERIODS, "days": days, "by": by, **_attempt(read)}
+
+
+def _build_streams() -> dict[str, Any]:
+    streams, complete = find_streams()
+    return {"rows": streams[:MAX_STREAMS], "more": max(0, len(streams) - MAX_STREAMS), "complete": complete}
+
+
+def _build_exchanges() -> dict[str, Any]:
+    filters = _read_filters()
+
+    def read() -> dict[str, Any]:
+        row_filter = read_filter(filters, time.time())
+        before = ledger.read_before(request.args.get("before") or None)
+        rows, next_id = ledger.read_page(row_filter, PAGE_ROWS, before, ROWS_TIMEOUT_S)
+        return {"rows": rows, "next": next_id, "before": before}
+
+    outcomes = [(str(outcome), words[0]) for outcome, words in WORDS.items()]
+    return {"filter": filters, "outcomes": outcomes, **_attempt(read)}
+
+
+def _build_stores() -> dict[str, Any]:
+    def read() -> dict[str, Any]:
+        return {"upstream": judge_upstream(read_timings(get_database(), time.time() - DAY_S, 50))}
+
+    values = {"upstream": None, **_attempt(read)}  # before the state, which this query may change
+    return {**values, "state": describe_state()}
+
+
+SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
+    "numbers": _build_numbers,
+    "spend": _build_spend,
+    "streams": _build_streams,
+    "keys": lambda: _attempt(list_keys),
+    "exchanges": _build_exchanges,
+    "stores": _build_stores,
+}
+"""By their names in templates and in /admin/parts."""
+
+
+def _attempt(read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result of `read`, or its error as `problem`."""
+    try:
+        return read()
+    except StoreUnavailableError:
+        return {"problem": TOO_SLOW}
+    except InvalidRequestError as error:
+        return {"problem": error.message}
+
+
+def _read_overview() -> Overview:
+    """The numbers, which are read once per request."""
+    if "overview" not in g:
+        g.overview = ledger.read_overview(time.time(), *_read_view())
+    overview: Overview = g.overview
+    return overview
+
+
+def _read_view() -> tuple[int, SpendBy]:
+    """The period in days and the breakdown of spend; defaults for invalid ones."""
+    try:
+        return ledger.read_period(request.args.get("days")), ledger.read_by(request.args.get("by"))
+    except InvalidRequestError:
+        return ledger.read_period(None), ledger.read_by(None)
+
+
+def _read_filters() -> dict[str, str | None]:
+    return {name: (request.args.get(name) or "").strip() or None for name in ledger.FILTERS}
+
+
+def _make_not_found_error() -> RouteNotFoundError:
+    return RouteNotFoundError(f"There is nothing at {request.path[:200]}.")
+
+
+assert set(WORDS) == set(Outcome)

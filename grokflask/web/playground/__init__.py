@@ -1,0 +1,1 @@
+"""/: the playground in the browser."""

@@ -1,0 +1,132 @@
+"""Usage read from chunks and replies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from grokflask.protocol.usage import Usage, read_chunk
+
+FULL = {
+    "prompt_tokens": 12,
+    "completion_tokens": 1,
+    "total_tokens": 303,
+    "prompt_tokens_details": {"text_tokens": 12, "audio_tokens": 0, "image_tokens": 0, "cached_tokens": 11},
+    "completion_tokens_details": {"reasoning_tokens": 290, "audio_tokens": 0},
+    "num_sources_used": 0,
+    "cost_in_usd_ticks": 1466250,
+}
+
+
+def read(usage: Any) -> Usage | None:
+    chunk = read_chunk(json.dumps({"choices": [], "usage": usage}).encode())
+    assert chunk is not None
+    return chunk.read_usage()
+
+
+def test_all_figures() -> None:
+    """Reasoning stands beside completion, cached tokens are part of the prompt, cost is in ticks."""
+    assert read(FULL) == Usage(
+        prompt_tokens=12,
+        cached_tokens=11,
+        completion_tokens=1,
+        reasoning_tokens=290,
+        total_tokens=303,
+        cost_ticks=1466250,
+    )
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        pytest.param({}, Usage(), id="empty"),
+        pytest.param({"cost_in_usd_ticks": 0}, Usage(cost_ticks=0), id="zero-is-a-figure"),
+        pytest.param({"prompt_tokens": 0, "total_tokens": None}, Usage(prompt_tokens=0), id="null-is-none"),
+        pytest.param({"prompt_tokens_details": None}, Usage(), id="null-details"),
+        pytest.param({"prompt_tokens_details": {}}, Usage(), id="empty-details"),
+        pytest.param({"cost_in_usd_ticks": 10**15}, Usage(cost_ticks=10**15), id="large"),
+        pytest.param({"prompt_tokens": 1, "new_tokens": "x"}, Usage(prompt_tokens=1), id="unknown-fields"),
+        pytest.param(None, None, id="null"),
+        pytest.param("many", None, id="text"),
+        pytest.param([1], None, id="list"),
+        pytest.param(
+            {"prompt_tokens": "12", "total_tokens": 1.0},
+            Usage(prompt_tokens=12, total_tokens=1),
+            id="figure-as-text",
+        ),
+    ],
+)
+def test_partial_and_odd_usage(usage: Any, expected: Usage | None) -> None:
+    """Zero is a figure and None a missing one; a usage of another shape counts as none."""
+    assert read(usage) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "choices", "error", "usage"),
+    [
+        (b"{}", False, False, False),
+        (b'{"choices":[],"usage":{},"error":{}}', False, False, True),
+        (b'{"choices":[ \r\n\t ],"usage":null,"error":null}', False, False, False),
+        (b'{"choices":null}', False, False, False),
+        (b'{"choices":[{}]}', True, False, False),
+        (b'{"choices":[{"delta":{"content":"\\"usage\\":{}"}}]}', True, False, False),
+        (b'{"choices":[{"usage":{"x":1},"error":"x"}]}', True, False, False),
+        (b'{"error":"text"}', False, True, False),
+        (b'{"error":false,"choices":[{}]}', True, False, False),
+        (b'{"error":"","choices":[{}]}', True, False, False),
+        (b'{"\\u0065rror":"text","us\\u0061ge":{}}', False, True, True),
+    ],
+)
+def test_what_a_chunk_has(data: bytes, choices: bool, error: bool, usage: bool) -> None:
+    """Only the top level counts, and null is not there."""
+    chunk = read_chunk(data)
+    assert chunk is not None
+    assert (chunk.has_choices, chunk.has_error, chunk.has_usage) == (choices, error, usage)
+
+
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        (b'{"model":"grok-4.3"}', "grok-4.3"),
+        (b'{"model":null}', None),
+        (b'{"model":5}', None),
+        (b'{"model":"\xff"}', None),
+        (b"{}", None),
+    ],
+)
+def test_model_that_answered(data: bytes, model: str | None) -> None:
+    """The model is read where it is a text, and missing otherwise."""
+    chunk = read_chunk(data)
+    assert chunk is not None
+    assert chunk.read_model() == model
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[DONE]",
+        b"[]",
+        b"null",
+        b'"x"',
+        b"{",
+        b'{"a":1}x',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+    ],
+)
+def test_data_that_are_no_chunk(data: bytes) -> None:
+    """What is no JSON object is no chunk, and no crash."""
+    assert read_chunk(data) is None
+
+
+@pytest.mark.parametrize("figure", ["-1", "1000000000000001", "1e300", "100000000000000000000000"])
+def test_figures_that_cannot_be(figure: str) -> None:
+    """A negative or monstrous figure counts as missing, and does not spoil the others."""
+    data = f'{{"usage":{{"prompt_tokens":7,"completion_tokens":{figure},"cost_in_usd_ticks":{figure}}}}}'
+    chunk = read_chunk(data.encode())
+    assert chunk is not None
+    usage = chunk.read_usage()
+    assert usage is None or usage == Usage(prompt_tokens=7)

@@ -1,0 +1,99 @@
+"""What the server's code replaces in gunicorn and uses of gevent is still there, and still used."""
+
+from __future__ import annotations
+
+import inspect
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gunicorn import util
+from gunicorn.config import Config
+from gunicorn.http import get_parser, wsgi
+from gunicorn.http.errors import InvalidRequestLine
+from gunicorn.workers.base_async import AsyncWorker
+
+from grokflask.server import private
+from grokflask.server.response import Response
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn as in a worker; as it was after the test."""
+    monkeypatch.setattr(wsgi, "Response", wsgi.Response)
+    monkeypatch.setattr(util, "write_error", util.write_error)
+    private.install()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.mark.usefixtures("installed")
+def test_gunicorn_makes_our_response(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    theirs.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    cfg = Config()
+    request = next(get_parser(cfg, ours, ("127.0.0.1", 1)))
+    response, _ = wsgi.create(request, ours, ("127.0.0.1", 1), ("127.0.0.1", 2), cfg)
+    assert type(response) is Response, "gunicorn.http.wsgi.create no longer makes gunicorn.http.wsgi.Response"
+
+
+@pytest.mark.parametrize(
+    "name", ["default_headers", "send_headers", "_emit_body", "sendfile", "write", "close"]
+)
+def test_the_response_has_the_methods_that_ours_replaces(name: str) -> None:
+    assert callable(getattr(wsgi.Response, name, None)), f"gunicorn's Response no longer has {name}()"
+
+
+def test_the_response_writes_as_ours_expects() -> None:
+    """Heads by `send_headers`, bodies by `_emit_body`."""
+    names = wsgi.Response.write.__code__.co_names
+    assert {"send_headers", "_emit_body"} <= set(names), "gunicorn's Response.write calls other methods now"
+
+
+@pytest.mark.usefixtures("installed")
+def test_gunicorn_writes_our_errors(
+    pair: tuple[socket.socket, socket.socket], make_worker: Callable[..., Any]
+) -> None:
+    ours, theirs = pair
+    make_worker().handle_error(None, ours, ("127.0.0.1", 1), InvalidRequestLine("x"))
+    got = theirs.recv(65536)
+    assert b'"malformed_request"' in got, "gunicorn's workers no longer answer by gunicorn.util.write_error"
+
+
+def test_settings_are_the_same_when_fixed() -> None:
+    """Every one is an attribute then, and as it was."""
+    cfg = Config()
+    cfg.set("keepalive", 95)
+    before = {name: getattr(cfg, name) for name in cfg.settings}
+    private.fix_settings(cfg)
+    message = "gunicorn's Config no longer reads settings by __getattr__, so attributes do not replace it"
+    assert {name: getattr(cfg, name) for name in cfg.settings} == before, message
+    assert vars(cfg)["keepalive"] == 95, message
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("handle", ["self", "listener", "client", "addr"]),
+        ("handle_request", ["self", "listener_name", "req", "sock", "addr"]),
+    ],
+)
+def test_the_worker_is_called_as_ever(name: str, parameters: list[str]) -> None:
+    found = list(inspect.signature(getattr(AsyncWorker, name)).parameters)
+    assert found == parameters, f"gunicorn's AsyncWorker.{name} takes other arguments now"
+
+
+def test_the_loop_makes_watchers(pair: tuple[socket.socket, socket.socket]) -> None:
+    hub = gevent.get_hub()
+    for watcher in (hub.loop.io(pair[0].fileno(), 1), hub.loop.timer(1.0)):
+        watcher.start(hub.switch)
+        assert watcher.active, "gevent's loop no longer starts watchers by start(callback)"
+        watcher.stop()
+        assert not watcher.active, "gevent's loop no longer stops watchers by stop()"

@@ -1,0 +1,89 @@
+"""The tools that a request asks for, and which keys may have them."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import msgspec
+import pytest
+
+from grokflask.errors import ToolsNotAllowedError
+from grokflask.keys.limits import Allowed, check_tools
+from grokflask.protocol.raw_json import RawFields
+from grokflask.shaping.tools import Use, find_use
+
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
+SERVER_TYPES = ["web_search", "x_search", "code_interpreter", "code_execution", "file_search", "mcp"]
+
+
+def read(body: Any) -> RawFields:
+    return msgspec.json.decode(msgspec.json.encode(body), type=RawFields)
+
+
+@pytest.mark.parametrize(
+    ("body", "use"),
+    [
+        ({}, ""),
+        ({"tools": []}, ""),
+        ({"tools": None}, ""),
+        ({"tool_choice": "auto"}, ""),
+        ({"search_parameters": {"mode": "off"}}, ""),
+        ({"tools": [FUNCTION]}, "client"),
+        ({"tools": [FUNCTION] * 100}, "client"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {}}]}, "client"),
+        ({"tools": [{"name": "f", "input_schema": {}}]}, "client"),
+        ({"tools": [{"type": "custom", "name": "f"}]}, "client"),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "client"),
+        ({"functions": [{"name": "f"}]}, "client"),
+        *[({"tools": [{"type": kind}]}, "server") for kind in (*SERVER_TYPES, "live_search", "new_one")],
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "server"),
+        ({"tools": [FUNCTION] * 100 + [{"type": "web_search"}]}, "server"),
+        ({"tools": [{"type": "Function"}]}, "server"),
+        ({"tools": {"type": "web_search"}}, "server"),
+        ({"tools": "web_search"}, "server"),
+        ({"tools": [7]}, "server"),
+        ({"tools": [{"type": ["web_search"]}]}, "server"),
+        ({"search_parameters": {}}, "server"),
+        ({"search_parameters": {"mode": "auto"}}, "server"),
+        ({"search_parameters": {"sources": []}}, "server"),
+        ({"search_parameters": 7}, "server"),
+        ({"web_search_options": {}}, "server"),
+        ({"web_search_options": {"search_context_size": "low"}}, "server"),
+        ({"mcp_servers": [{"url": "https://example.org"}], "tools": [FUNCTION]}, "server"),
+    ],
+)
+def test_what_is_asked_for(body: Any, use: Use) -> None:
+    """Functions are the client's; what runs at xAI's, or is not known here, is not."""
+    assert find_use(read(body)) == use
+
+
+def test_no_way_around() -> None:
+    """An escaped letter hides no type; of a field that comes twice the last counts, as it does upstream."""
+    hidden = b'{"tools": [{"t\\u0079pe": "web_\\u0073earch"}]}'
+    twice = b'{"tools": [{"type": "function", "type": "web_search"}], "x": 1}'
+    again = b'{"tools": [], "tools": [{"type": "web_search"}]}'
+    for body in (hidden, twice, again):
+        assert find_use(msgspec.json.decode(body, type=RawFields)) == "server"
+
+
+ALLOWED: dict[Allowed, set[Use]] = {
+    "all": {"", "client", "server"},
+    "client": {"", "client"},
+    "none": {""},
+}
+
+
+@pytest.mark.parametrize(("use", "allowed"), list(product(("", "client", "server"), ALLOWED)))
+def test_what_a_key_may(use: Use, allowed: Allowed) -> None:
+    """`all` everything, `client` functions, `none` nothing; a refusal is a 403 with a code of its own."""
+    if use in ALLOWED[allowed]:
+        check_tools(use, allowed)
+        return
+    with pytest.raises(ToolsNotAllowedError) as caught:
+        check_tools(use, allowed)
+    assert (caught.value.status, caught.value.code, caught.value.param) == (
+        403,
+        "tools_not_allowed",
+        "tools",
+    )
