@@ -530,15 +530,15 @@ hello = {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_to
 with Sandbox(events_per_s=100) as sandbox:
     url = sandbox.base_url + "/chat/completions"
     def ask():
-        reply = requests.post(url, json={**hello, "model": "grok-4.3"}, timeout=WAIT_S)
+        reply = requests.post(url, json={**hello, "model": "grok-4.3"}, timeout=60)
         assert reply.text.endswith("data: [DONE]\\n\\n")
     callers = [threading.Thread(target=ask) for _ in range(50)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    requests.post(url, json={**hello, "model": "sandbox-stall-60"}, stream=True, timeout=WAIT_S).close()
-    sandbox.journal.wait_for(lambda exchange: exchange.client_left, timeout_s=WAIT_S)
+    requests.post(url, json={**hello, "model": "sandbox-stall-60"}, stream=True, timeout=60).close()
+    sandbox.journal.wait_for(lambda exchange: exchange.client_left, timeout_s=60)
     assert [exchange.outcome for exchange in sandbox.journal] == ["complete"] * 50 + ["client_left"]
 """
 
