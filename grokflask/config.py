@@ -149,7 +149,8 @@ class Settings:
     """The largest answer to keep for a retry with the same `Idempotency-Key`. A larger one goes only to the
     client that asked. 0 ignores the header."""
     replay_total_bytes: int = _setting(64 * 2**20, integer(0, 2**36))
-    """The size of all answers that a worker keeps, in memory or in Redis. The oldest are dropped first."""
+    """The size of all answers that a worker keeps, in memory and, with Redis, there as well. The oldest are
+    dropped first."""
     replay_keep_s: float = _setting(300.0, seconds(0, 86400))
     """How long an answer is kept after its end. 0 keeps it only while it is running."""
     resume_grace_s: float = _setting(30.0, seconds(0, 3600))

@@ -165,7 +165,7 @@ class StreamElsewhereError(ClientError):
     default_message = "Another worker serves this stream, and without Redis it cannot be reached."
 
 
-class KeyInUseError(ClientError):
+class IdempotencyKeyInUseError(ClientError):
     """A request with this Idempotency-Key is running, and its answer cannot be shared.
 
     The status is that of draft-ietf-httpapi-idempotency-key-header, the code is Stripe's.
@@ -176,7 +176,7 @@ class KeyInUseError(ClientError):
     default_headers = _RETRY_SOON
 
 
-class KeyReusedError(ClientError):
+class IdempotencyKeyReusedError(ClientError):
     """The Idempotency-Key belongs to another body or route. The status is that of the same draft."""
 
     status, code = 422, "idempotency_key_reused"

@@ -33,9 +33,8 @@ from grokflask.metrics import families
 from grokflask.metrics.exposition import Metrics
 from grokflask.metrics.families import States
 from grokflask.metrics.tallies import Tallies
+from grokflask.replay.idempotency import Idempotency
 from grokflask.replay.recordings import Recordings
-from grokflask.replay.replays import Replays
-from grokflask.replay.shared import SharedRecordings
 from grokflask.runtime import VERSION, Background
 from grokflask.storage.database import Database
 from grokflask.upstream.client import UpstreamClient
@@ -63,7 +62,7 @@ class Services:
     metrics: Metrics
     background: Background
     gateway: Gateway
-    replays: Replays
+    idempotency: Idempotency
     checks: list[Callable[[bool], list[Drift]]]
 
 
@@ -92,7 +91,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, exchanges, tallies)
     metrics = Metrics(tallies, lambda: read_states(settings, exchanges, database, limits, writer))
     recordings = _make_recordings(settings, pool, lambda: writer.worker)
-    replays = Replays(gateway, recordings, clients, settings)
+    idempotency = Idempotency(gateway, recordings, clients, settings)
     return Services(
         settings=settings,
         upstream=upstream,
@@ -107,9 +106,9 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         ownership=ownership,
         tallies=tallies,
         metrics=metrics,
-        background=Background(replays, limits, writer, metrics),
+        background=Background(idempotency, limits, writer, metrics),
         gateway=gateway,
-        replays=replays,
+        idempotency=idempotency,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],
     )
 
@@ -172,18 +171,20 @@ def _make_counters(settings: Settings, pool: ConnectionPool | None) -> Counters:
 
 def _make_recordings(
     settings: Settings, pool: ConnectionPool | None, worker: Callable[[], str]
-) -> Recordings | SharedRecordings:
-    total_bytes, keep_s = settings.replay_total_bytes, settings.replay_keep_s
-    kept_here_s = keep_s if pool is None else 0
-    own = Recordings(max_bytes=settings.replay_bytes, total_bytes=total_bytes, keep_s=kept_here_s)
-    if pool is None:
-        return own
-    from redis import Redis
+) -> Recordings:
+    store = None
+    if pool is not None:
+        from redis import Redis
 
-    from grokflask.replay.redis import RedisRecordings
+        from grokflask.replay.redis import RedisRecordings
 
-    store = RedisRecordings(Redis(connection_pool=pool))
-    return SharedRecordings(own, store, total_bytes=total_bytes, keep_s=keep_s, worker=worker)
+        store = RedisRecordings(Redis(connection_pool=pool), worker)
+    return Recordings(
+        max_bytes=settings.replay_bytes,
+        total_bytes=settings.replay_total_bytes,
+        keep_s=settings.replay_keep_s,
+        store=store,
+    )
 
 
 def read_states(

@@ -83,8 +83,8 @@ class Limits:
         worker: returns this process's name.
         find_spent: reads a key's spending from the ledger where the counters do not know it.
         stop: ends the open streams with these row ids.
-        catch_up: corrects `counters` by the ledger. Called once, after the grace period: counters in memory
-            do not know what a process that drained beside this one after a reload has booked.
+        catch_up: corrects `counters` by the ledger. Called after the grace period until it succeeds: counters
+            in memory do not know what a process that drained beside this one after a reload has booked.
     """
 
     def __init__(

@@ -1,99 +1,67 @@
-"""One client of a recording: its place in it, its heartbeats and, where it was asked for, its event ids.
+"""One client of a recording: its position, its heartbeats and, if it asked for them, its event ids.
 
-To the response it looks like a relay: bytes to iterate over, and a `close`. It may begin behind the event
-that its client had last, and whatever ends it early is told in the shape that this client reads.
+To the response it looks like a relay: bytes to iterate over, and `close`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from grokflask.delivery.terms import HEARTBEAT
-from grokflask.errors import (
-    ClientGoneError,
-    GrokflaskError,
-    RecordingLostError,
-    StreamGoneError,
-)
+from grokflask.errors import ClientGoneError, GrokflaskError, RecordingLostError, StreamGoneError
 from grokflask.protocol.dialects import Dialect
-from grokflask.replay.recording import END, Head, Place, Recording
+from grokflask.replay.recording import EVENT_END, Cursor, Head, Recording
 
 
-class Reader(Place):
-    """One client of a recording. Iterate it once, or take its body; then close it, which may come twice.
+@dataclass(eq=False)
+class Reader(Cursor):
+    """One client of a recording. Iterate it once, or take its body; then close it."""
 
-    Args:
-        dialect: how an error is told.
-        wants_json: an error event is OpenAI's object, not the guide's text.
-        with_ids: each event is given an id, by which the client may go on after it.
-        heartbeat_s: of silence, then a comment goes out.
-        on_heartbeat: called for each.
-        clock: monotonic seconds.
-
-    Attributes:
-        outcome: how it ended, for the log.
-        bytes_out: what the client was given.
-    """
-
-    def __init__(
-        self,
-        recording: Recording,
-        *,
-        dialect: Dialect,
-        wants_json: bool,
-        with_ids: bool,
-        heartbeat_s: float,
-        on_heartbeat: Callable[[], object] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        super().__init__()
-        self.recording = recording
-        self.outcome = ClientGoneError.outcome.value
-        self.bytes_out = 0
-        self.on_close: list[Callable[[], object]] = []
-        self._dialect = dialect
-        self._wants_json = wants_json
-        self._events = 0
-        self._with_ids = with_ids
-        self._heartbeat_s = heartbeat_s
-        self._on_heartbeat = on_heartbeat
-        self._clock = clock
-        self._over = self._closed = False
-        self._heartbeat_at: float | None = None
+    recording: Recording
+    dialect: Dialect  #: the shape of its error events
+    wants_json: bool  #: an error event is OpenAI's object, not the guide's text
+    with_ids: bool  #: each event gets an id, from which the client can resume
+    heartbeat_s: float  #: seconds of silence after which a comment is sent
+    on_heartbeat: Callable[[], object] = lambda: None  #: called for each comment
+    outcome: str = ClientGoneError.outcome.value  #: how it ended, for the log
+    bytes_out: int = 0  #: what the client has been sent
+    on_close: list[Callable[[], object]] = field(default_factory=list)
+    _events: int = 0
+    _over: bool = False
+    _heartbeat_at: float | None = None
 
     def cancel(self, reason: GrokflaskError) -> None:
-        """Ends it, wherever it waits; the client is told, if it is still there."""
-        self.recording.cancel(self, reason)
+        """Stops it, even while it waits; a client that is still connected gets the reason."""
+        self.cancelled = self.cancelled or reason
+        self.recording.notify()
 
     def wait_for_head(self) -> Head:
-        """How the answer begins. Raises what made it fail before that, and the reason of `cancel`."""
+        """How the answer begins. Raises what made it fail before that, and the reason given to `cancel`."""
         recording = self.recording
-        recording.wait(self, lambda: recording.head is not None or recording.ended)
+        recording.wait(self, lambda: recording.head is not None or recording.ending is not None)
         if recording.head is not None:
             return recording.head
-        raise recording.failure.make_error() if recording.failure else RecordingLostError()
+        failure = recording.ending.failure if recording.ending else None
+        raise failure.make_error() if failure else RecordingLostError()
 
     def read_body(self) -> bytes:
-        """A whole answer, once all of it is there. Raises as `wait_for_head`."""
-        recording = self.recording
-        recording.wait(self, lambda: recording.ended)
-        if recording.failure:
-            raise recording.failure.make_error()
-        body = recording.read_all()
-        self.bytes_out = self.position = len(body)
+        """The whole answer, when it is complete. Raises as `wait_for_head`."""
+        body = b"".join(iter(lambda: self.recording.read(self, None) or b"", b""))
+        self.bytes_out = len(body)
         self.outcome = "complete"
         return body
 
     def seek(self, event_id: str) -> None:
-        """Goes on behind the event of that id. Raises StreamGoneError when it is not (or no longer) here."""
+        """Continues behind the event with that id. Raises StreamGoneError if it is not in the recording."""
         recording = self.recording
-        attempt, _, text = event_id.rpartition("-")
-        if attempt != recording.id or not text.isdecimal() or not text.isascii() or len(text) > 15:
+        attempt, _, digits = event_id.rpartition("-")
+        if attempt != recording.id or not (digits.isdecimal() and digits.isascii()) or len(digits) > 15:
             raise StreamGoneError
-        position = int(text)
-        # What another process carries may be a moment behind what it has given its own client.
-        recording.wait(self, lambda: recording.end >= position or recording.ended)
+        position = int(digits)
+        # A copy may be a moment behind what the first client has received.
+        recording.wait(self, lambda: recording.end >= position or recording.ending is not None)
         if not recording.is_after_event(position):
             raise StreamGoneError
         self.position = position
@@ -102,27 +70,25 @@ class Reader(Place):
         return iter(self._advance, b"")  # without a `close` of its own, as the relay's
 
     def close(self) -> None:
-        """The client has all, or has gone. Idempotent."""
-        if self._closed:
-            return
-        self._closed = self._over = True
-        for action in self.on_close:
+        """The client has everything, or has left. Idempotent."""
+        self._over = True
+        actions, self.on_close = self.on_close, []
+        for action in actions:
             action()
-        self.on_close.clear()
 
     def _advance(self) -> bytes:
-        """What goes out next; b"" when it is over."""
+        """What to send next; b"" at the end."""
         if self._over:
             return b""
         out = b""
         try:
             out = self._wait_for_bytes()
         except ClientGoneError:
-            self._over = True
+            pass
         except GrokflaskError as error:
             self._over = True
             self.outcome = error.code
-            out = self._dialect.render_event(error, as_json=self._wants_json, number=self._events)
+            out = self.dialect.render_event(error, as_json=self.wants_json, number=self._events)
         if not out:
             self._over = True
         self.bytes_out += len(out)
@@ -130,25 +96,25 @@ class Reader(Place):
 
     def _wait_for_bytes(self) -> bytes:
         recording = self.recording
-        now = self._clock()
+        now = time.monotonic()
         if self._heartbeat_at is None and recording.head and not recording.head.answered:
-            self._heartbeat_at = now  # the response's head goes out with the first bytes
+            self._heartbeat_at = now  # the response's head is sent with its first bytes
         else:
-            self._heartbeat_at = now + self._heartbeat_s
+            self._heartbeat_at = now + self.heartbeat_s
         data = recording.read(self, self._heartbeat_at - now)
         if data is None:
-            self._on_heartbeat()
+            self.on_heartbeat()
             return HEARTBEAT
         if not data:
-            self.outcome = "complete" if recording.complete else "failed"
-        self._events += data.count(END)
-        return self._add_ids(data) if self._with_ids else data
+            self.outcome = "complete" if recording.ending and recording.ending.complete else "failed"
+        self._events += data.count(EVENT_END)
+        return self._add_ids(data) if self.with_ids else data
 
     def _add_ids(self, data: bytes) -> bytes:
-        """Puts a line with its id before each event: where the bytes behind it begin."""
+        """Puts an id line before each event: the attempt, and the position behind the event."""
         position = self.position - len(data)
         out = []
-        for event in data.split(END)[:-1]:
-            position += len(event) + len(END)
+        for event in data.split(EVENT_END)[:-1]:
+            position += len(event) + len(EVENT_END)
             out.append(b"id: %s-%d\n%s\n\n" % (self.recording.id.encode(), position, event))
         return b"".join(out)

@@ -1,49 +1,41 @@
-"""One exchange's answer, kept while it comes and for a while after: one writes it, any number read it.
+"""The log of one answer: one writer appends to it, any number of readers read it at their own pace.
 
-A `Recording` holds bytes and knows nothing of upstream or of clients. No reader holds up another, nor the
-writer. A recording that has grown too large is given up: it then keeps only what its foremost reader still
-needs, and the writer waits for that one, as it would for the client of an ordinary stream.
+A recording that grows too large is given up. It then keeps only the bytes that its foremost reader still
+needs, and its writer waits for that reader, as it would for the client of an ordinary stream.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import msgspec
 
 from grokflask.errors import GrokflaskError, RecordingLostError, UpstreamStatusError
 
-READ_BYTES = 64 * 1024
-"""How much a reader takes at once, if it is not a single event that is larger."""
+READ_BYTES = 64 * 1024  #: upper bound of one read, unless a single event is larger
+WINDOW_BYTES = 64 * 1024  #: how far the others may be from the foremost reader of one that was given up
+WAIT_S = 1.0  #: how often the writer of such a recording checks whether it still has a reader
+EVENT_END = b"\n\n"  #: as the relay writes it
+LEASE_S = 6.0  #: how long a worker that does not renew its leases counts as alive
 
-WINDOW_BYTES = 64 * 1024
-"""How far the writer of a recording that was given up may be ahead, and other readers behind, its foremost
-reader."""
-
-WAIT_S = 1.0
-"""How often the writer of such a recording looks whether anybody is left."""
-
-END = b"\n\n"
-"""The end of an event, as the relay writes them."""
+Entry = tuple[int, int, bytes]  #: in Redis: the position behind it in the answer, its kind, its value
+HEAD, DATA, LAST = 1, 2, 3
 
 
 class Head(msgspec.Struct, frozen=True):
-    """What comes before an answer's bytes.
-
-    Attributes:
-        stream: the bytes are events.
-        answered: upstream had answered by then; else the response had to begin without it.
-    """
+    """What precedes an answer's bytes."""
 
     status: int
     headers: dict[str, str]
-    stream: bool
-    answered: bool = True
+    stream: bool  #: the bytes are events
+    answered: bool = True  #: upstream had answered when the response began
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An error as a value, for every reader to raise one of its own."""
+    """An error as a value, from which each reader makes an exception of its own."""
 
     message: str
     status: int
@@ -55,218 +47,144 @@ class Failure(msgspec.Struct, frozen=True):
 
     def make_error(self) -> GrokflaskError:
         """The error."""
-        error = UpstreamStatusError(
-            self.message,
-            status=self.status,
-            code=self.code,
-            kind=self.kind,
-            param=self.param,
-            headers=self.headers,
-        )
-        error.in_stream = self.in_stream
+        fields = msgspec.structs.asdict(self)
+        in_stream = fields.pop("in_stream")
+        error = UpstreamStatusError(**fields)
+        error.in_stream = in_stream
         return error
 
 
-def describe(error: GrokflaskError) -> Failure:
-    """`error` as a value."""
-    return Failure(
-        error.message, error.status, error.code, error.type, error.param, dict(error.headers), error.in_stream
-    )
+class Ending(msgspec.Struct, frozen=True):
+    """How an answer ended. One that ended early without a `failure` has an error event as its last bytes."""
+
+    complete: bool
+    failure: Failure | None = None
 
 
-class Place:
-    """Where a reader of a recording is.
-
-    Attributes:
-        position: in the recording's bytes.
-        cancelled: why it was ended from outside.
-    """
-
-    def __init__(self) -> None:
-        self.position = 0
-        self.cancelled: GrokflaskError | None = None
+def fail(error: GrokflaskError) -> Ending:
+    """The ending of an answer that `error` cut off."""
+    rest = (error.param, dict(error.headers), error.in_stream)
+    return Ending(complete=False, failure=Failure(error.message, error.status, error.code, error.type, *rest))
 
 
+class Cursor:
+    """A reader's place in a recording."""
+
+    position: int = 0  #: in the answer's bytes
+    cancelled: GrokflaskError | None = None  #: why the reader has to stop
+
+
+@dataclass(eq=False)
 class Recording:
-    """What has been answered so far. Its methods may be called from any thread.
+    """The log of one attempt. Its methods may be called from any thread."""
 
-    Args:
-        id: of this attempt; unique.
-        name: under which a repetition finds it.
-        fingerprint: of the request, which a repetition must equal.
-        request_id: of the request that began it.
-        grace_s: how long it goes on without a reader.
-
-    Attributes:
-        head: None until it has come.
-        start, end: where the bytes that are kept begin and end, counted from the answer's first.
-        ended: nothing more comes.
-        complete: it ended well.
-        given_up: it is not kept for repetitions.
-        readers: those that read it in this process.
-    """
-
-    def __init__(self, id: str, name: str, fingerprint: str, request_id: str, grace_s: float) -> None:
-        self.id = id
-        self.name = name
-        self.fingerprint = fingerprint
-        self.request_id = request_id
-        self.grace_s = grace_s
-        self.head: Head | None = None
-        self.failure: Failure | None = None
-        self.start = self.end = 0
-        self.ended = self.complete = self.given_up = False
-        self.readers: set[Place] = set()
-        self._leave: Callable[[], None] | None = None
-        self._left = False
-        self._kept = bytearray()
-        self._changed = threading.Condition()
-
-    @property
-    def left(self) -> bool:
-        """It was let go: nobody reads it, or will."""
-        return self._left
+    id: str  #: unique to this attempt
+    name: str  #: a digest of the client and its Idempotency-Key; for a copy, the attempt's id
+    fingerprint: str  #: of the request; a repeated request must have the same one
+    request_id: str  #: of the request that began the attempt
+    grace_s: float  #: how long the exchange continues without a reader
+    is_copy: bool = False  #: another worker writes it, and this one copies it
+    head: Head | None = None  #: None until the answer begins
+    ending: Ending | None = None  #: None until the answer has ended
+    start: int = 0  #: position of the first byte kept
+    end: int = 0  #: position behind the last byte
+    given_up: bool = False  #: it is too large to be shared
+    readers: frozenset[Cursor] = frozenset()  #: those in this process
+    left_at: float | None = None  #: epoch seconds at which it was abandoned for want of readers
+    _on_leave: Callable[[], None] | None = None
+    _kept: bytearray = field(default_factory=bytearray)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
 
     @property
     def size(self) -> int:
         """Bytes that it holds."""
         return self.end - self.start
 
-    def bind(self, leave: Callable[[], None]) -> None:
-        """`leave` ends the upstream call for want of a client; called at once if that has come already."""
-        self._leave = leave
-        if self._left:
-            leave()
+    def bind(self, on_leave: Callable[[], None]) -> None:
+        """Has `on_leave` called when `leave` is, or at once if that has already happened."""
+        self._on_leave = on_leave
+        if self.left_at is not None:
+            on_leave()
 
     def leave(self) -> None:
-        """No client is left."""
-        self._left = True
-        if self._leave is not None:
-            self._leave()
+        """No reader is left, and none will come."""
+        self.left_at = time.time()
+        if self._on_leave is not None:
+            self._on_leave()
 
     def put_head(self, head: Head) -> None:
-        """The answer begins."""
-        with self._changed:
-            self.head = head
-            self._changed.notify_all()
+        """Begins the answer."""
+        self.head = head
+        self.notify()
 
     def append(self, data: bytes) -> None:
-        """More of the answer: whole events, or a whole body. Waits only when it was given up."""
+        """Appends whole events, or a whole body. Waits only for a recording that was given up."""
         with self._changed:
             self._kept += data
             self.end += len(data)
             self._changed.notify_all()
-            while self.given_up and not self._left and self.end - self._find_lead() > WINDOW_BYTES:
+            while self.given_up and self.left_at is None and self.end - self._find_lead() > WINDOW_BYTES:
                 self._changed.wait(WAIT_S)
-            if self.given_up:
-                self._trim(self._find_lead() - WINDOW_BYTES if self.readers else self.end)
+            unneeded = self._find_lead() - WINDOW_BYTES if self.readers else self.end
+            if self.given_up and unneeded > self.start:
+                del self._kept[: unneeded - self.start]
+                self.start = unneeded
 
-    def finish(self, *, complete: bool, failure: Failure | None = None) -> None:
-        """Nothing more comes. A `failure` is for readers to tell; without one it is told by the bytes."""
+    def finish(self, ending: Ending) -> None:
+        """Ends the answer. Idempotent."""
+        self.ending, self._on_leave = self.ending or ending, None
+        self.notify()
+
+    def notify(self) -> None:
+        """Wakes all who wait, because an attribute has changed."""
         with self._changed:
-            if self.ended:
-                return
-            self.ended, self.complete, self.failure = True, complete, failure
-            self._leave = None
             self._changed.notify_all()
 
-    def give_up(self) -> None:
-        """It is kept no longer; those who read it go on."""
+    def wait(self, reader: Cursor, condition: Callable[[], bool], timeout_s: float | None = None) -> None:
+        """Waits until `condition` is true. Raises why the reader was cancelled."""
         with self._changed:
-            self.given_up = True
+            self._changed.wait_for(lambda: reader.cancelled is not None or condition(), timeout_s)
+            if reader.cancelled:
+                raise reader.cancelled
 
-    def add(self, reader: Place) -> None:
-        """One more reads it."""
-        with self._changed:
-            self.readers.add(reader)
+    def read(self, reader: Cursor, timeout_s: float | None) -> bytes | None:
+        """The next whole events; None if there are none within `timeout_s`, b"" at the end.
 
-    def remove(self, reader: Place) -> None:
-        """One fewer. Idempotent."""
-        with self._changed:
-            self.readers.discard(reader)
-            self._changed.notify_all()
-
-    def cancel(self, reader: Place, reason: GrokflaskError) -> None:
-        """Ends one reader, wherever it waits."""
-        with self._changed:
-            reader.cancelled = reader.cancelled or reason
-            self._changed.notify_all()
-
-    def wait(self, reader: Place, wanted: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Waits for something that `wanted` sees; whether it came. Raises the reason of `cancel`."""
-        with self._changed:
-            return self._wait(reader, wanted, timeout_s)
-
-    def read(self, reader: Place, timeout_s: float) -> bytes | None:
-        """Whole events from where `reader` is; None for none within `timeout_s`, b"" at the end.
-
-        Raises the reason of `cancel`, what made the answer fail where its bytes do not tell, and
-        RecordingLostError.
+        Raises why the reader was cancelled, the answer's failure and RecordingLostError.
         """
         with self._changed:
-            self._wait(reader, lambda: reader.position < self.end or self.ended, timeout_s)
-            position = reader.position
-            if position < self.start:
+            self.wait(reader, lambda: reader.position < self.end or self.ending is not None, timeout_s)
+            if reader.position < self.start:
                 raise RecordingLostError
-            if position < self.end:
-                data = bytes(memoryview(self._kept)[position - self.start : self._find_cut(position)])
+            data = self.copy_from(reader.position)
+            if data:
                 reader.position += len(data)
                 if self.given_up:
                     self._changed.notify_all()
                 return data
-            if not self.ended:
-                return None
-            if self.failure:
-                raise self.failure.make_error()
-            return b""
+            if self.ending and self.ending.failure:
+                raise self.ending.failure.make_error()
+            return b"" if self.ending else None
 
-    def read_all(self) -> bytes:
-        """All of it, once it has ended."""
-        with self._changed:
-            if self.start:
-                raise RecordingLostError
-            return bytes(self._kept)
-
-    def copy_from(self, position: int, most: int) -> bytes:
-        """Bytes from `position` on, for whoever passes them on, about as many as `most`; b"" for none.
-
-        Of a stream whole events.
-        """
+    def copy_from(self, position: int) -> bytes:
+        """Up to READ_BYTES from `position` on, in a stream whole events; b"" if there are none."""
         with self._changed:
             at = position - self.start
             if at < 0:
                 return b""
-            streams = self.head is not None and self.head.stream
-            return bytes(
-                memoryview(self._kept)[at : self._find_cut(position, most) if streams else at + most]
-            )
+            end = min(at + READ_BYTES, self.size)
+            if end < self.size and (self.head is None or self.head.stream):
+                cut = self._kept.rfind(EVENT_END, at, end)
+                if cut < 0:
+                    cut = self._kept.find(EVENT_END, at)
+                end = self.size if cut < 0 else cut + len(EVENT_END)
+            return bytes(memoryview(self._kept)[at:end])
 
     def is_after_event(self, position: int) -> bool:
-        """An event ends there, and all that follows it is kept."""
+        """An event ends at `position`, and everything behind it is kept."""
         with self._changed:
             at = position - self.start
-            return position == 0 == at or (2 <= at <= self.size and self._kept[at - 2 : at] == END)
-
-    def _wait(self, reader: Place, wanted: Callable[[], bool], timeout_s: float | None) -> bool:
-        came = self._changed.wait_for(lambda: bool(reader.cancelled) or wanted(), timeout_s)
-        if reader.cancelled:
-            raise reader.cancelled
-        return came
-
-    def _find_cut(self, position: int, most: int = READ_BYTES) -> int:
-        """Where in what is kept a read from `position` ends: behind an event."""
-        at = position - self.start
-        if len(self._kept) - at <= most:
-            return len(self._kept)
-        cut = self._kept.rfind(END, at, at + most)
-        if cut < 0:
-            cut = self._kept.find(END, at)
-        return len(self._kept) if cut < 0 else cut + len(END)
+            return position == 0 == at or (2 <= at <= self.size and self._kept[at - 2 : at] == EVENT_END)
 
     def _find_lead(self) -> int:
         return max((reader.position for reader in self.readers), default=self.end)
-
-    def _trim(self, position: int) -> None:
-        if position > self.start:
-            del self._kept[: position - self.start]
-            self.start = position

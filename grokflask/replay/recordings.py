@@ -1,50 +1,45 @@
-"""The recordings of this process: found by name, bounded in bytes and age, let go when nobody is left.
+"""The recordings of this worker, found by name and bounded in bytes and time.
 
-Under a name there is one running attempt at a time. One that fails is forgotten at once, so that the next
-request with its key is a new attempt; one that ends well is kept for a while. One that no client reads goes
-on for its grace, and is then ended, by a thread that only looks what is due.
+A name has one running attempt at a time. An attempt that fails is forgotten at once, so the next request with
+its key begins a new one; an attempt that ends well is kept for a while. An exchange without readers continues
+for its grace and is then cancelled. With Redis, a `Mirror` shares the recordings with other workers.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING
 
-from grokflask.errors import KeyInUseError, KeyReusedError, StreamGoneError, TooManyStreamsError
-from grokflask.replay.recording import Failure, Place, Recording
-from grokflask.runtime import get_pid
+from grokflask.errors import (
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
+    StoreUnavailableError,
+    StreamGoneError,
+    TooManyStreamsError,
+)
+from grokflask.replay.loop import Loop
+from grokflask.replay.mirror import Mirror
+from grokflask.replay.reader import Reader
+from grokflask.replay.recording import Ending, Recording
 
-MAX_READERS = 32
-"""As many clients of one process read one recording at once."""
+if TYPE_CHECKING:
+    from grokflask.replay.redis import RedisRecordings
 
-LINGER_S = 0.55
-"""How long an exchange that nobody reads goes on for one that comes back at once: SDKs that retry begin with
-half a second at the most. With the watcher's interval it ends within a second."""
-
-OVERHEAD_BYTES = 2048
-"""What a recording takes besides its bytes: many small ones are not for free."""
-
-RETRY_S = 1.0
-
-_log = logging.getLogger("grokflask.replay")
-
-P = TypeVar("P", bound=Place)
+MAX_READERS = 32  #: of one recording in one process
+OVERHEAD_BYTES = 2048  #: memory that a recording takes besides its bytes
 
 
 class Recordings:
     """The register. Its methods may be called from any thread.
 
     Args:
-        max_bytes: of one recording.
-        total_bytes: of all of them; then those that ended longest ago go first.
-        keep_s: how long one is kept after it has ended.
+        max_bytes: upper bound of one recording.
+        total_bytes: upper bound of all of them; the ones that ended longest ago are dropped first.
+        keep_s: how long a recording is kept after it has ended.
+        store: shares the recordings with other workers.
         clock: monotonic seconds.
-
-    Attributes:
-        let_go: asked before an unread one is ended; 0 to do it, else how long it has at least.
     """
 
     def __init__(
@@ -53,126 +48,143 @@ class Recordings:
         max_bytes: int,
         total_bytes: int,
         keep_s: float,
+        store: RedisRecordings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._max_bytes = max_bytes
-        self._total_bytes = total_bytes
-        self._keep_s = keep_s
-        self._clock = clock
-        self.let_go: Callable[[Recording], float] = lambda _: 0.0
+        self._max_bytes, self._total_bytes = max_bytes, total_bytes
+        self._keep_s, self._clock = keep_s, clock
         self._by_name: dict[str, Recording] = {}
-        self._running: set[Recording] = set()
-        self._due: dict[Recording, float] = {}  # unread: when they are let go
-        self._kept: dict[Recording, float] = {}  # ended well: until when, the oldest first
+        self.running: set[Recording] = set()  #: have not ended
+        self._due: dict[Recording, float] = {}  # without readers -> when to abandon it
+        self._kept: dict[Recording, float] = {}  # ended well -> until when it is kept; the oldest first
         self._sizes: dict[Recording, int] = {}
-        self._bytes = 0
+        self.size = 0  #: bytes that all of them take
         self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._closed = False
-        self._thread: threading.Thread | None = None
-        self._pid = 0
+        self._mirror = Mirror(store, keep_s=keep_s, end=self.end) if store else None
+        self._loop = Loop(self.tick)
+        self._loops = (self._loop, *(self._mirror.loops if self._mirror else ()))
 
-    @property
-    def running(self) -> list[Recording]:
-        """Those whose exchange is under way here."""
-        with self._lock:
-            return list(self._running)
+    def claim(self, reader: Reader, *, begin: bool) -> bool:
+        """Attaches a reader to the recording that has the name of its own, new one, or else to that one.
 
-    @property
-    def size(self) -> int:
-        """Bytes that all of them take."""
-        return self._bytes
-
-    def __len__(self) -> int:
-        return len(self._by_name)
-
-    def claim(
-        self,
-        name: str,
-        fingerprint: str,
-        make: Callable[[], Recording] | None,
-        enter: Callable[[Recording], P],
-    ) -> tuple[P, bool]:
-        """A reader of the recording of that name, and whether it was made for it, and is to be filled.
-
-        `make` makes a new one, and is None where only an old one will do; `enter` makes its reader.
+        Returns True for the new one, which the caller then has to fill. `begin` allows that.
 
         Raises:
-            KeyReusedError: the name is another request's.
-            KeyInUseError: the recording runs, and has been given up.
-            StreamGoneError: there is none and none is to be made.
-            TooManyStreamsError: it has as many readers as it may.
+            IdempotencyKeyReusedError: the name belongs to another request.
+            IdempotencyKeyInUseError: the recording is running and was given up.
+            StreamGoneError: not to `begin`, and there is no recording.
+            StoreUnavailableError: not to `begin`, and Redis, which might have it, is unreachable.
+            TooManyStreamsError: it has MAX_READERS.
         """
+        new = reader.recording
         with self._lock:
             self._expire()
-            recording = self._by_name.get(name)
-            found = recording is not None
-            if recording is None:
-                if make is None:
+            local = self._by_name.get(new.name)
+            if local and local.fingerprint != new.fingerprint:
+                raise IdempotencyKeyReusedError
+            if self._mirror is None or (local and not local.ending):
+                if not (local or begin):
                     raise StreamGoneError
-                recording = self._by_name[name] = make()
-                self._running.add(recording)
-            elif recording.fingerprint != fingerprint:
-                raise KeyReusedError
-            elif recording.given_up:
-                raise KeyInUseError
-            elif len(recording.readers) >= MAX_READERS:
-                raise TooManyStreamsError("Too many clients read this answer.", headers={"Retry-After": "1"})
-            reader = enter(recording)
-            recording.add(reader)
-            self._due.pop(recording, None)
-            return reader, not found
+                return self._attach(reader, local or new)
+        own = local or new
+        found, taken = self._mirror.claim(own, begin=begin or own is local)
+        with self._lock:
+            local = self._by_name.get(new.name)
+            if found is not None and found is not own:
+                recording = self._by_name.get(found.id, found)
+            elif local or begin:
+                recording = local or new
+            else:
+                raise StoreUnavailableError
+            first = self._attach(reader, recording)
+        if taken or (first and recording.is_copy):
+            self._mirror.add(recording, new.name)
+        return first and not recording.is_copy
 
-    def leave(self, recording: Recording, reader: Place) -> None:
-        """The reader has gone. Idempotent."""
+    def _attach(self, reader: Reader, recording: Recording) -> bool:
+        """Attaches a reader; True if the recording was not registered before. The caller has the lock."""
+        first = recording.name not in self._by_name
+        if first:
+            self._by_name[recording.name] = recording
+            self.running.add(recording)
+        elif recording.fingerprint != reader.recording.fingerprint:
+            raise IdempotencyKeyReusedError
+        elif recording.given_up:
+            raise IdempotencyKeyInUseError
+        elif len(recording.readers) >= MAX_READERS:
+            raise TooManyStreamsError("Too many clients read this answer.", headers={"Retry-After": "1"})
+        reader.recording = recording
+        recording.readers |= {reader}
+        self._due.pop(recording, None)
+        return first
+
+    def leave(self, reader: Reader) -> None:
+        """The reader has left. Idempotent."""
+        recording = reader.recording
         with self._lock:
             if reader not in recording.readers:
                 return
-            recording.remove(reader)
+            recording.readers -= {reader}
+            recording.notify()
             self._note_unread(recording)
-        self._wake.set()
+        self._loop.wake()
 
     def keep(self, recording: Recording, data: bytes) -> None:
-        """More of a running one. Waits for its foremost reader if it was given up."""
+        """Appends to a running recording. If it was given up, waits for its foremost reader."""
         recording.append(data)
+        if self._mirror is not None:
+            self._mirror.wake()
         with self._lock:
-            self._weigh(recording)
-            while self._bytes > self._total_bytes and self._kept:
-                self._forget(next(iter(self._kept)))
-            if not recording.given_up and (
-                recording.size > self._max_bytes or self._bytes > self._total_bytes
-            ):
-                recording.give_up()
+            if recording in self.running:
+                size = recording.size + OVERHEAD_BYTES
+                self.size += size - self._sizes.get(recording, 0)
+                self._sizes[recording] = size
+            while self.size > self._total_bytes and self._kept:
+                oldest = next(iter(self._kept))
+                self._forget(oldest)
+                if self._mirror is not None:
+                    self._mirror.delete(oldest)
+            too_large = recording.size > self._max_bytes or self.size > self._total_bytes
+            if too_large and not recording.given_up:
+                recording.given_up = True
                 self._note_unread(recording)
-                self._wake.set()
+                self._loop.wake()
 
-    def end(self, recording: Recording, *, complete: bool, failure: Failure | None = None) -> None:
-        """Its exchange is over. Only a complete one is kept. Idempotent."""
+    def end(self, recording: Recording, ending: Ending) -> None:
+        """The exchange is over. Idempotent.
+
+        Only a complete recording is kept. A failed one frees its name, in Redis as well, before its readers
+        learn of the failure and can try again.
+        """
+        if self._mirror is not None and not ending.complete:
+            self._mirror.publish_failure(recording, ending)
         with self._lock:
-            if recording not in self._running:
+            if recording not in self.running:
                 return
-            self._running.remove(recording)
-            recording.finish(complete=complete, failure=failure)
-            if complete and not recording.given_up and self._keep_s:
+            self.running.remove(recording)
+            recording.finish(ending)
+            lost = recording.given_up or recording.is_copy or recording.left_at
+            if ending.complete and self._keep_s and not lost:
                 self._due.pop(recording, None)
                 self._kept[recording] = self._clock() + self._keep_s
             else:
                 self._forget(recording)
-        self._wake.set()
+        for loop in self._loops:
+            loop.wake()
 
     def tick(self) -> float | None:
-        """Lets go of what is due; seconds until the next is, None when nothing waits."""
+        """Drops what has expired and abandons what is due; seconds until it has to be called again."""
         with self._lock:
             self._expire()
             now = self._clock()
             unread = [recording for recording, due in self._due.items() if due <= now]
         for recording in unread:
-            more_s = self.let_go(recording)
+            wait_s = self._mirror.abandon(recording) if self._mirror else 0.0
             with self._lock:
                 if recording not in self._due:
-                    continue  # somebody has come meanwhile, or it has ended
-                if more_s:
-                    self._due[recording] = now + more_s
+                    continue  # a reader has come meanwhile, or it has ended
+                if wait_s:
+                    self._due[recording] = now + wait_s
                     continue
                 self._forget(recording)
             recording.leave()
@@ -181,55 +193,31 @@ class Recordings:
         return max(0.0, min(times) - self._clock()) if times else None
 
     def start(self) -> None:
-        """Starts the thread that calls `tick`. Once for each process."""
-        if self._thread is None or self._pid != get_pid():
-            self._closed = False
-            self._pid = get_pid()
-            self._thread = threading.Thread(target=self._run, name="recordings", daemon=True)
-            self._thread.start()
+        """Starts the background threads, once in each process."""
+        for loop in self._loops:
+            loop.start()
 
     def close(self, timeout_s: float) -> None:
-        """Ends the thread. Idempotent."""
-        self._closed = True
-        self._wake.set()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join(timeout_s)
-
-    def _run(self) -> None:
-        while not self._closed:
-            self._wake.clear()
-            try:
-                wait_s = self.tick()
-            except Exception:
-                _log.exception("recordings cannot be let go")
-                wait_s = RETRY_S
-            self._wake.wait(wait_s)
+        """Publishes how everything ended, and ends the threads. Idempotent."""
+        for loop in self._loops:
+            loop.close(timeout_s)
 
     def _note_unread(self, recording: Recording) -> None:
-        """Nobody who comes back would find anything of one that was given up."""
-        if not recording.readers and not recording.ended:
-            self._due[recording] = self._clock() + (0.0 if recording.given_up else recording.grace_s)
+        """Sets when to abandon it. A copy costs nothing, and one that was given up cannot be joined again."""
+        if not recording.readers and not recording.ending:
+            grace_s = 0.0 if recording.given_up or recording.is_copy else recording.grace_s
+            self._due[recording] = self._clock() + grace_s
 
     def _expire(self) -> None:
         now = self._clock()
-        while self._kept:
-            recording, until = next(iter(self._kept.items()))
-            if until > now:
-                return
-            self._forget(recording)
+        while self._kept and next(iter(self._kept.values())) <= now:
+            self._forget(next(iter(self._kept)))
 
     def _forget(self, recording: Recording) -> None:
-        """The name is free. Those who read it go on."""
+        """Frees the name. Those who read it continue."""
         if self._by_name.get(recording.name) is recording:
             del self._by_name[recording.name]
         self._due.pop(recording, None)
         self._kept.pop(recording, None)
-        if recording.ended:
-            self._bytes -= self._sizes.pop(recording, 0)
-
-    def _weigh(self, recording: Recording) -> None:
-        if recording in self._running:
-            size = recording.size + OVERHEAD_BYTES
-            self._bytes += size - self._sizes.get(recording, 0)
-            self._sizes[recording] = size
+        if recording.ending:
+            self.size -= self._sizes.pop(recording, 0)

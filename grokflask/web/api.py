@@ -16,7 +16,7 @@ from grokflask.delivery.spool import Spool
 from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey
 from grokflask.protocol.routes import PREFIXES, ROUTES, Route
-from grokflask.replay.replays import Repetition, Replays
+from grokflask.replay.idempotency import Idempotency, IdempotencyHeaders
 from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import read_body, read_upload
 from grokflask.web.current import Notes, get_current
@@ -97,14 +97,14 @@ def _read_query(route: Route, flask_request: Request) -> str:
 def _open_once(
     app: Flask, headers: Headers, key: ApiKey, client_request: ClientRequest
 ) -> Reply | StreamReply:
-    """The reply to a request that may be a repetition."""
-    replays: Replays = app.extensions["replays"]
-    repetition = Repetition(
+    """The reply to a request with an Idempotency-Key."""
+    idempotency: Idempotency = app.extensions["idempotency"]
+    idempotency_headers = IdempotencyHeaders(
         headers["Idempotency-Key"],
         resume=headers.get("X-Stream-Resume", "").lower() == "true",
         last_event_id=headers.get("Last-Event-ID", ""),
     )
-    return replays.open(key, client_request, repetition)
+    return idempotency.open(key, client_request, idempotency_headers)
 
 
 _OWN_VIEWS: dict[str, Callable[[], Response]] = {"usage": show_usage}

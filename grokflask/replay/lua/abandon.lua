@@ -1,13 +1,14 @@
--- The carrier has no reader of its own: frees the name if no other worker has one, and then gives 1.
--- KEYS: what is known of the name; its readers. ARGV: id, now.
+-- Frees the name and deletes the attempt, unless another worker has a reader; 1 if it did.
+-- KEYS: the name's record; its readers; the attempt's stream. ARGV: id, now.
 
-local NAME, READERS = KEYS[1], KEYS[2]
+local NAME, READERS, STREAM = KEYS[1], KEYS[2], KEYS[3]
 
-redis.call("ZREMRANGEBYSCORE", READERS, "-inf", ARGV[2])
-if redis.call("ZCARD", READERS) > 0 then
-  return 0
-end
 if redis.call("HGET", NAME, "id") == ARGV[1] then
+  redis.call("ZREMRANGEBYSCORE", READERS, "-inf", ARGV[2])
+  if redis.call("ZCARD", READERS) > 0 then
+    return 0
+  end
   redis.call("DEL", NAME)
 end
+redis.call("DEL", STREAM)
 return 1

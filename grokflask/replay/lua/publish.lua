@@ -1,16 +1,15 @@
--- More of an attempt, as entries of its stream; and its lease, or how long it is kept.
--- KEYS: what is known of the name; the attempt's stream.
--- ARGV: id, state, milliseconds; then for each entry: its id, field, value.
--- 1 when done, 0 when the name is no longer this attempt's.
+-- Appends entries to an attempt's stream and renews its lease, or sets how long it is kept; 0 if it lost its name.
+-- KEYS: the name's record; its readers; the attempt's stream. ARGV: id; state (running, unkept: running but too
+-- large to be shared, ended, failed); ms; id and value of each entry.
 
-local NAME, STREAM = KEYS[1], KEYS[2]
+local NAME, STREAM = KEYS[1], KEYS[3]
 
 if redis.call("HGET", NAME, "id") ~= ARGV[1] then
   return 0
 end
-for at = 4, #ARGV, 3 do
-  local added = redis.pcall("XADD", STREAM, ARGV[at], ARGV[at + 1], ARGV[at + 2])
-  -- Its id says where it belongs: what is there already has come twice.
+for at = 4, #ARGV, 2 do
+  local added = redis.pcall("XADD", STREAM, ARGV[at], "v", ARGV[at + 1])
+  -- An entry that is there already was published twice.
   if type(added) == "table" and added.err and not string.find(added.err, "equal or smaller", 1, true) then
     return added
   end

@@ -14,8 +14,8 @@ from support.scripted import WAIT_S
 from grokflask.delivery.terms import HEARTBEAT
 from grokflask.errors import (
     ClientGoneError,
-    KeyInUseError,
-    KeyReusedError,
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
     RecordingLostError,
     ShuttingDownError,
     StreamGoneError,
@@ -24,7 +24,7 @@ from grokflask.errors import (
 )
 from grokflask.protocol.dialects import CHAT
 from grokflask.replay.reader import Reader
-from grokflask.replay.recording import READ_BYTES, WINDOW_BYTES, Head, Recording, describe
+from grokflask.replay.recording import READ_BYTES, WINDOW_BYTES, Ending, Head, Recording, fail
 from grokflask.replay.recordings import MAX_READERS, OVERHEAD_BYTES, Recordings
 
 EVENTS = [b"data: %d\n\n" % number for number in range(5)]
@@ -53,22 +53,17 @@ class Bench:
     def claim(
         self, name: str = "a", fingerprint: str = "f", *, only_old: bool = False, **options: Any
     ) -> tuple[Reader, bool]:
-        def make() -> Recording:
-            self.count += 1
-            recording = Recording(f"id{self.count}", name, fingerprint, "r1", GRACE_S)
-            recording.bind(lambda: self.left.append(recording.id))
-            return recording
-
-        def enter(recording: Recording) -> Reader:
-            defaults: dict[str, Any] = {
-                "dialect": CHAT,
-                "wants_json": False,
-                "with_ids": False,
-                "heartbeat_s": 60.0,
-            }
-            return Reader(recording, **{**defaults, **options})
-
-        return self.register.claim(name, fingerprint, None if only_old else make, enter)
+        self.count += 1
+        recording = Recording(f"id{self.count}", name, fingerprint, "r1", GRACE_S)
+        recording.bind(lambda: self.left.append(recording.id))
+        defaults: dict[str, Any] = {
+            "dialect": CHAT,
+            "wants_json": False,
+            "with_ids": False,
+            "heartbeat_s": 60.0,
+        }
+        reader = Reader(recording, **{**defaults, **options})
+        return reader, self.register.claim(reader, begin=not only_old)
 
     def record(self, *events: bytes, name: str = "a") -> Reader:
         """The first reader of a stream that has begun so."""
@@ -80,7 +75,7 @@ class Bench:
         return reader
 
     def finish(self, reader: Reader) -> None:
-        self.register.end(reader.recording, complete=True)
+        self.register.end(reader.recording, Ending(complete=True))
 
 
 def take_all(reader: Reader) -> bytes:
@@ -165,7 +160,7 @@ def test_other_requests_are_turned_away() -> None:
     """Another fingerprint is another request; where only an old one will do, none is begun."""
     bench = Bench()
     bench.record(EVENTS[0])
-    with pytest.raises(KeyReusedError):
+    with pytest.raises(IdempotencyKeyReusedError):
         bench.claim(fingerprint="g")
     with pytest.raises(StreamGoneError):
         bench.claim("b", only_old=True)
@@ -182,7 +177,7 @@ def test_a_failure_is_told_to_all_and_forgotten() -> None:
     second, _ = bench.claim()
     error = UpstreamError("broken", headers={"x": "y"})
     error.in_stream = True
-    bench.register.end(first.recording, complete=False, failure=describe(error))
+    bench.register.end(first.recording, fail(error))
     with pytest.raises(UpstreamError) as raised:
         second.wait_for_head()
     assert raised.value is not error
@@ -199,7 +194,7 @@ def test_a_stream_that_fails_elsewhere(wants_json: bool) -> None:
     bench = Bench()
     first = bench.record(EVENTS[0])
     reader, _ = bench.claim(wants_json=wants_json)
-    bench.register.end(first.recording, complete=False, failure=describe(RecordingLostError()))
+    bench.register.end(first.recording, fail(RecordingLostError()))
     got = take_all(reader)
     assert got.startswith(EVENTS[0] + b"data: ")
     error = json.loads(got.removeprefix(EVENTS[0] + b"data: "))["error"]
@@ -255,7 +250,7 @@ def test_kept_for_a_time() -> None:
     assert bench.register.tick() == 1
     bench.clock.now += 1
     assert bench.register.tick() is None
-    assert (bench.register.size, len(bench.register)) == (0, 0)
+    assert bench.register.size == 0
     assert bench.claim()[1]
 
 
@@ -287,11 +282,11 @@ def test_left_by_all() -> None:
     bench = Bench()
     first = bench.record(EVENTS[0])
     second, _ = bench.claim()
-    bench.register.leave(first.recording, first)
+    bench.register.leave(first)
     bench.clock.now += GRACE_S + 1
     assert bench.register.tick() is None
-    bench.register.leave(second.recording, second)
-    bench.register.leave(second.recording, second)
+    bench.register.leave(second)
+    bench.register.leave(second)
     bench.clock.now += GRACE_S - 1
     assert bench.register.tick() == 1
     third, found = bench.claim()
@@ -299,12 +294,12 @@ def test_left_by_all() -> None:
     bench.clock.now += GRACE_S
     bench.register.tick()
     assert bench.left == []
-    bench.register.leave(third.recording, third)
+    bench.register.leave(third)
     bench.clock.now += GRACE_S
     bench.register.tick()
     assert bench.left == ["id1"]
     assert bench.claim()[1], "its name is free at once, though the call has not ended yet"
-    bench.register.end(first.recording, complete=False)
+    bench.register.end(first.recording, Ending(complete=False))
     assert not bench.claim()[1], "the end of the old one does not touch the new one"
 
 
@@ -335,7 +330,7 @@ def test_given_up() -> None:
     recording = first.recording
     bench.register.keep(recording, event)
     assert recording.given_up
-    with pytest.raises(KeyInUseError):
+    with pytest.raises(IdempotencyKeyInUseError):
         bench.claim()
     writer = in_thread(lambda: bench.register.keep(recording, event))
     wait_for(lambda: recording.end == 4 * len(event), "the fourth event")
@@ -361,7 +356,7 @@ def test_given_up_while_nobody_reads() -> None:
     """Nobody who came back would find anything, so it is let go at once and not after its grace."""
     bench = Bench(max_bytes=9)
     first = bench.record(EVENTS[0])
-    bench.register.leave(first.recording, first)
+    bench.register.leave(first)
     bench.register.keep(first.recording, EVENTS[1])
     bench.register.tick()
     assert bench.left == ["id1"]
@@ -374,7 +369,7 @@ def test_a_writer_does_not_wait_for_one_that_leaves() -> None:
     first = bench.record(event)
     writer = in_thread(lambda: bench.register.keep(first.recording, event))
     wait_for(lambda: first.recording.end == 2 * len(event), "the second event")
-    bench.register.leave(first.recording, first)
+    bench.register.leave(first)
     writer.join(WAIT_S)
     assert not writer.is_alive()
     assert first.recording.size == 0

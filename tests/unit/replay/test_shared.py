@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from redis import Redis
@@ -14,18 +14,18 @@ from support.scripted import WAIT_S
 
 from grokflask.errors import (
     GrokflaskError,
-    KeyInUseError,
-    KeyReusedError,
+    IdempotencyKeyInUseError,
+    IdempotencyKeyReusedError,
     StoreUnavailableError,
     StreamGoneError,
     UpstreamError,
 )
 from grokflask.protocol.dialects import CHAT
+from grokflask.replay.idempotency import LINGER_S
 from grokflask.replay.reader import Reader
-from grokflask.replay.recording import Head, Recording, describe
-from grokflask.replay.recordings import LINGER_S, OVERHEAD_BYTES, Recordings
+from grokflask.replay.recording import DATA, HEAD, LAST, Ending, Entry, Head, Recording, fail
+from grokflask.replay.recordings import OVERHEAD_BYTES, Recordings
 from grokflask.replay.redis import PREFIX, RedisRecordings
-from grokflask.replay.shared import SharedRecordings
 from grokflask.storage.redis import open_pool
 
 EVENTS = [b"data: %d\n\n" % number for number in range(50)]
@@ -35,7 +35,7 @@ MAX_BYTES = 10**6
 class Worker:
     """One worker's recordings, and what it was told to end."""
 
-    def __init__(self, recordings: Recordings | SharedRecordings, name: str = "w") -> None:
+    def __init__(self, recordings: Recordings, name: str = "w") -> None:
         self.recordings = recordings
         self.name = name
         self.left = threading.Event()
@@ -44,16 +44,11 @@ class Worker:
     def claim(
         self, name: str = "a", fingerprint: str = "f", *, only_old: bool = False, grace_s: float = 0.0
     ) -> tuple[Reader, bool]:
-        def make() -> Recording:
-            self.count += 1
-            recording = Recording(f"{self.name}{self.count}", name, fingerprint, "r1", grace_s)
-            recording.bind(self.left.set)
-            return recording
-
-        def enter(recording: Recording) -> Reader:
-            return Reader(recording, dialect=CHAT, wants_json=True, with_ids=True, heartbeat_s=60)
-
-        return self.recordings.claim(name, fingerprint, None if only_old else make, enter)
+        self.count += 1
+        recording = Recording(f"{self.name}{self.count}", name, fingerprint, "r1", grace_s)
+        recording.bind(self.left.set)
+        reader = Reader(recording, dialect=CHAT, wants_json=True, with_ids=True, heartbeat_s=60)
+        return reader, self.recordings.claim(reader, begin=not only_old)
 
     def begin(self, *events: bytes, name: str = "a", grace_s: float = 0.0) -> Reader:
         reader, first = self.claim(name, grace_s=grace_s)
@@ -67,11 +62,10 @@ class Worker:
             self.recordings.keep(reader.recording, event)
 
     def end(self, reader: Reader, *, complete: bool = True, error: GrokflaskError | None = None) -> None:
-        failure = describe(error) if error else None
-        self.recordings.end(reader.recording, complete=complete, failure=failure)
+        self.recordings.end(reader.recording, fail(error) if error else Ending(complete))
 
     def leave(self, reader: Reader) -> None:
-        self.recordings.leave(reader.recording, reader)
+        self.recordings.leave(reader)
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +92,8 @@ def make_worker(client: Redis) -> Iterator[Callable[..., Worker]]:
 
     def make(keep_s: float = 100.0, total_bytes: int = 10**7, to: Redis = client) -> Worker:
         name = f"w{len(started)}x"
-        own = Recordings(max_bytes=MAX_BYTES, total_bytes=total_bytes, keep_s=0)
-        shared = SharedRecordings(
-            own, RedisRecordings(to), total_bytes=total_bytes, keep_s=keep_s, worker=lambda: name
-        )
+        store = RedisRecordings(to, lambda: name)
+        shared = Recordings(max_bytes=MAX_BYTES, total_bytes=total_bytes, keep_s=keep_s, store=store)
         shared.start()
         started.append(Worker(shared, name))
         return started[-1]
@@ -191,7 +183,7 @@ def test_turned_away(pair: tuple[Worker, Worker]) -> None:
     """Another request under the name, and one that only goes on where nothing is."""
     carrier, other = pair
     carrier.begin(EVENTS[0])
-    with pytest.raises(KeyReusedError):
+    with pytest.raises(IdempotencyKeyReusedError):
         other.claim(fingerprint="g")
     with pytest.raises(StreamGoneError):
         other.claim("b", only_old=True)
@@ -210,7 +202,7 @@ def test_given_up(pair: tuple[Worker, Worker]) -> None:
     def turned_away() -> bool:
         try:
             other.leave(other.claim()[0])
-        except KeyInUseError:
+        except IdempotencyKeyInUseError:
             return True
         return False
 
@@ -286,17 +278,33 @@ def test_the_oldest_make_room(client: Redis, make_worker: Callable[..., Worker])
 
 def test_publishing_twice(client: Redis) -> None:
     """What Redis has already is not there twice, whatever became of the answer to the first time."""
-    store = RedisRecordings(client)
-    assert store.claim("a", "f", "x1", "r1", "w", 0.0).kind == "new"
-    entries: list[Any] = [("0-1", "head", b"{}"), ("9-2", "data", b"data: 0\n\n")]
-    assert store.publish("a", "x1", "running", 5, entries)
-    assert store.publish("a", "x1", "running", 5, [*entries, ("18-2", "data", b"data: 1\n\n")])
-    found = store.read({"x1": "0-0"})["x1"]
-    assert [(entry, value) for entry, _, value in found] == [
-        ("0-1", b"{}"),
-        ("9-2", b"data: 0\n\n"),
-        ("18-2", b"data: 1\n\n"),
-    ]
+    store = RedisRecordings(client, lambda: "w")
+    recording = Recording("x1", "a", "f", "r1", 0.0)
+    assert store.claim(recording, begin=True) == (recording, True)
+    assert store.claim(recording, begin=True) == (recording, False)
+    entries: list[Entry] = [(0, HEAD, b"{}"), (9, DATA, b"data: 0\n\n")]
+    assert store.publish(recording, "running", 5, entries)
+    more: list[Entry] = [*entries, (18, DATA, b"data: 1\n\n")]
+    assert store.publish(recording, "running", 5, more)
+    assert store.read({"x1": (0, 0)}, wait=False)["x1"] == more
+
+
+def test_publishing_more_than_before(client: Redis, make_worker: Callable[..., Worker]) -> None:
+    """A batch that Redis took though its confirmation was lost comes again with more behind it: read once."""
+    store = RedisRecordings(client, lambda: "w")
+    recording = Recording("x1", "a", "f", "r1", 0.0)
+    store.claim(recording, begin=True)
+    head: Entry = (0, HEAD, b'{"status":200,"headers":{},"stream":true}')
+    store.publish(recording, "running", 5, [head, (9, DATA, EVENTS[0])])
+    reader, _ = make_worker().claim()
+    assert take(iter(reader), 1)
+    again: list[Entry] = [head, (27, DATA, b"".join(EVENTS[:3])), (27, LAST, b'{"complete":true}')]
+    store.publish(recording, "ended", 5, again)
+    late, _ = make_worker().claim()
+    b"".join(reader)
+    assert late.wait_for_head()
+    assert b"".join(late).count(b"data: ") == 3
+    assert (reader.recording.end, late.recording.end) == (27, 27)
 
 
 def test_a_lost_name(client: Redis, make_worker: Callable[..., Worker]) -> None:
@@ -316,12 +324,43 @@ def test_a_lost_name(client: Redis, make_worker: Callable[..., Worker]) -> None:
     assert b"".join(third) == b"".join(second)
 
 
+def test_a_name_lost_after_the_end(client: Redis, make_worker: Callable[..., Worker]) -> None:
+    """An answer that Redis has lost is not paid again where it is still kept, and is shared again."""
+    worker, other = make_worker(), make_worker()
+    first = worker.begin(EVENTS[0])
+    worker.end(first)
+    wait_for(lambda: client.hget(f"{PREFIX}name:a", "state") == b"ended", "its end")
+    client.flushall()
+    second, begins = worker.claim()
+    assert not begins
+    with pytest.raises(IdempotencyKeyReusedError):
+        worker.claim(fingerprint="g")
+    third, begins = other.claim()
+    assert not begins
+    assert b"".join(first) == b"".join(second) == b"".join(third) != b""
+
+
+def test_the_grace_of_another_workers_attempt(pair: tuple[Worker, Worker]) -> None:
+    """After the last reader has left, wherever it was, the exchange continues for its grace."""
+    carrier, other = pair
+    first = carrier.begin(EVENTS[0], grace_s=1.5)
+    reader, _ = other.claim()
+    assert take(iter(reader), 1)
+    carrier.leave(first)
+    assert not carrier.left.wait(1.6)
+    left_at = time.monotonic()
+    other.leave(reader)
+    assert carrier.left.wait(20)
+    assert time.monotonic() - left_at > 1.4
+
+
 def test_a_copy_whose_carrier_has_gone(client: Redis, make_worker: Callable[..., Worker]) -> None:
     """Who reads along is told, not left waiting, and the name is free."""
-    store = RedisRecordings(client)
-    store.claim("a", "f", "x1", "r1", "dead", 0.0)
+    store = RedisRecordings(client, lambda: "dead")
+    recording = Recording("x1", "a", "f", "r1", 0.0)
+    store.claim(recording, begin=True)
     head = b'{"status":200,"headers":{},"stream":true}'
-    store.publish("a", "x1", "running", 1, [("0-1", "head", head), ("9-2", "data", b"data: 0\n\n")])
+    store.publish(recording, "running", 1, [(0, HEAD, head), (9, DATA, b"data: 0\n\n")])
     worker = make_worker()
     reader, begins = worker.claim()
     assert not begins
@@ -332,12 +371,14 @@ def test_a_copy_whose_carrier_has_gone(client: Redis, make_worker: Callable[...,
 
 
 def test_while_redis_is_away(make_worker: Callable[..., Worker]) -> None:
-    """Each worker has its own recordings, and can only not say whether others have one to go on with."""
+    """Each worker has its own recordings; it cannot say whether another one has what it lacks."""
     worker = make_worker(to=Redis(connection_pool=open_pool(f"redis://127.0.0.1:{refuse_port()}")))
     first = worker.begin(EVENTS[0])
     second, begins = worker.claim()
     assert not begins
     worker.end(first)
-    assert b"".join(first) == b"".join(second) != b""
+    third, begins = worker.claim(only_old=True)
+    assert not begins
+    assert b"".join(first) == b"".join(second) == b"".join(third) != b""
     with pytest.raises(StoreUnavailableError):
-        worker.claim(only_old=True)
+        worker.claim("b", only_old=True)
