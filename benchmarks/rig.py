@@ -79,13 +79,6 @@ def build(folder: Path) -> str:
     return warnings
 
 
-def find_free_port() -> int:
-    """A port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
-
-
 def start_process(
     command: Sequence[str],
     *,
@@ -94,6 +87,7 @@ def start_process(
     cwd: Path | None = None,
     log: IO[Any] | int | None = None,
     stdout: int | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """A process in a session of its own (Ctrl-C is for the harness, which then ends it), on these cores."""
     chosen = set(cores or os.sched_getaffinity(0))
@@ -106,6 +100,7 @@ def start_process(
         stderr=log,
         start_new_session=True,
         preexec_fn=lambda: os.sched_setaffinity(0, chosen),
+        pass_fds=pass_fds,
     )
 
 
@@ -125,9 +120,12 @@ class Upstream:
     """The upstream, in a process of its own until `close`."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = find_free_port()
+        with socket.create_server(("127.0.0.1", 0), backlog=8192) as listener:
+            listener.setblocking(False)
+            self.port: int = listener.getsockname()[1]
+            fd = listener.fileno()
+            self._process = start_process([str(folder / "upstream"), str(fd)], pass_fds=[fd])
         self.url = f"http://127.0.0.1:{self.port}"
-        self._process = start_process([str(folder / "upstream"), str(self.port)])
         try:
             wait_until_answering(f"{self.url}/stats", self._process)
         except BaseException:

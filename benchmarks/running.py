@@ -26,6 +26,9 @@ from process_tree import ProcessTree
 from scenarios import Bench
 
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support.ports import reserve_port  # noqa: E402 - the path comes first
+
 if TYPE_CHECKING:
     from support.databases import PostgresServer
     from support.processes import RedisServer
@@ -62,7 +65,7 @@ class Hall:
         folder.mkdir()
         upstream, authority = self._start_tls_end() if gateway.uses_tls else (self.upstream.url, None)
         stores = self._make_stores() if gateway.uses_stores else {}
-        return Site(folder, rig.find_free_port(), upstream, authority, stores)
+        return Site(folder, reserve_port(), upstream, authority, stores)
 
     @contextlib.contextmanager
     def run(self, launch: Launch, site: Site, cores: frozenset[int] | None = None) -> Iterator[Started]:
@@ -101,7 +104,7 @@ class Hall:
             chain = b"".join(blob.bytes() for blob in certificate.cert_chain_pems)
             (self.folder / "server.pem").write_bytes(chain)
             authority.cert_pem.write_to_path(str(self.folder / "authority.pem"))
-            port, path = rig.find_free_port(), self.folder / "tls-end.conf"
+            port, path = reserve_port(), self.folder / "tls-end.conf"
             path.write_text(nginx_files.render_tls_end(self.folder, port, self.upstream.url))
             command = [str(peers.find_nginx()), "-e", str(self.folder / "tls-start.log"), "-c", str(path)]
             process = rig.start_process(command, env=base_env())

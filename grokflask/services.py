@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -40,9 +41,6 @@ from grokflask.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
-
-FLUSH_TIMEOUT_S = 0.5
-"""How long an admission waits for this worker's own rows to be in the database, once a key and day."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +120,21 @@ def _make_limits(
     writer: LedgerWriter,
     exchanges: OpenExchanges,
 ) -> Limits:
-    def find_spent(key: str, day: str) -> tuple[int, int]:
-        # First what this worker has not written yet; rows of others are at most FLUSH_S old.
-        if writer.state == "away" or not writer.flush(FLUSH_TIMEOUT_S):
+    def write_rows() -> None:
+        # What this worker has not written yet; rows of others are at most FLUSH_S old.
+        if writer.state == "away" or not writer.flush():
             raise StoreUnavailableError
+
+    def find_spent(key: str, day: str) -> tuple[int, int]:
+        write_rows()
         return read_spent(database, key.removeprefix("key:"), day)
 
+    def let_rows_arrive(seconds: float) -> None:
+        time.sleep(seconds)
+        write_rows()  # without some rows of the ledger the counters would become too low
+
     def catch_up() -> None:
-        if not writer.flush(FLUSH_TIMEOUT_S):
-            raise StoreUnavailableError  # the ledger lacks rows that the counters know
-        check_counters(counters, database, repair=True)
+        check_counters(counters, database, repair=True, sleep=let_rows_arrive)
 
     limits = Limits(
         settings,

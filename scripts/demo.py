@@ -33,12 +33,14 @@ session.trust_env = False  # what it talks to is on this machine, behind no prox
 
 def main() -> int:
     """Runs the demo; 0 when every part of it worked."""
-    port = find_free_port()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+    port: int = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     print(f"Starting the gateway on {url}, with its built-in sandbox as upstream ...")
     with tempfile.TemporaryDirectory(prefix="grokflask-demo-") as folder:
         environ = make_environ(port, Path(folder))
-        server = start_gateway(environ)
+        with listener:
+            server = start_gateway(environ, listener.fileno())
         try:
             wait_until_ready(server, url)
             stream_story(url)
@@ -50,13 +52,6 @@ def main() -> int:
         show_ledger(environ)
     print(f"\nThe gateway has stopped (exit code {code}). Serve it yourself with: make run")
     return code
-
-
-def find_free_port() -> int:
-    """A port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def make_environ(port: int, folder: Path) -> dict[str, str]:
@@ -73,19 +68,21 @@ def make_environ(port: int, folder: Path) -> dict[str, str]:
     }
 
 
-def start_gateway(environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Real gunicorn, as the Procfile starts it."""
+def start_gateway(environ: dict[str, str], listener: int) -> subprocess.Popen[bytes]:
+    """Real gunicorn, as the Procfile starts it, but on a socket that is bound already."""
     command = [
         sys.executable,
         "-m",
         "gunicorn",
         "-c",
         "gunicorn.conf.py",
+        "--bind",
+        f"fd://{listener}",
         "--log-level",
         "warning",
         "wsgi:app",
     ]
-    return subprocess.Popen(command, cwd=ROOT, env=environ)
+    return subprocess.Popen(command, cwd=ROOT, env=environ, pass_fds=[listener])
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:

@@ -13,16 +13,17 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from support.databases import database, database_kind, database_url, postgres_server
-from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, start_gateway
+from support.patient import STORES, be_patient
+from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, check_left, start_gateway
 from support.scripted import ScriptedUpstream, answer_chat
-from support.stores import keyed, make_keyed, redis_server, stores
+from support.stores import keyed, make_keyed, module_keyed, redis_server, stores
 
 from grokflask import create_app
 from grokflask.config import load_settings
 from grokflask.log import LineFormatter
 
 __all__ = ["database", "database_kind", "database_url", "postgres_server"]
-__all__ += ["keyed", "make_keyed", "redis_server", "stores"]  # pytest finds them here
+__all__ += ["keyed", "make_keyed", "module_keyed", "redis_server", "stores"]  # pytest finds them here
 
 # No test may fail because the machine is slow.
 hypothesis.settings.register_profile(
@@ -30,8 +31,25 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("any-machine")
 
+# Nor its stores.
+be_patient()
+
 # Nor because its programs go through a proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _left_servers() -> Iterator[None]:
+    """The servers that tests have left end well."""
+    yield
+    check_left()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stores of this process have the time that users' have."""
+    for (module, name), seconds in STORES.items():
+        monkeypatch.setattr(module, name, seconds)
 
 
 @pytest.fixture
@@ -97,32 +115,44 @@ def shared_gateway(
     """Real gunicorn in front of `shared_upstream`, one for the whole session."""
     server = start_gateway(tmp_path_factory.mktemp("gateway"), shared_upstream)
     yield server
-    server.stop()
-    assert "Traceback" not in server.log, server.log
+    server.leave()
 
 
 @pytest.fixture
-def gateway(shared_gateway: GatewayServer, shared_upstream: ScriptedUpstream) -> Iterator[GatewayServer]:
-    """Real gunicorn; the test says what upstream does by `shared_upstream.handler`."""
+def clean_upstream(shared_upstream: ScriptedUpstream) -> Iterator[ScriptedUpstream]:
+    """`shared_upstream`, which remembers nothing of other tests."""
     shared_upstream.forget()
     shared_upstream.handler = answer_chat
-    yield shared_gateway
+    yield shared_upstream
     shared_upstream.check()
     shared_upstream.forget()
+
+
+@pytest.fixture
+def gateway(shared_gateway: GatewayServer, clean_upstream: ScriptedUpstream) -> GatewayServer:
+    """Real gunicorn; the test says what upstream does by `shared_upstream.handler`."""
+    return shared_gateway
 
 
 @pytest.fixture(scope="session")
 def sandbox_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
     """Real gunicorn on the built-in sandbox, as a newcomer starts it, without pauses between events."""
+    server = GatewayServer(tmp_path_factory.mktemp("sandbox"), {"GROKFLASK_SANDBOX_EVENTS_PER_S": "0"})
+    yield server
+    server.leave()
+
+
+@pytest.fixture(scope="session")
+def impatient_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
+    """As `sandbox_gateway`, for faults that are a silence: half a second is too long for it."""
     env = {
         "GROKFLASK_SANDBOX_EVENTS_PER_S": "0",
-        "GROKFLASK_FIRST_EVENT_TIMEOUT_S": "3",
-        "GROKFLASK_IDLE_TIMEOUT_S": "3",
+        "GROKFLASK_FIRST_EVENT_TIMEOUT_S": "0.5",
+        "GROKFLASK_IDLE_TIMEOUT_S": "0.5",
     }
-    server = GatewayServer(tmp_path_factory.mktemp("sandbox"), env)
+    server = GatewayServer(tmp_path_factory.mktemp("impatient"), env)
     yield server
-    server.stop()
-    assert "Traceback" not in server.log, server.log
+    server.leave()
 
 
 @pytest.fixture
@@ -136,5 +166,4 @@ def make_gateway(tmp_path: Path, upstream: ScriptedUpstream) -> Iterator[Callabl
 
     yield start
     for server in servers:
-        server.stop()
-        assert "Traceback" not in server.log, server.log
+        server.leave()

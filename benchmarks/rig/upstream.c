@@ -1,7 +1,8 @@
 /* The upstream of the benchmarks: a chat completions server that costs next to nothing. One thread, epoll.
  *
- *     upstream PORT
+ *     upstream FD
  *
+ * FD is a listening socket that does not block.
  * The model of a request says what comes back. `bench-E-I-B` with "stream":true is E events with B bytes of
  * content each, I microseconds apart (0: all at once), then [DONE]; any other request gets a reply of about
  * 1 kB. Each event carries its number and the moment at which it was made (see MARK in common.h), each reply
@@ -248,23 +249,14 @@ static void serve_socket(int listener, struct epoll_event *event) {
         receive(connection);
 }
 
-static int listen_on(int port) {
-    int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0), yes = 1;
-    struct sockaddr_in address = loopback(port);
-    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
-    if (bind(listener, (struct sockaddr *)&address, sizeof address) < 0 || listen(listener, 8192) < 0)
-        die("listen");
-    return listener;
-}
-
 int main(int argc, char **argv) {
     if (argc != 2) {
-        fprintf(stderr, "usage: upstream PORT\n");
+        fprintf(stderr, "usage: upstream FD\n");
         return 2;
     }
     prepare_process();
     memset(padding, 'x', MAX_CONTENT);
-    int listener = listen_on(atoi(argv[1]));
+    int listener = atoi(argv[1]);
     poll_fd = epoll_create1(0);
     watch(poll_fd, EPOLL_CTL_ADD, listener, EPOLLIN);
     for (;;) {

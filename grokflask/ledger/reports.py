@@ -29,7 +29,6 @@ from grokflask.billing.prices import price_saved
 from grokflask.ledger.row import COLUMNS, LedgerRow
 from grokflask.ledger.statements import SUMS
 from grokflask.storage.database import Database
-from grokflask.storage.outages import READ_TIMEOUT_S
 from grokflask.storage.tables import daily, exchanges
 
 PAGE_ROWS = 1_000
@@ -98,7 +97,7 @@ def read_rows(
     Raises StoreUnavailableError after `timeout_s`; its default depends on the query.
     """
     is_quick = limit <= PAGE_ROWS and not row_filter.model and not row_filter.outcome
-    timeout_s = timeout_s or (READ_TIMEOUT_S if is_quick else REPORT_TIMEOUT_S)
+    timeout_s = timeout_s or (None if is_quick else REPORT_TIMEOUT_S)
     query = _select_rows(row_filter).order_by(exchanges.c.id.desc()).limit(limit)
     if before_id is not None:
         query = query.where(exchanges.c.id < before_id)
@@ -170,7 +169,7 @@ def read_spent(database: Database, key: str, day: str) -> tuple[int, int]:
     Raises StoreUnavailableError.
     """
     values = {"key": key, "day": day, "first": f"{day[:7]}-01", "last": f"{day[:7]}-31"}
-    row = database.read(lambda connection: connection.execute(_SPENT, values).one(), timeout_s=READ_TIMEOUT_S)
+    row = database.read(lambda connection: connection.execute(_SPENT, values).one())
     return int(row[0]), int(row[1])
 
 

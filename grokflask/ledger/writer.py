@@ -24,6 +24,7 @@ from grokflask.storage.database import Database
 from grokflask.times import to_day
 
 FLUSH_S = 0.25
+FLUSH_TIMEOUT_S = 0.5  # how long a request waits until the rows of its worker are in the database
 BEAT_S = 5.0
 STALE_S = 15.0
 MAX_QUEUED = 20_000
@@ -144,13 +145,16 @@ class LedgerWriter:
         """Starts the thread, which reports that this process is alive and looks for dead ones."""
         self._start_once()
 
-    def flush(self, timeout_s: float) -> bool:
-        """Waits until all rows queued before this call are in the database, or rejected by it."""
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Waits until all rows queued before this call are in the database, or rejected by it.
+
+        False if that takes longer than `timeout_s` (default: FLUSH_TIMEOUT_S).
+        """
         done = threading.Event()
         self._flushes.append(done)
         self._start_once()
         self._wake.set()
-        return done.wait(timeout_s)
+        return done.wait(timeout_s or FLUSH_TIMEOUT_S)
 
     def close(self, timeout_s: float) -> bool:
         """Writes the queue and ends the thread; False if rows are left after `timeout_s`.

@@ -75,7 +75,7 @@ class Journal:
         with self._changed:
             self._exchanges.clear()
 
-    def wait_for(self, wanted: Callable[[Exchange], bool], timeout_s: float = 5.0) -> Exchange:
+    def wait_for(self, wanted: Callable[[Exchange], bool], timeout_s: float = 60.0) -> Exchange:
         """Return the newest exchange that is `wanted`, waiting for one; raises TimeoutError.
 
         An exchange is noted just after its last byte was written, so a client may look too early.

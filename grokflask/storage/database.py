@@ -17,8 +17,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.runtime import get_pid
+from grokflask.storage import outages
 from grokflask.storage.migrations import DatabaseVersionError, migrate
-from grokflask.storage.outages import READ_TIMEOUT_S, WRITE_TIMEOUT_S, Breaker, describe, is_outage, is_slow
+from grokflask.storage.outages import WRITE_TIMEOUT_S, Breaker, describe, is_outage, is_slow
 from grokflask.storage.postgresql import PostgreSQLConnections, call_within
 from grokflask.storage.sqlite import SQLiteConnections
 
@@ -59,13 +60,13 @@ class Database:
             return "away"
         return "up" if self._used else "unused"
 
-    def read(self, query: Callable[[Connection], T], timeout_s: float = READ_TIMEOUT_S) -> T:
+    def read(self, query: Callable[[Connection], T], timeout_s: float | None = None) -> T:
         """Returns what `query` returns, in one transaction. A short read never waits for a writer.
 
-        Raises StoreUnavailableError after `timeout_s` at the latest. Errors of the query itself, such as
-        DataError and ProgrammingError, are raised unchanged.
+        Raises StoreUnavailableError after `timeout_s` (default: READ_TIMEOUT_S). Errors of the query itself,
+        such as DataError and ProgrammingError, are raised unchanged.
         """
-        return self._run(query, timeout_s, writes=False)
+        return self._run(query, timeout_s or outages.READ_TIMEOUT_S, writes=False)
 
     def write(self, change: Callable[[Connection], T], timeout_s: float = WRITE_TIMEOUT_S) -> T:
         """Runs `change` in one transaction: all of it happens or nothing. It may be called twice.

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError
 
+from grokflask.storage import outages
 from grokflask.storage.migrations import prepare_tables
-from grokflask.storage.outages import READ_TIMEOUT_S, WRITE_TIMEOUT_S, is_conflict
+from grokflask.storage.outages import WRITE_TIMEOUT_S, is_conflict
 
 CONNECT_TIMEOUT_S = 2
 POOL_SIZE = 4
-STATEMENT_TIMEOUT_MS = 450  # less than READ_TIMEOUT_S, so that a server that is only slow can answer so
 
 T = TypeVar("T")
 
@@ -28,13 +28,15 @@ class PostgreSQLConnections:
     """The connections of one process. Short reads, long reads and writes do not wait for each other's."""
 
     def __init__(self, url: URL) -> None:
-        limits = f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c lock_timeout={int(WRITE_TIMEOUT_S * 1000)}"
+        # Less than READ_TIMEOUT_S, so that a server that is only slow can answer so.
+        statement_ms, lock_ms = int(outages.READ_TIMEOUT_S * 900), int(WRITE_TIMEOUT_S * 1000)
+        limits = f"-c statement_timeout={statement_ms} -c lock_timeout={lock_ms}"
         connect_args = {"connect_timeout": CONNECT_TIMEOUT_S, "options": f"{limits} -c timezone=UTC"}
 
         def make_engine(**pool: Any) -> Engine:
             return create_engine(url, connect_args=connect_args, **pool)
 
-        self._reads = make_engine(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=READ_TIMEOUT_S)
+        self._reads = make_engine(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=outages.READ_TIMEOUT_S)
         self._writes = make_engine(pool_size=2, max_overflow=0, pool_timeout=WRITE_TIMEOUT_S)
         self._reports = make_engine(poolclass=NullPool)
 
@@ -49,7 +51,7 @@ class PostgreSQLConnections:
 
     def run(self, work: Callable[[Connection], T], timeout_s: float, *, writes: bool) -> T:
         """Runs `work` in one transaction, a second time if the first had no chance."""
-        is_long = timeout_s > READ_TIMEOUT_S
+        is_long = timeout_s > outages.READ_TIMEOUT_S
         engine = self._writes if writes else self._reports if is_long else self._reads
         retry_until = time.monotonic() + timeout_s / 2
         while True:

@@ -18,7 +18,6 @@ from grokflask.web.current import get_current
 from grokflask.web.request_limits import RequestLimiter
 
 RECENT_ROWS = 20
-FLUSH_TIMEOUT_S = 0.5
 
 
 def show_usage() -> Response:
@@ -31,7 +30,7 @@ def show_usage() -> Response:
     writer: LedgerWriter = app.extensions["ledger_writer"]
     notes.opened = True  # so that this is not logged as a refused exchange
     standing = limits.find_standing(key.limit_id, to_day(time.time()))
-    writer.flush(FLUSH_TIMEOUT_S)  # so that it includes an exchange that has just ended
+    writer.flush()  # so that it includes an exchange that has just ended
     rows = []
     if settings.auth_mode != "open":  # without keys it is unknown whose rows they are
         rows = read_rows(app.extensions["database"], RowFilter(key=key.name), RECENT_ROWS)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
+from support.scripted import USAGE
 
 from grokflask.config import Settings
+from grokflask.errors import StoreUnavailableError
 from grokflask.keys.ring import KeyRing
 from grokflask.ledger.row import LedgerRow, make_id
 from grokflask.times import to_day
@@ -381,6 +385,7 @@ def test_the_admin_api_is_not_counted_and_not_for_other_pages(
     assert response.headers["X-Request-ID"]
 
 
+@pytest.mark.usefixtures("hasty")
 def test_the_database_is_away(make_client: Callable[..., FlaskClient], tmp_path: Path) -> None:
     """Then every question is a 503 that says so, and the token is still asked for.
 
@@ -433,3 +438,19 @@ def test_a_stream_of_another_process_without_redis(admin: FlaskClient) -> None:
     assert [stream[name] for name in named] == ["far", "bob", "grok-4.3", None, None]
     assert stream.keys() == {*named, "id", "started_at", "age_s"}
     assert refuse(admin, "DELETE", "streams/far", status=409)["code"] == "stream_elsewhere"
+
+
+@pytest.mark.usefixtures("hasty")
+def test_spending_is_not_corrected_by_a_ledger_that_lacks_rows(admin: FlaskClient, tmp_path: Path) -> None:
+    """What has been spent counts while its row waits for a locked database, also after a reload's end."""
+    made = call(admin, "POST", "keys", {"name": "ann", "budget_day": 1}, 201)
+    assert chat(admin, made["secret"]) == 200
+    limits = admin.application.extensions["limits"]
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert chat(admin, made["secret"]) == 200
+        with pytest.raises(StoreUnavailableError):
+            limits._catch_up()
+    (limit_id,) = limits._counters.list_keys()
+    standing = limits.find_standing(limit_id, to_day(time.time()))
+    assert standing.day_ticks == 2 * USAGE["cost_in_usd_ticks"]

@@ -14,7 +14,8 @@ import pytest
 import redis
 import trustme
 from flask.testing import FlaskClient
-from support.processes import CLIENT_KEY, UPSTREAM_KEY, RedisServer, find_free_port
+from support.ports import refuse_port
+from support.processes import CLIENT_KEY, UPSTREAM_KEY, RedisServer
 from support.scripted import Exchange, ScriptedUpstream
 from support.stores import ADMIN_TOKEN
 
@@ -113,7 +114,7 @@ def test_upstream_cannot_be_reached(
     make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream
 ) -> None:
     """Nothing listens, no TLS, an answer that never comes: the step that failed is named."""
-    refused = make_client(XAI_API_BASE=f"http://127.0.0.1:{find_free_port()}/v1")
+    refused = make_client(XAI_API_BASE=f"http://127.0.0.1:{refuse_port()}/v1")
     assert "no connection to 127.0.0.1" in see(refused, code=1)["upstream"]["text"]
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -126,7 +127,7 @@ def test_upstream_cannot_be_reached(
 def test_redis_is_dead(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
     """It fails, and the password in its URL is not told."""
     upstream.handler = reply_models
-    client = make_client(REDIS_URL=f"redis://:redis-password@127.0.0.1:{find_free_port()}/0")
+    client = make_client(REDIS_URL=f"redis://:redis-password@127.0.0.1:{refuse_port()}/0")
     found = see(client, code=1)["redis"]
     assert found["text"].startswith("not usable: ")
     assert "REDIS_URL" in found["remedy"]
@@ -336,7 +337,7 @@ def test_redis_takes_no_writes(
     assert see(client)["redis"]["state"] == "ok"
     with redis.Redis(port=redis_server.port) as connection:
         assert connection.keys() == []
-        connection.replicaof("127.0.0.1", find_free_port())
+        connection.replicaof("127.0.0.1", refuse_port())
     assert "refuses writes" in see(client, code=1)["redis"]["text"]
 
 

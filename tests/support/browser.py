@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, expect
 
 from support.processes import ROOT
+from support.scripted import WAIT_S
 
 AXE = ROOT / "tests" / "node" / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -18,7 +19,7 @@ PHONE = (390, 844)
 TABLET = (768, 1024)
 DESKTOP = (1440, 900)
 
-WAIT_MS = 30_000
+WAIT_MS = 1000 * WAIT_S
 
 expect.set_options(timeout=WAIT_MS)  # no test may fail because the machine is slow
 

@@ -25,7 +25,9 @@ import pytest
 from psycopg import sql
 
 from grokflask.storage.database import Database
-from support.processes import DEADLINE_S, find_free_port, wait_for
+from support.ports import reserve_port
+from support.processes import wait_for
+from support.scripted import WAIT_S
 
 POSTGRES_OPTIONS = {
     "fsync": "off",
@@ -46,7 +48,7 @@ class PostgresServer:
     """
 
     def __init__(self) -> None:
-        self.port = find_free_port()
+        self.port = reserve_port()
         self.url = f"postgresql://tester@127.0.0.1:{self.port}/postgres"
         self._folder = Path(tempfile.mkdtemp(prefix="grokflask-postgres-"))
         self._log_path = self._folder / "server.log"
@@ -89,7 +91,7 @@ class PostgresServer:
         self.resume()
         if self._process is not None and self.running:
             self._process.send_signal(signal.SIGINT)  # "fast": SIGTERM would wait for the clients to leave
-            self._process.wait(DEADLINE_S)
+            self._process.wait(WAIT_S)
 
     def kill(self) -> None:
         """Ends all its processes at once, as a crash or the kernel would."""
@@ -98,7 +100,7 @@ class PostgresServer:
         for pid in [self._process.pid, *self._list_children()]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._process.wait(DEADLINE_S)
+        self._process.wait(WAIT_S)
         self._paused = []
 
     def pause(self) -> None:
@@ -130,7 +132,7 @@ class PostgresServer:
 
     def run(self, statement: sql.Composed | sql.SQL, url: str | None = None) -> list[Any]:
         """Runs a statement past grokflask; its rows, if it gives any."""
-        with psycopg.connect(url or self.url, autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(url or self.url, autocommit=True, connect_timeout=int(WAIT_S)) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
@@ -147,7 +149,7 @@ class PostgresServer:
         with self._log_path.open("ab") as log:
             command = [str(self._programs / "initdb"), "-D", str(self._folder / "data"), "-U", "tester"]
             command += ["--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
-            code = self._popen(command, log).wait(DEADLINE_S * 2)
+            code = self._popen(command, log).wait(WAIT_S)
         assert code == 0, f"initdb ended with {code}:\n{self.log}"
 
     def _popen(self, command: Sequence[str], log: Any) -> subprocess.Popen[bytes]:
@@ -231,7 +233,7 @@ def runs(programs: Path, folder: Path, as_user: dict[str, Any]) -> bool:
     """The server's user may start the programs there, and they find their libraries."""
     try:
         command = [str(programs / "postgres"), "--version"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=DEADLINE_S, **as_user)
+        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=WAIT_S, **as_user)
     except PermissionError:
         return False
     return done.returncode == 0

@@ -15,21 +15,16 @@ from pathlib import Path
 
 import requests
 
-from support.scripted import ScriptedUpstream
+from support.ports import listen, reserve_port
+from support.scripted import WAIT_S, ScriptedUpstream
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 30.0
+GUNICORN = (sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"))
 UPSTREAM_KEY = "xai-upstream-secret-0123456789"
 CLIENT_KEY = "alice-secret-key"
 
 
-def find_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-    return port
-
-
-def wait_for(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+def wait_for(condition: Callable[[], bool], what: str, deadline_s: float = WAIT_S) -> None:
     """Returns as soon as `condition` holds; fails after the deadline."""
     end = time.monotonic() + deadline_s
     while not condition():
@@ -37,13 +32,33 @@ def wait_for(condition: Callable[[], bool], what: str, deadline_s: float = DEADL
         time.sleep(0.01)
 
 
+_left: list[Server] = []
+_problems: list[str] = []
+
+
+def check_left() -> None:
+    """All servers that tests have left end by themselves, and have logged no traceback."""
+    for server in _left:
+        server.note_end()
+    _left.clear()
+    assert not _problems, "\n".join(_problems)
+
+
 class Server:
     """A process with a log file, stopped by its own id."""
 
-    def __init__(self, command: Sequence[str], env: dict[str, str], cwd: Path, name: str = "server") -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        cwd: Path,
+        name: str = "server",
+        pass_fds: Sequence[int] = (),
+    ) -> None:
         self.log_path = cwd / f"{name}.log"
         self._log = self.log_path.open("wb")
         base = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        base["TMPDIR"] = str(cwd)  # a gateway that is killed leaves its directory of metrics behind
         self.process = subprocess.Popen(
             command,
             env={**base, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **env},
@@ -52,6 +67,7 @@ class Server:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
 
     @property
@@ -70,9 +86,28 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(DEADLINE_S + 30)
+            return self.process.wait(WAIT_S)
         finally:
             self.kill()
+
+    def leave(self) -> None:
+        """SIGTERM, without waiting for the end: that takes a second, and `check_left` looks at it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        ended = [server for server in _left if server.process.poll() is not None]
+        _left[:] = [self, *(server for server in _left if server not in ended)]
+        for server in ended:
+            server.note_end()
+
+    def note_end(self) -> None:
+        """Waits for it; what was wrong is for `check_left` to tell."""
+        ends = True
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            ends = False
+        if not ends or "Traceback" in self.log:
+            _problems.append(f"{self.log_path}:\n{self.log}")
 
     def kill(self) -> None:
         if self.process.poll() is None:
@@ -83,17 +118,29 @@ class Server:
 
 
 class GatewayServer(Server):
-    """The gateway under gunicorn (or another server's command), answering on its own port."""
+    """The gateway under gunicorn, on a socket that it is given, answering.
 
-    def __init__(self, cwd: Path, env: dict[str, str], command: Sequence[str] | None = None) -> None:
-        self.port = find_free_port()
+    With a command of another server that gets a port in its place: in the environment and for `{port}`.
+    `hasty`: its stores have the time that users' have.
+    """
+
+    def __init__(
+        self, cwd: Path, env: dict[str, str], command: Sequence[str] | None = None, *, hasty: bool = False
+    ) -> None:
+        listener = listen() if command is None else None
+        self.port = listener.getsockname()[1] if listener else reserve_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        gunicorn = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), "wsgi:app"]
-        words = [word.replace("{port}", str(self.port)) for word in command or gunicorn]
         # Tests close their own connections; a short grace keeps a failing one from holding up the rest.
         defaults = {"PORT": str(self.port), "GROKFLASK_GRACE_S": "5", "GROKFLASK_RATE_LIMIT": "1000000/hour"}
-        defaults["TMPDIR"] = str(cwd)  # one that is killed leaves its directory of metrics behind
-        super().__init__(words, {**defaults, **env}, cwd, name=f"gateway-{self.port}")
+        if listener:
+            defaults["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
+            app = "wsgi:app" if hasty else "support.patient_wsgi:app"
+            command = [*GUNICORN, "-b", f"fd://{listener.fileno()}", app]
+        words = [word.replace("{port}", str(self.port)) for word in command or ()]
+        fds = [listener.fileno()] if listener else []
+        super().__init__(words, {**defaults, **env}, cwd, f"gateway-{self.port}", fds)
+        if listener:
+            listener.close()  # from here on it is the server's alone: it refuses connections when that ends
         try:
             self.wait_until_ready(self._answers)
         except BaseException:
@@ -102,7 +149,7 @@ class GatewayServer(Server):
 
     def _answers(self) -> bool:
         try:
-            return requests.get(f"{self.url}/health", timeout=5).status_code == 200
+            return requests.get(f"{self.url}/health", timeout=WAIT_S).status_code == 200
         except requests.ConnectionError:
             return False
 
@@ -115,21 +162,21 @@ class GatewayServer(Server):
         wait_for(lambda: bool(self.find_lines(*words)), f"a log line with {words}")
 
 
-def start_gateway(cwd: Path, upstream: ScriptedUpstream, **env: str) -> GatewayServer:
+def start_gateway(cwd: Path, upstream: ScriptedUpstream, *, hasty: bool = False, **env: str) -> GatewayServer:
     """Real gunicorn in front of `upstream`, with one key for alice."""
     defaults = {
         "XAI_API_KEY": UPSTREAM_KEY,
         "XAI_API_BASE": upstream.base_url,
         "GROKFLASK_KEYS": f"alice:{CLIENT_KEY}",
     }
-    return GatewayServer(cwd, {**defaults, **env})
+    return GatewayServer(cwd, {**defaults, **env}, hasty=hasty)
 
 
 class RedisServer(Server):
     """A real Redis from its wheel, in memory only."""
 
     def __init__(self, cwd: Path, port: int | None = None) -> None:
-        self.port = port or find_free_port()
+        self.port = port or reserve_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         command = [
             find_redis(),
@@ -147,7 +194,7 @@ class RedisServer(Server):
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), 1) as sock:
+            with socket.create_connection(("127.0.0.1", self.port), WAIT_S) as sock:
                 sock.sendall(b"PING\r\n")
                 return sock.recv(64).startswith(b"+PONG")
         except OSError:

@@ -39,7 +39,7 @@ def ask(gateway: Addressed, key: Headers, name: str, **more: Any) -> requests.Re
     """A chat with an Idempotency-Key; `more` are headers with `_` for `-`, `body` fields of the body."""
     body = {"messages": [{"role": "user", "content": "hello"}], **more.pop("body", {})}
     headers = {**key, "Idempotency-Key": name, **{k.replace("_", "-"): v for k, v in more.items()}}
-    reply = requests.post(f"{gateway.url}{CHAT}", json=body, headers=headers, stream=True, timeout=60)
+    reply = requests.post(f"{gateway.url}{CHAT}", json=body, headers=headers, stream=True, timeout=WAIT_S)
     _OPEN.append(reply)
     return reply
 

@@ -25,9 +25,9 @@ import requests
 from grokflask.ledger.reports import RowFilter, check_daily, iterate_rows
 from grokflask.storage.database import Database
 from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, wait_for
-from support.scripted import Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 
-TIMEOUT_S = "1.5"
+TIMEOUT_S = "3"  # so long a silence is a fault, on the busiest machine
 STORY = [json.dumps(chat_chunk(f"word-{number} ü𝄞")).encode() for number in range(40)]
 WHOLE_STREAM = b"".join(b"data: " + event + b"\n\n" for event in [*STORY, b"[DONE]"])
 
@@ -53,7 +53,7 @@ def begin(exchange: Exchange) -> None:
 
 def flood(exchange: Exchange) -> None:
     exchange.start()
-    exchange.sock.settimeout(20)
+    exchange.sock.settimeout(WAIT_S)
     try:
         while True:
             exchange.event(STORY[0])
@@ -256,7 +256,7 @@ def _run_case(server: GatewayServer, case: Case, request_id: str) -> str | None:
         "Connection: close",
         f"Content-Length: {len(body)}",
     ]
-    with socket.create_connection(("127.0.0.1", server.port), 30) as sock:
+    with socket.create_connection(("127.0.0.1", server.port), WAIT_S) as sock:
         sock.sendall(("\r\n".join(head) + "\r\n\r\n" + body).encode())
         got = b""
         while case.leave is None or case.leave not in got:
@@ -292,7 +292,7 @@ def _settle(server: GatewayServer) -> dict[str, Any]:
     """What the process holds once all is quiet."""
 
     def inspect() -> dict[str, Any]:
-        document: dict[str, Any] = requests.get(f"{server.url}/_inspect", timeout=30).json()
+        document: dict[str, Any] = requests.get(f"{server.url}/_inspect", timeout=WAIT_S).json()
         return document
 
     wait_for(lambda: inspect()["open"] == 0 and inspect()["watches"] == 0, "all exchanges to end")

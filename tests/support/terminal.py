@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pty
 import select
@@ -11,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from support.processes import ROOT
+from support.processes import ROOT, wait_for
 from support.scripted import WAIT_S
 
 CTRL_C = "\x03"
@@ -56,17 +55,15 @@ class Terminal:
             pass
         return self.process.wait(WAIT_S)
 
-    def interrupt(self) -> None:
-        """Ctrl-C until it ends.
+    def interrupt(self) -> int:
+        """Ctrl-C at the prompt, which ends it; the exit code.
 
-        One that comes while readline makes its prompt is lost; one too many may hit Python's own end.
+        Readline loses one that comes while it makes its prompt, so it must sleep, waiting for a line.
         """
-        end = time.monotonic() + WAIT_S
-        while self.process.poll() is None:
-            assert time.monotonic() < end, f"it does not end: {self.shown!r}"
-            self.type(CTRL_C)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.5)
+        state = Path(f"/proc/{self.process.pid}/stat")
+        wait_for(lambda: state.read_text().rpartition(")")[2].split()[0] == "S", "it to wait for a line")
+        self.type(CTRL_C)
+        return self.wait_for_end()
 
     def close(self) -> None:
         if self.process.poll() is None:

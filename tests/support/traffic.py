@@ -29,9 +29,9 @@ from grokflask.sandbox.faults import FAULTS, Fault
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS, LONG_PROMPT_TOKENS
 from grokflask.sandbox.pictures import draw_named
 from grokflask.sandbox.steps import Data, Event, Pause, Step
+from support.scripted import WAIT_S
 from support.stores import KeyedGateway
 
-WAIT_S = 60.0
 PATHS = {
     "chat": "/api/v1/chat/completions",
     "images": "/api/v1/images/generate",

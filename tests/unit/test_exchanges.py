@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from support.processes import wait_for
+from support.scripted import WAIT_S
 
 from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
 from grokflask.exchanges import OpenExchanges, OpenStream
@@ -31,7 +32,7 @@ def test_capacity_is_exact_under_parallel_starts() -> None:
     begun: list[Call] = []
 
     def start(_: int) -> bool:
-        barrier.wait(20)
+        barrier.wait(WAIT_S)
         try:
             begun.append(exchanges.start(Call))  # type: ignore[arg-type]
         except GatewayFullError:
@@ -88,7 +89,7 @@ def test_drain_refuses_and_then_ends() -> None:
     exchanges.drain(grace_s=99)
     assert exchanges.draining
     exchanges.check()  # within the lead new work is still taken
-    wait_for(lambda: call.cancelled is not None, "the end", 10)
+    wait_for(lambda: call.cancelled is not None, "the end")
     assert isinstance(call.cancelled, ShuttingDownError)
     with pytest.raises(ShuttingDownError):
         exchanges.start(Call)  # type: ignore[arg-type]

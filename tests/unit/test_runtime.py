@@ -6,6 +6,8 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+from support.scripted import WAIT_S
+
 from grokflask.runtime import CLOSE_S, Background
 
 
@@ -31,7 +33,7 @@ def test_started_once_and_closed_in_order() -> None:
     barrier = threading.Barrier(20)
 
     def start(_number: int) -> None:
-        barrier.wait(30)
+        barrier.wait(WAIT_S)
         background.start()
 
     with ThreadPoolExecutor(20) as pool:

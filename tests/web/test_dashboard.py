@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 from support.browser import DESKTOP, PHONE, Visit
 from support.databases import PostgresServer
 from support.processes import GatewayServer, RedisServer, start_gateway
-from support.scripted import Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 from support.seeding import seed_ledger
 from support.stores import ADMIN, ADMIN_TOKEN, KeyedGateway
 
@@ -73,7 +73,7 @@ def call(url: str, secret: str, **body: Any) -> requests.Response:
 
 
 def make_key(url: str, name: str) -> str:
-    reply = requests.post(f"{url}/admin/api/keys", json={"name": name}, headers=ADMIN, timeout=30)
+    reply = requests.post(f"{url}/admin/api/keys", json={"name": name}, headers=ADMIN, timeout=WAIT_S)
     assert reply.status_code == 201, reply.text
     secret: str = reply.json()["secret"]
     return secret
@@ -221,7 +221,7 @@ def test_filtering_and_exporting(visit: Callable[..., Visit], filled: GatewaySer
     with (tmp_path / "rows.csv").open(newline="") as file:
         exported = [line["id"] for line in csv.DictReader(file)]
     url = f"{filled.url}/admin/api/ledger?limit=1000&key=alice&outcome=complete"
-    asked = [row["id"] for row in requests.get(url, headers=ADMIN, timeout=30).json()["rows"]]
+    asked = [row["id"] for row in requests.get(url, headers=ADMIN, timeout=WAIT_S).json()["rows"]]
     assert exported == asked
     page.get_by_role("link", name="Older").click()
     expect(page.get_by_role("link", name="Newest")).to_be_visible()
@@ -305,12 +305,12 @@ def test_it_says_when_it_cannot_refresh(visit: Callable[..., Visit], filled: Gat
     page = sign_in(window)
     told = page.locator("[data-refresh-state]")
     page.route("**/admin/parts/**", lambda route: route.abort())
-    expect(told).to_contain_text("Could not refresh since", timeout=30_000)
+    expect(told).to_contain_text("Could not refresh since")
     expect(page.locator("#exchanges tbody tr").first).to_be_visible()
     page.unroute("**/admin/parts/**")
-    expect(told).to_have_text("Refreshes by itself", timeout=30_000)
+    expect(told).to_have_text("Refreshes by itself")
     page.context.clear_cookies()
-    expect(told).to_contain_text("You have been signed out", timeout=30_000)
+    expect(told).to_contain_text("You have been signed out")
 
 
 def test_without_scripts(browser: Browser, filled: GatewayServer) -> None:

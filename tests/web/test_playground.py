@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 from support.browser import DESKTOP, PHONE, TABLET, Visit
-from support.playground import ask, drop_file, make_png, open_playground, paste_file, say, wait_for_end
+from support.playground import PASTE, ask, drop_file, make_png, open_playground, paste_file, say, wait_for_end
 from support.processes import ROOT, GatewayServer
 
 DOCS = ROOT / "docs" / "playground.md"
@@ -118,6 +118,14 @@ def test_pictures_are_looked_at(page: Page) -> None:
     assert [part["type"] for part in parts] == ["image_url", "image_url", "text"]
     sent = parts[0]["image_url"]["url"]
     assert base64.b64decode(sent.removeprefix("data:image/png;base64,")) == make_png()
+
+
+def test_pictures_that_are_added_at_once(page: Page) -> None:
+    """Both are kept, though the second comes while the first one is still being read."""
+    data = base64.b64encode(make_png()).decode()
+    pasted = [["#message", name, "image/png", data] for name in ("one.png", "two.png")]
+    page.evaluate(f"(each) => each.forEach({PASTE})", pasted)
+    expect(page.locator("#attached img")).to_have_count(2)
 
 
 def test_pictures_that_cannot_be_sent(page: Page) -> None:

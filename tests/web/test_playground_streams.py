@@ -121,7 +121,7 @@ def test_what_is_complete_is_rendered_while_more_comes(page: Page, shared_upstre
 def find_outcome(gateway: GatewayServer, request_id: str) -> str | None:
     """What the ledger says of a request of alice's."""
     headers = {"Authorization": f"Bearer {CLIENT_KEY}"}
-    rows = requests.get(f"{gateway.url}/api/v1/usage", headers=headers, timeout=20).json()["recent"]
+    rows = requests.get(f"{gateway.url}/api/v1/usage", headers=headers, timeout=WAIT_S).json()["recent"]
     return next((row["outcome"] for row in rows if row["request_id"] == request_id), None)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 from support.processes import wait_for
-from support.scripted import Exchange, ScriptedUpstream, chat_chunk
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, chat_chunk
 from support.stores import ADMIN, KeyedGateway
 
 BODY: dict[str, Any] = {
@@ -63,14 +63,14 @@ def opened() -> Iterator[ExitStack]:
 
 def find_streams(gateway: KeyedGateway) -> dict[str, dict[str, Any]]:
     """What any worker says is open, by request id."""
-    reply = requests.get(f"{gateway.url}/admin/api/streams", headers=ADMIN, timeout=30)
+    reply = requests.get(f"{gateway.url}/admin/api/streams", headers=ADMIN, timeout=WAIT_S)
     assert reply.status_code == 200, reply.text
     assert reply.json()["complete"]
     return {stream["request_id"]: stream for stream in reply.json()["streams"]}
 
 
 def stop(gateway: KeyedGateway, name: str) -> requests.Response:
-    return requests.delete(f"{gateway.url}/admin/api/streams/{name}", headers=ADMIN, timeout=30)
+    return requests.delete(f"{gateway.url}/admin/api/streams/{name}", headers=ADMIN, timeout=WAIT_S)
 
 
 def test_a_stream_is_seen_and_ended(
@@ -101,7 +101,7 @@ def test_a_stream_is_seen_and_ended(
         assert "[DONE]" not in told
         error = json.loads(told.strip().splitlines()[-1].removeprefix("data: "))["error"]
         assert error["code"] == "stream_stopped"
-        assert left[name].wait(20)
+        assert left[name].wait(WAIT_S)
     print(f"\n4 streams ended in {time.monotonic() - begun:.1f} s")
     wait_for(lambda: len(keyed.find_rows(outcome="shutdown")) == 4, "their rows")
     rows = {row["request_id"]: row for row in keyed.find_rows(outcome="shutdown")}
@@ -137,6 +137,6 @@ def test_a_stream_is_ended_before_its_first_byte(
     (reply,) = replies
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "stream_stopped")
     assert reply.headers["x-should-retry"] == "false"
-    assert left["silent"].wait(20)
+    assert left["silent"].wait(WAIT_S)
     (row,) = gateway.wait_for_rows(1, key="waiter")
     assert (row["outcome"], row["status"], row["code"]) == ("shutdown", 503, "stream_stopped")

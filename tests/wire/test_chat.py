@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import CLIENT_KEY, ROOT, GatewayServer, find_free_port
+from support.ports import refuse_port
+from support.processes import CLIENT_KEY, ROOT, GatewayServer
 from support.scripted import USAGE, WAIT_S, Exchange, ScriptedUpstream, chat_chunk, stream_story
 from support.stores import run_command
 from support.terminal import CTRL_C, CTRL_D, Terminal
@@ -299,7 +300,7 @@ def test_no_gateway(gateway: GatewayServer, shared_upstream: ScriptedUpstream, t
         shared_upstream.handler = handle
         done = run_command(tmp_path, {}, "chat", "--url", upstream_url, "hi")
         assert (done.returncode, words in done.stderr) == (1, True), done.stderr
-    done = run_command(tmp_path, {}, "chat", "--url", f"http://127.0.0.1:{find_free_port()}", "hi")
+    done = run_command(tmp_path, {}, "chat", "--url", f"http://127.0.0.1:{refuse_port()}", "hi")
     assert done.returncode == 1
     assert "is the gateway running? `make run` starts one." in done.stderr
     assert run_command(tmp_path, {}, "chat", "--url", "ftp://x", "hi").returncode == 2

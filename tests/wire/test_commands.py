@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import requests
-from support.processes import ROOT, UPSTREAM_KEY, Server, find_free_port, wait_for
-from support.scripted import ScriptedUpstream
+from support.ports import reserve_port
+from support.processes import ROOT, UPSTREAM_KEY, Server, wait_for
+from support.scripted import WAIT_S, ScriptedUpstream
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_demo(checkout: Path) -> None:
 @pytest.mark.parametrize("mode", ["sandbox", "first key", "own keys"])
 def test_run_prints_a_line_that_works(checkout: Path, upstream: ScriptedUpstream, mode: str) -> None:
     """The curl line of `make run` streams when it is pasted, and shows no secret that was set."""
-    env = {"PORT": str(find_free_port())}
+    env = {"PORT": str(reserve_port())}
     if mode != "sandbox":
         env |= {"XAI_API_KEY": UPSTREAM_KEY, "XAI_API_BASE": upstream.base_url}
     if mode == "own keys":
@@ -85,7 +86,7 @@ def test_run_prints_a_line_that_works(checkout: Path, upstream: ScriptedUpstream
         assert done.stdout.endswith("data: [DONE]\n\n"), done.stdout + done.stderr
         page = re.search(r"open (http://\S+) in a browser", server.log)
         assert page, server.log
-        assert "<title>" in requests.get(page[1], timeout=30).text
+        assert "<title>" in requests.get(page[1], timeout=WAIT_S).text
         assert ("flask --app wsgi keys create NAME" in server.log) == (mode != "sandbox")
         assert UPSTREAM_KEY not in server.log
         assert "bobs-long-secret" not in server.log
@@ -111,7 +112,7 @@ def test_run_tells_what_is_wrong(checkout: Path) -> None:
 
 def test_the_sandbox_runs_alone(tmp_path: Path) -> None:
     """`python -m grokflask.sandbox` prints a curl line that works, and ends on SIGTERM."""
-    port = find_free_port()
+    port = reserve_port()
     command = [sys.executable, "-m", "grokflask.sandbox", "--port", str(port), "--events-per-s", "0"]
     server = Server(command, {}, tmp_path)
     try:

@@ -16,6 +16,7 @@ import pytest
 import requests
 from support.pages import find_blocks
 from support.processes import ROOT, GatewayServer
+from support.scripted import WAIT_S
 
 from grokflask.config import load_settings, render_docs
 
@@ -100,7 +101,7 @@ def test_systemd_unit(checkout: Path) -> None:
     words = shlex.split(command.replace(":8000", ":{port}"))
     server = GatewayServer(checkout, {"PORT": "1", "PYTHONPATH": ""}, words)
     try:
-        assert requests.get(f"{server.url}/ready", timeout=30).status_code == 200
+        assert requests.get(f"{server.url}/ready", timeout=WAIT_S).status_code == 200
         assert f"http://127.0.0.1:{server.port}" in server.log
     finally:
         assert server.stop() == 0

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import requests
 from support.processes import GatewayServer
-from wire.test_faults import BROKEN, HEALTHY, REFUSED, TOOLS
-
-from grokflask.sandbox.faults import FAULTS
+from wire.test_faults import BROKEN, HEALTHY, REFUSED, TOOLS, FindGateway, find_gateway, is_silence
 
 PROMPT = "tell me about lighthouses"
 TOOL = {"type": "object", "properties": {}}
+__all__ = ["find_gateway"]  # pytest finds it here
+
 PATHS = ("/v1/responses", "/v1/messages")
 ENDS = {
     "/v1/responses": ["response.completed", "[DONE]"],
@@ -23,8 +23,7 @@ ENDS = {
 
 
 def ask(gateway: GatewayServer, path: str, fault: str, **extra: Any) -> requests.Response:
-    # The slow faults take longer than this gateway's timeouts of 3 s, but for the one that only lingers.
-    seconds = "-30" if FAULTS[fault].timed and fault != "linger" else ""
+    seconds = "-60" if is_silence(fault) else ""
     body: dict[str, Any] = {"model": f"sandbox-{fault}{seconds}", **extra}
     if path == "/v1/responses":
         body["input"] = PROMPT
@@ -68,11 +67,11 @@ def list_types(events: list[tuple[str, str]]) -> list[str]:
 @pytest.mark.parametrize("fault", sorted(set(REFUSED) - {"strict-content"}))
 @pytest.mark.parametrize("stream", [False, True])
 def test_refused_before_the_first_byte(
-    sandbox_gateway: GatewayServer, path: str, fault: str, stream: bool
+    find_gateway: FindGateway, path: str, fault: str, stream: bool
 ) -> None:
     """The status is kept, the shape is the API's, and no id or key is in it."""
     status, word = REFUSED[fault]
-    reply = ask(sandbox_gateway, path, fault, stream=stream)
+    reply = ask(find_gateway(fault), path, fault, stream=stream)
     assert reply.status_code == status, reply.text
     error = reply.json()["error"]
     assert word in error["message"]
@@ -84,23 +83,23 @@ def test_refused_before_the_first_byte(
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("fault", BROKEN)
-def test_broken_in_mid_stream(sandbox_gateway: GatewayServer, path: str, fault: str) -> None:
+def test_broken_in_mid_stream(find_gateway: FindGateway, path: str, fault: str) -> None:
     """The events that came are delivered, an error event is last, there is no end, and the log knows."""
-    reply = ask(sandbox_gateway, path, fault, stream=True)
+    reply = ask(find_gateway(fault), path, fault, stream=True)
     assert reply.status_code == 200
     types = list_types(split_events(path, reply.content))
     assert types[-1] == "error"
     assert "error" not in types[:-1]
     assert not {"[DONE]", "response.completed", "message_stop"} & set(types)
     assert (len(types) > 1) == (fault != "slow-first-event")
-    sandbox_gateway.wait_for_line(f"request_id={name(path, fault)}", f"outcome={BROKEN[fault]}")
+    find_gateway(fault).wait_for_line(f"request_id={name(path, fault)}", f"outcome={BROKEN[fault]}")
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("fault", sorted(HEALTHY))
-def test_odd_but_healthy(sandbox_gateway: GatewayServer, path: str, fault: str) -> None:
+def test_odd_but_healthy(find_gateway: FindGateway, path: str, fault: str) -> None:
     """Whatever the framing, pace or usage: the API's own framing and end, outcome complete."""
-    reply = ask(sandbox_gateway, path, fault, stream=True)
+    reply = ask(find_gateway(fault), path, fault, stream=True)
     assert reply.status_code == 200, reply.text
     assert list_types(split_events(path, reply.content))[-2:] == ENDS[path]
-    sandbox_gateway.wait_for_line(f"request_id={name(path, fault)}", "outcome=complete")
+    find_gateway(fault).wait_for_line(f"request_id={name(path, fault)}", "outcome=complete")

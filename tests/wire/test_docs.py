@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import requests
 from support.pages import find_blocks, list_blocks_of
-from support.processes import ROOT, GatewayServer, Server, find_free_port, wait_for
+from support.ports import reserve_port
+from support.processes import ROOT, GatewayServer, Server, wait_for
+from support.scripted import WAIT_S
 from support.stores import ADMIN_TOKEN
 
 
@@ -144,12 +146,13 @@ def test_keys_gateway(tmp_path: Path) -> None:
     (block,) = find_blocks("docs/keys.md", "sh")
     assert block.text.endswith(" make run\n")
     command = block.text.replace("make run", f"exec {sys.executable} scripts/run.py")
-    url = f"http://127.0.0.1:{(port := find_free_port())}"
+    url = f"http://127.0.0.1:{(port := reserve_port())}"
     server = Server(["bash", "-c", command], {"PORT": str(port), "PYTHONPATH": ""}, tmp_path)
     try:
         wait_for(lambda: "msg=ready" in server.log, "gunicorn")
         found = [
-            requests.get(url + path, timeout=30).status_code for path in ("/api/v1/usage", "/admin/api/keys")
+            requests.get(url + path, timeout=WAIT_S).status_code
+            for path in ("/api/v1/usage", "/admin/api/keys")
         ]
         assert found == [401, 401]
     finally:
@@ -159,7 +162,7 @@ def test_keys_gateway(tmp_path: Path) -> None:
 def test_sandbox_alone(tmp_path: Path) -> None:
     """The sandbox's command prints what its page shows, but for the port."""
     ((command, shown),) = list_console("docs/sandbox.md")
-    port = str(find_free_port())
+    port = str(reserve_port())
     words = [sys.executable, *command.split()[1:], "--port", port]
     server = Server(words, {}, tmp_path)
     try:

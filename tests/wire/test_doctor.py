@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import requests
-from support.processes import CLIENT_KEY, GatewayServer, find_free_port, wait_for
+from support.ports import refuse_port
+from support.processes import CLIENT_KEY, GatewayServer, wait_for
 from support.proxies import Faults, Proxy
+from support.scripted import WAIT_S
 from support.stores import run_command
 
 from grokflask.web import diagnose
@@ -85,12 +87,12 @@ def test_who_leaves_in_silence_gives_the_place_back(gateway: GatewayServer) -> N
     """Though nothing is written that would show it."""
     url, key = f"{gateway.url}{diagnose.PATH}?silence_s=100", {"Authorization": f"Bearer {CLIENT_KEY}"}
     for _ in range(diagnose.MAX_OPEN):
-        with requests.get(url, headers=key, stream=True, timeout=30) as reply:
+        with requests.get(url, headers=key, stream=True, timeout=WAIT_S) as reply:
             assert reply.status_code == 200
             next(reply.iter_content(1))
 
     def is_free() -> bool:
-        with requests.get(url, headers=key, stream=True, timeout=30) as reply:
+        with requests.get(url, headers=key, stream=True, timeout=WAIT_S) as reply:
             return reply.status_code == 200
 
     wait_for(is_free, "a free place")
@@ -100,7 +102,7 @@ def test_nobody_lets_it_in(gateway: GatewayServer, tmp_path: Path) -> None:
     """A wrong key, and no gateway at all, are said in words."""
     found = look(tmp_path, gateway.url, 1, GROKFLASK_KEY="wrong-key-1234567")["url"]
     assert "(401) Give a key with --key" in found["text"]
-    found = look(tmp_path, f"http://127.0.0.1:{find_free_port()}", 1)["url"]
+    found = look(tmp_path, f"http://127.0.0.1:{refuse_port()}", 1)["url"]
     assert "is the gateway running?" in found["text"]
 
 

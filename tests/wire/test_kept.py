@@ -18,7 +18,7 @@ import requests
 from openai import OpenAI
 from openai.types import ImagesResponse
 from support.processes import UPSTREAM_KEY, GatewayServer, wait_for
-from support.scripted import Exchange, ScriptedUpstream
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream
 from support.stores import KeyedGateway
 from support.wire import AUTH, connect
 
@@ -107,8 +107,9 @@ def test_the_sdk(gateway: KeyedGateway, sandbox: Sandbox) -> None:
     }
 
 
-def test_large_files_at_once(gateway: KeyedGateway, sandbox: Sandbox) -> None:
+def test_large_files_at_once(make_keyed: Callable[..., KeyedGateway], sandbox: Sandbox) -> None:
     """Several uploads and downloads of 40 MiB arrive byte for byte."""
+    gateway = make_keyed(XAI_API_BASE=sandbox.base_url)
     key = gateway.make_key("ann")
 
     def carry(_: int) -> None:
@@ -140,7 +141,7 @@ def test_an_upload_that_breaks_off(gateway: KeyedGateway, sandbox: Sandbox) -> N
         f"Authorization: {key}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
         "Content-Length: 9999999\r\n\r\n--b\r\n"
     )
-    with socket.create_connection(("127.0.0.1", gateway.server.port), 30) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.server.port), WAIT_S) as sock:
         sock.sendall(head.encode() + b"x" * 3_000_000)
     wait_for(lambda: bool(gateway.server.find_lines("refused", "route=files")), "its line in the log")
     assert not sandbox.kept.files.list()
@@ -163,12 +164,12 @@ def test_a_client_that_leaves_a_deferred_answer(
             b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
         )
         exchange.send(body[:20])
-        assert left.wait(30)
+        assert left.wait(WAIT_S)
         exchange.send(body[20:])
 
     upstream.handler = serve
     asked = {"messages": MESSAGES, "deferred": True}
-    made = requests.post(f"{gateway.url}/v1/chat/completions", json=asked, headers=AUTH, timeout=30)
+    made = requests.post(f"{gateway.url}/v1/chat/completions", json=asked, headers=AUTH, timeout=WAIT_S)
     assert made.json() == {"request_id": "d-1"}
     with connect(gateway) as sock:
         sock.sendall(

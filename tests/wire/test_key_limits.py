@@ -15,7 +15,7 @@ import pytest
 import redis
 import requests
 from support.processes import RedisServer, wait_for
-from support.scripted import USAGE, Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.scripted import USAGE, WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 from support.stores import ADMIN, KeyedGateway, run_command
 
 PARALLEL = 200
@@ -35,7 +35,7 @@ def holding(upstream: ScriptedUpstream) -> Iterator[threading.Event]:
     def hold(exchange: Exchange) -> None:
         exchange.start()
         exchange.event(chat_chunk("Once"))
-        release.wait(60)
+        release.wait(WAIT_S)
         exchange.event(chat_chunk("", choices=[], usage=USAGE))
         exchange.event("[DONE]")
         exchange.end()
@@ -60,7 +60,9 @@ class Streams:
 
         def ask(key: dict[str, str]) -> None:
             url = f"{gateway.url}/api/v1/chat/completions"
-            reply = requests.post(url, json={**body, "stream": True}, headers=key, stream=True, timeout=90)
+            reply = requests.post(
+                url, json={**body, "stream": True}, headers=key, stream=True, timeout=WAIT_S
+            )
             if reply.status_code != 200:
                 assert reply.content
                 reply.close()
@@ -85,6 +87,18 @@ class Streams:
         for reply in self.open:
             assert reply.raw.read(1)
             reply.close()
+
+
+@pytest.fixture
+def upstream(clean_upstream: ScriptedUpstream) -> ScriptedUpstream:
+    """The one that `keyed` is in front of."""
+    return clean_upstream
+
+
+@pytest.fixture
+def keyed(module_keyed: KeyedGateway, clean_upstream: ScriptedUpstream) -> KeyedGateway:
+    """One gateway over each pair of stores for all tests, whose keys have names of their own."""
+    return module_keyed
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +155,7 @@ def test_a_stream_is_given_back_before_its_client_sees_the_end(
             json={**BODY, "stream": True},
             headers=key,
             stream=True,
-            timeout=30,
+            timeout=WAIT_S,
         ) as reply:
             assert reply.status_code == 200
             got = b""
@@ -153,10 +167,11 @@ def test_a_stream_is_given_back_before_its_client_sees_the_end(
 def test_what_is_told(keyed: KeyedGateway, upstream: ScriptedUpstream, stream: bool) -> None:
     """Headers and /usage move with each exchange, by what it really used."""
     upstream.handler = answer_chat
-    key = keyed.make_key("teller", tokens_per_minute=10_000, budget_day=1, budget_month=2, requests="50/hour")
+    name = f"teller-{stream}"
+    key = keyed.make_key(name, tokens_per_minute=10_000, budget_day=1, budget_month=2, requests="50/hour")
     for number in range(1, 4):
         reply = requests.post(
-            f"{keyed.url}/v1/chat/completions", json={**BODY, "stream": stream}, headers=key, timeout=30
+            f"{keyed.url}/v1/chat/completions", json={**BODY, "stream": stream}, headers=key, timeout=WAIT_S
         )
         assert reply.headers["X-RateLimit-Limit-Tokens"] == "10000"
         left = int(reply.headers["X-RateLimit-Remaining-Tokens"])
@@ -169,7 +184,7 @@ def test_what_is_told(keyed: KeyedGateway, upstream: ScriptedUpstream, stream: b
         wait_for(lambda n=number: len(keyed.show_usage(key)["recent"]) == n, "its row")
         usage = keyed.show_usage(key)
         spent = number * USAGE["cost_in_usd_ticks"]
-        assert usage["key"] == "teller"
+        assert usage["key"] == name
         assert usage["limits"]["budget_day"] == 1
         assert usage["limits"]["requests"] == "50/hour"
         assert usage["spent"] == {"day_ticks": spent, "month_ticks": spent}
@@ -180,7 +195,7 @@ def test_what_is_told(keyed: KeyedGateway, upstream: ScriptedUpstream, stream: b
             "budget_day_ticks": 10**10 - spent,
             "budget_month_ticks": 2 * 10**10 - spent,
         }
-        assert {row["key"] for row in usage["recent"]} == {"teller"}
+        assert {row["key"] for row in usage["recent"]} == {name}
 
 
 def test_nobody_sees_anothers_usage(keyed: KeyedGateway, upstream: ScriptedUpstream) -> None:
@@ -188,10 +203,10 @@ def test_nobody_sees_anothers_usage(keyed: KeyedGateway, upstream: ScriptedUpstr
     upstream.handler = answer_chat
     ann, bob = keyed.make_key("ann", requests="1/hour"), keyed.make_key("bob")
     for key in (ann, bob):
-        assert requests.post(f"{keyed.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+        assert requests.post(f"{keyed.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
     wait_for(lambda: len(keyed.show_usage(ann)["recent"]) == 1, "its row")
     assert [row["key"] for row in keyed.show_usage(ann)["recent"]] == ["ann"]
-    assert requests.get(f"{keyed.url}/v1/usage", timeout=30).status_code == 401
+    assert requests.get(f"{keyed.url}/v1/usage", timeout=WAIT_S).status_code == 401
 
 
 def test_nobody_is_told_of_others_where_anybody_may_call(
@@ -200,7 +215,7 @@ def test_nobody_is_told_of_others_where_anybody_may_call(
     """Without keys there is no telling whose an exchange was: /usage shows none."""
     upstream.handler = answer_chat
     gateway = make_keyed(GROKFLASK_AUTH="open")
-    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, timeout=30).ok
+    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, timeout=WAIT_S).ok
     gateway.wait_for_rows(1)
     assert gateway.show_usage({})["recent"] == []
 
@@ -212,7 +227,7 @@ def test_models_and_expiry_and_revocation(keyed: KeyedGateway, upstream: Scripte
 
     def ask(**changes: Any) -> tuple[int, str | None]:
         reply = requests.post(
-            f"{keyed.url}/v1/chat/completions", json={**BODY, **changes}, headers=key, timeout=30
+            f"{keyed.url}/v1/chat/completions", json={**BODY, **changes}, headers=key, timeout=WAIT_S
         )
         return reply.status_code, None if reply.ok else reply.json()["error"]["code"]
 
@@ -221,10 +236,10 @@ def test_models_and_expiry_and_revocation(keyed: KeyedGateway, upstream: Scripte
     assert len(upstream.exchanges) == 1
     # SDKs and user interfaces look at the list first; it costs nothing.
     upstream.handler = lambda exchange: exchange.reply({"object": "list", "data": []})
-    assert requests.get(f"{keyed.url}/v1/models", headers=key, timeout=30).status_code == 200
+    assert requests.get(f"{keyed.url}/v1/models", headers=key, timeout=WAIT_S).status_code == 200
     upstream.handler = answer_chat
-    assert requests.delete(f"{keyed.url}/admin/api/keys/narrow", headers=ADMIN, timeout=30).ok
-    wait_for(lambda: all(ask() == (403, "key_revoked") for _ in range(10)), "the revocation", deadline_s=10)
+    assert requests.delete(f"{keyed.url}/admin/api/keys/narrow", headers=ADMIN, timeout=WAIT_S).ok
+    wait_for(lambda: all(ask() == (403, "key_revoked") for _ in range(10)), "the revocation")
 
 
 def test_fair_share_near_capacity(
@@ -277,7 +292,7 @@ def test_budget_is_remembered_over_a_restart(
     gateway = make_keyed(**stores)
     # Room for the estimate of one more request, but not for much.
     key = gateway.make_key("saver", budget_month=0.0004)
-    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
     assert gateway.show_usage(key)["spent"]["month_ticks"] == USAGE["cost_in_usd_ticks"]
     gateway.server.stop()
     if "REDIS_URL" in stores:
@@ -285,7 +300,7 @@ def test_budget_is_remembered_over_a_restart(
             client.flushall()
     gateway = make_keyed(**stores)
     refused = requests.post(
-        f"{gateway.url}/v1/chat/completions", json={**BODY, "max_tokens": 200}, headers=key, timeout=30
+        f"{gateway.url}/v1/chat/completions", json={**BODY, "max_tokens": 200}, headers=key, timeout=WAIT_S
     )
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == refused.json()["error"]["type"] == "insufficient_quota"
@@ -336,7 +351,7 @@ def test_what_is_spent_beside_a_reload(
 
         wait_for(has_turned, "nobody but the new process to answer")
         upstream.handler = answer_chat
-        assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+        assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
         release.set()
         assert reply.content
     spent = sum(row["cost_ticks"] for row in gateway.wait_for_rows(2))
@@ -352,7 +367,7 @@ def test_drift_is_found_and_mended(
     upstream.handler = answer_chat
     gateway = make_keyed(REDIS_URL=redis_server.url)
     key = gateway.make_key("drifter", budget_day=1)
-    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+    assert requests.post(f"{gateway.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
     gateway.wait_for_rows(1)
     assert gateway.run("usage", "check") == {"drift": [], "repaired": False}
     spent = USAGE["cost_in_usd_ticks"]
@@ -376,10 +391,10 @@ def test_commands_and_admin_api_see_the_same(keyed: KeyedGateway, upstream: Scri
     made = keyed.run("keys", "create", "typed", "--streams", "3", "--budget-day", "2.5")
     assert (made["name"], made["streams"], made["budget_day"]) == ("typed", 3, 2.5)
     key = {"Authorization": f"Bearer {made['secret']}"}
-    assert requests.post(f"{keyed.url}/v1/chat/completions", json=BODY, headers=key, timeout=30).ok
+    assert requests.post(f"{keyed.url}/v1/chat/completions", json=BODY, headers=key, timeout=WAIT_S).ok
     rows = keyed.wait_for_rows(1, key="typed")
     assert keyed.run("usage", "rows", "--key", "typed") == rows
-    shown = requests.get(f"{keyed.url}/admin/api/keys/typed", headers=ADMIN, timeout=30).json()
+    shown = requests.get(f"{keyed.url}/admin/api/keys/typed", headers=ADMIN, timeout=WAIT_S).json()
     assert keyed.run("keys", "show", "typed") == shown
 
 
@@ -418,36 +433,37 @@ def test_redis_restarts_empty_under_open_streams(
     assert log.find_lines("Redis is reachable again: streams")
 
 
-@pytest.mark.parametrize("policy", ["open", "local", "closed"])
+OUTAGES: dict[str, dict[str, Any]] = {
+    "GROKFLASK_STREAMS_OUTAGE": {"streams": 2},
+    "GROKFLASK_TOKENS_OUTAGE": {"tokens_per_minute": 320},
+    "GROKFLASK_BUDGETS_OUTAGE": {"budget_day": 0.0007},
+    "GROKFLASK_REQUESTS_OUTAGE": {"requests": "2/hour"},
+}
+
+
 @pytest.mark.parametrize(
-    ("setting", "fields"),
-    [
-        ("GROKFLASK_STREAMS_OUTAGE", {"streams": 2}),
-        ("GROKFLASK_TOKENS_OUTAGE", {"tokens_per_minute": 320}),
-        ("GROKFLASK_BUDGETS_OUTAGE", {"budget_day": 0.0007}),
-        ("GROKFLASK_REQUESTS_OUTAGE", {"requests": "2/hour"}),
-    ],
+    ("policy", "settings"),
+    [("open", list(OUTAGES)), ("local", list(OUTAGES)), *(("closed", [setting]) for setting in OUTAGES)],
 )
 def test_what_each_limit_does_while_redis_is_away(
     make_keyed: Callable[..., KeyedGateway],
     redis_server: RedisServer,
     upstream: ScriptedUpstream,
-    setting: str,
-    fields: dict[str, Any],
     policy: str,
+    settings: list[str],
 ) -> None:
     """`open` admits all, `local` as many as fit into this worker's part, `closed` nobody, with a 503."""
-    gateway = make_keyed(REDIS_URL=redis_server.url, **{setting: policy})
-    key = gateway.make_key("k", **fields)
+    gateway = make_keyed(REDIS_URL=redis_server.url, **dict.fromkeys(settings, policy))
+    keys = [gateway.make_key(setting[10:], **OUTAGES[setting]) for setting in settings]
     redis_server.kill()
-    with holding(upstream) as release:
-        streams = Streams(gateway, [key] * 4, BODY)
-        release.set()
-        streams.end()
-    admitted = {"open": 4, "local": 2, "closed": 0}[policy]
-    assert len(streams.open) == admitted
-    if policy == "closed":
-        assert {reply.status_code for reply in streams.refused} == {503}
-        assert streams.codes == {"store_unavailable": 4}
-    else:
-        assert {reply.status_code for reply in streams.refused} <= {429}
+    for key in keys:
+        with holding(upstream) as release:
+            streams = Streams(gateway, [key] * 4, BODY)
+            release.set()
+            streams.end()
+        assert len(streams.open) == {"open": 4, "local": 2, "closed": 0}[policy]
+        if policy == "closed":
+            assert {reply.status_code for reply in streams.refused} == {503}
+            assert streams.codes == {"store_unavailable": 4}
+        else:
+            assert {reply.status_code for reply in streams.refused} <= {429}

@@ -14,7 +14,7 @@ from typing import Any
 import requests
 from support.figures import Samples, parse_figures
 from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, RedisServer, wait_for
-from support.scripted import Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 from support.stores import ADMIN, ADMIN_TOKEN, KeyedGateway
 
 ALICE = {"Authorization": f"Bearer {CLIENT_KEY}"}
@@ -26,7 +26,7 @@ COUNTERS = re.compile(
 
 def scrape(url: str) -> Samples:
     """The samples of the worker that accepts this new connection."""
-    reply = requests.get(f"{url}/metrics", headers={**ADMIN, "Connection": "close"}, timeout=30)
+    reply = requests.get(f"{url}/metrics", headers={**ADMIN, "Connection": "close"}, timeout=WAIT_S)
     assert reply.status_code == 200, reply.text
     return parse_figures(reply.text)
 
@@ -49,7 +49,7 @@ def ask(url: str, key: dict[str, str], **body: Any) -> requests.Response:
         f"{url}{CHAT}",
         json={"messages": [{"role": "user", "content": "hello"}], **body},
         headers={**key, "Connection": "close"},
-        timeout=30,
+        timeout=WAIT_S,
     )
 
 
@@ -142,7 +142,7 @@ def _kill_workers(gateway: KeyedGateway, key: dict[str, str]) -> None:
             f"{gateway.url}{CHAT}",
             json={"model": "endless", "messages": [{"role": "user", "content": "x"}], "stream": True},
             headers=key,
-            timeout=30,
+            timeout=WAIT_S,
             stream=True,
         )
         for _ in range(6)

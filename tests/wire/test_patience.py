@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import openai
@@ -22,9 +23,11 @@ HEARTBEAT = b": keep-alive\n"
 SHAPES = {"json": "application/json", "guide": "text/event-stream"}
 
 
-def ask(server: GatewayServer, shape: str = "guide", **extra: Any) -> requests.Response:
+def ask(server: GatewayServer, shape: str = "guide", *, wait: bool = True, **extra: Any) -> requests.Response:
+    """The reply, whole unless the caller does not `wait` for that."""
     headers = {**AUTH, "Accept": SHAPES[shape]}
-    return requests.post(f"{server.url}{CHAT}", json={**BODY, **extra}, headers=headers, timeout=60)
+    url = f"{server.url}{CHAT}"
+    return requests.post(url, json={**BODY, **extra}, headers=headers, stream=not wait, timeout=WAIT_S)
 
 
 def read_error(data: bytes, shape: str) -> tuple[str, str]:
@@ -105,43 +108,45 @@ def test_a_late_answer_is_committed(
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        ("status", "no credits"),
-        ("json", "later"),
-        ("cut", "closed the connection without an answer"),
-        ("garbage", "cannot read"),
-    ],
-)
+def fail_late(exchange: Exchange) -> None:
+    """As the model's name says."""
+    kind = exchange.document["model"]
+    if kind == "status":
+        exchange.reply({"code": "permission-denied", "error": "no credits"}, 403)
+    elif kind == "json":
+        exchange.reply({"code": "unavailable", "error": "later"})
+    elif kind == "garbage":
+        exchange.send(b"nonsense\r\n\r\n")
+    exchange.close()
+
+
 def test_failure_after_the_commit_is_told_in_the_stream(
-    make_gateway: Callable[..., GatewayServer],
-    upstream: ScriptedUpstream,
-    kind: str,
-    message: str,
-    shape: str,
+    make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
 ) -> None:
     """Once the response has begun, whatever upstream answers becomes an error event in the client's shape."""
     server = make_gateway(GROKFLASK_COMMIT_S="0.1")
-    pause = threading.Event()
+    messages = {
+        "status": "no credits",
+        "json": "later",
+        "cut": "closed the connection without an answer",
+        "garbage": "cannot read",
+    }
+    for (kind, message), shape in product(messages.items(), SHAPES):
+        committed = threading.Event()
 
-    def answer(exchange: Exchange) -> None:
-        pause.wait(0.5)
-        if kind == "status":
-            exchange.reply({"code": "permission-denied", "error": "no credits"}, 403)
-        elif kind == "json":
-            exchange.reply({"code": "unavailable", "error": "later"})
-        elif kind == "garbage":
-            exchange.send(b"nonsense\r\n\r\n")
-        exchange.close()
+        def answer(exchange: Exchange, committed: threading.Event = committed) -> None:
+            assert committed.wait(WAIT_S)
+            fail_late(exchange)
 
-    upstream.handler = answer
-    reply = ask(server, shape)
-    assert reply.status_code == 200
-    assert reply.content.startswith(HEARTBEAT)
-    assert message in read_error(reply.content, shape)[0]
-    assert b"[DONE]" not in reply.content
+        upstream.handler = answer
+        with ask(server, shape, wait=False, model=kind) as reply:
+            assert reply.status_code == 200
+            pieces = reply.iter_content(None)
+            assert next(pieces) == HEARTBEAT
+            committed.set()
+            rest = b"".join(pieces)
+        assert message in read_error(rest, shape)[0]
+        assert b"[DONE]" not in rest
 
 
 def hang(exchange: Exchange) -> None:
@@ -171,39 +176,34 @@ def dribble(exchange: Exchange) -> None:
         exchange.close()
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    ("setting", "handler", "status", "code"),
+    ("setting", "seconds", "handlers"),
     [
-        ("FIRST_EVENT", hang, 504, "first_event_timeout"),
-        ("FIRST_EVENT", start_and_hang, 200, "first_event_timeout"),
-        ("IDLE", begin_and_hang, 200, "idle_timeout"),
-        ("TOTAL", dribble, 200, "total_timeout"),
-        ("TOTAL", hang, 200, "total_timeout"),
+        ("FIRST_EVENT", "0.5", {hang: 504, start_and_hang: 200}),
+        ("IDLE", "0.5", {begin_and_hang: 200}),
+        ("TOTAL", "1.5", {dribble: 200, hang: 200}),
     ],
 )
 def test_deadlines(
     make_gateway: Callable[..., GatewayServer],
     upstream: ScriptedUpstream,
     setting: str,
-    handler: Callable[[Exchange], None],
-    status: int,
-    code: str,
-    shape: str,
+    seconds: str,
+    handlers: dict[Callable[[Exchange], None], int],
 ) -> None:
     """Each deadline has its own code, interrupts a blocked read, and closes upstream's connection."""
-    upstream.handler = handler
-    commit = "0.1" if setting == "TOTAL" else "20"
-    server = make_gateway(**{f"GROKFLASK_{setting}_TIMEOUT_S": "0.5"}, GROKFLASK_COMMIT_S=commit)
-    reply = ask(server, shape)
-    assert reply.status_code == status
-    if shape == "json":
-        assert (
-            read_error(reply.content, shape)[1] == code
-            if status == 200
-            else reply.json()["error"]["code"] == code
-        )
-    server.wait_for_line("outcome=timeout", f"code={code}")
+    code = f"{setting.lower()}_timeout"
+    commit = "0.1" if setting == "TOTAL" else "50"
+    server = make_gateway(**{f"GROKFLASK_{setting}_TIMEOUT_S": seconds}, GROKFLASK_COMMIT_S=commit)
+    for (handler, status), shape in product(handlers.items(), SHAPES):
+        upstream.handler = handler
+        reply = ask(server, shape)
+        assert reply.status_code == status
+        if shape == "json":
+            told = reply.json()["error"]["code"] if status == 504 else read_error(reply.content, shape)[1]
+            assert told == code
+    lines = 2 * len(handlers)
+    wait_for(lambda: len(server.find_lines("outcome=timeout", f"code={code}")) == lines, "all their lines")
 
 
 def test_deadlines_of_a_whole_reply(
@@ -276,13 +276,13 @@ def test_above_capacity_is_refused_at_once(
         refused = ask(server, "json")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_full")
         assert refused.headers["Retry-After"] == "1"
-        assert requests.get(f"{server.url}/ready", timeout=10).json()["open"] == 3
+        assert requests.get(f"{server.url}/ready", timeout=WAIT_S).json()["open"] == 3
         go_on.set()
         assert [each.result().status_code for each in held] == [200] * 3
     assert len(upstream.exchanges) == 3
     assert ask(server).status_code == 200
     assert ask(server).status_code == 429
-    assert requests.get(f"{server.url}/ready", timeout=10).json()["open"] == 0
+    assert requests.get(f"{server.url}/ready", timeout=WAIT_S).json()["open"] == 0
 
 
 def test_a_slow_upload_does_not_hold_its_place(make_gateway: Callable[..., GatewayServer]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import requests
 from support.pages import Block, find_blocks
 from support.processes import ROOT, GatewayServer
+from support.scripted import WAIT_S
 
 PAGE = "docs/quickstarts.md"
 KEY = "some-long-secret"
@@ -53,7 +54,7 @@ def make_key(gateway: GatewayServer, name: str, **limits: object) -> str:
         f"{gateway.url}/admin/api/keys",
         json={"name": name, **limits},
         headers={"Authorization": "Bearer admin-token-0123456789"},
-        timeout=30,
+        timeout=WAIT_S,
     )
     assert reply.status_code == 201, reply.text
     secret: str = reply.json()["secret"]
@@ -139,7 +140,7 @@ def test_long_retry_after(gateway: GatewayServer, tmp_path: Path, block: Block) 
     name = f"limited-{name_block(block)}"
     key = make_key(gateway, name, requests="1/year")
     headers = {"Authorization": f"Bearer {key}"}
-    assert requests.get(f"{gateway.url}/api/v1/models", headers=headers, timeout=30).status_code == 200
+    assert requests.get(f"{gateway.url}/api/v1/models", headers=headers, timeout=WAIT_S).status_code == 200
     done = run_block(gateway, tmp_path, block, key=key)
     assert done.returncode == 1
     assert done.stderr.startswith("429")
@@ -183,7 +184,7 @@ def test_base_urls(gateway: GatewayServer) -> None:
     """Both prefixes work; a doubled slash is the 404 that the page speaks of."""
     headers = {"Authorization": f"Bearer {KEY}"}
     found = [
-        requests.get(gateway.url + path, headers=headers, timeout=30).status_code
+        requests.get(gateway.url + path, headers=headers, timeout=WAIT_S).status_code
         for path in ("/api/v1/models", "/v1/models", "/api/v1//models")
     ]
     assert found == [200, 200, 404]
@@ -224,7 +225,7 @@ def test_open_webui(gateway: GatewayServer, settings: dict[str, str]) -> None:
     assert base.startswith(gateway.url)
     session = requests.Session()
     session.headers.update({"Authorization": f"Bearer {settings['OPENAI_API_KEY']}", "Accept": "*/*"})
-    listed = session.get(f"{base}/models", timeout=30).json()["data"]
+    listed = session.get(f"{base}/models", timeout=WAIT_S).json()["data"]
     assert "grok-4.3" in [model["id"] for model in listed]
     chat = {
         "model": "grok-4.3",
@@ -232,11 +233,11 @@ def test_open_webui(gateway: GatewayServer, settings: dict[str, str]) -> None:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    streamed = session.post(f"{base}/chat/completions", json=chat, timeout=30)
+    streamed = session.post(f"{base}/chat/completions", json=chat, timeout=WAIT_S)
     assert streamed.headers["Content-Type"].startswith("text/event-stream")
     assert '"usage"' in streamed.text
     assert streamed.text.endswith("data: [DONE]\n\n")
     title = {**chat, "stream": False, "max_completion_tokens": 1000}
     del title["stream_options"]
-    whole = session.post(f"{base}/chat/completions", json=title, timeout=30).json()
+    whole = session.post(f"{base}/chat/completions", json=title, timeout=WAIT_S).json()
     assert whole["choices"][0]["message"]["content"]

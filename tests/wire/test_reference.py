@@ -18,12 +18,13 @@ import pytest
 import requests
 from jsonschema import Draft202012Validator
 from support.processes import CLIENT_KEY, GatewayServer
+from support.scripted import WAIT_S
 from support.stores import ADMIN, ADMIN_TOKEN
 
 from grokflask.web.reference.document import build_document
 
 DOCUMENT = build_document("0")
-RUN_S = 100
+RUN_S = 250
 CHECKS = (
     *("not_a_server_error", "status_code_conformance", "content_type_conformance"),
     *("response_headers_conformance", "response_schema_conformance", "unsupported_method"),
@@ -66,7 +67,7 @@ def describe_events(value: Any) -> Any:
 
 def run_schemathesis(server: GatewayServer, folder: Path, *words: str) -> None:
     """Fails with its report unless all is well."""
-    document = requests.get(f"{server.url}/openapi.json", timeout=30).json()
+    document = requests.get(f"{server.url}/openapi.json", timeout=WAIT_S).json()
     (folder / "openapi.json").write_text(json.dumps(describe_events(document)))
     (folder / "schemathesis.toml").write_text(SETTINGS)
     program = str(Path(sys.executable).with_name("schemathesis"))
@@ -110,13 +111,13 @@ def test_nobody_gets_at_the_admin_api_without_a_token(server: GatewayServer) -> 
         for method, operation in methods.items():
             if operation["security"] and not path.startswith("/api/"):
                 place = server.url + path.format(name="x", request_id="x")
-                assert requests.request(method, place, timeout=30).status_code == 401, (method, path)
+                assert requests.request(method, place, timeout=WAIT_S).status_code == 401, (method, path)
 
 
 def test_the_diagnosis_streams_as_documented(server: GatewayServer) -> None:
     """Each event of /diagnose/stream is what the document says."""
     auth = {"Authorization": f"Bearer {CLIENT_KEY}"}
-    answer = requests.get(f"{server.url}/diagnose/stream", headers=auth, timeout=30)
+    answer = requests.get(f"{server.url}/diagnose/stream", headers=auth, timeout=WAIT_S)
     content = DOCUMENT["paths"]["/diagnose/stream"]["get"]["responses"]["200"]["content"]
     schema = content[answer.headers["Content-Type"].partition(";")[0]]["x-event-schema"]
     *events, done = answer.text.removesuffix("\n\n").split("\n\n")
@@ -144,7 +145,7 @@ def test_examples_work_on_the_sandbox(server: GatewayServer, path: str, name: st
     Draft202012Validator({**content["schema"], "components": DOCUMENT["components"]}).validate(body)
     headers = ADMIN if path.startswith("/admin") else {"Authorization": f"Bearer {CLIENT_KEY}"}
     if path.startswith("/admin"):
-        requests.delete(f"{server.url}{path}/{body['name']}", headers=headers, timeout=30)
+        requests.delete(f"{server.url}{path}/{body['name']}", headers=headers, timeout=WAIT_S)
     answer = requests.post(server.url + path, json=body, headers=headers, timeout=60)
     assert answer.status_code in (200, 201) or (path.startswith("/admin") and answer.status_code == 409)
     if path.startswith("/api"):

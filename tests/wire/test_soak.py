@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 from support.processes import CLIENT_KEY, GatewayServer, start_gateway
-from support.scripted import Exchange, ScriptedUpstream
+from support.scripted import WAIT_S, Exchange, ScriptedUpstream
 from support.soak import run_soak
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}", "Content-Type": "application/json"}
@@ -18,8 +18,8 @@ CHAT = "/api/v1/chat/completions"
 
 @pytest.mark.timeout(300)
 def test_nothing_is_lost_and_nothing_leaks(tmp_path: Path) -> None:
-    """600 exchanges of all outcomes: each has its one log line, and the process is as it was before."""
-    report = run_soak(600, 40, tmp_path)
+    """300 exchanges of all outcomes: each has its one log line, and the process is as it was before."""
+    report = run_soak(300, 20, tmp_path)
     assert report.wrong == []
     assert report.after["open"] == report.after["watches"] == 0
     assert set(report.after["ours"].values()) == {0}, report.after["ours"]
@@ -44,7 +44,7 @@ def read_worker_rss_kib(server: GatewayServer) -> int:
 
 def start(tmp_path: Path, upstream: ScriptedUpstream) -> GatewayServer:
     server = start_gateway(tmp_path, upstream)
-    assert requests.post(f"{server.url}{CHAT}", data=BODY, headers=AUTH, timeout=30).status_code == 200
+    assert requests.post(f"{server.url}{CHAT}", data=BODY, headers=AUTH, timeout=WAIT_S).status_code == 200
     return server
 
 
@@ -76,7 +76,7 @@ def test_a_million_events(tmp_path: Path, upstream: ScriptedUpstream) -> None:
         assert read_worker_rss_kib(server) - before < 30_000
         server.wait_for_line("outcome=complete", "events=1000000")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_an_event_of_16_mib(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -103,4 +103,4 @@ def test_an_event_of_16_mib(tmp_path: Path, upstream: ScriptedUpstream) -> None:
             b'data: {"error":"API error: The upstream API sent an event of more than'
         )
     finally:
-        server.stop()
+        server.leave()

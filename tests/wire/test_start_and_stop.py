@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import requests
 import trustme
-from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, find_free_port, start_gateway
+from support.ports import reserve_port
+from support.processes import CLIENT_KEY, ROOT, UPSTREAM_KEY, GatewayServer, start_gateway
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
@@ -24,7 +25,7 @@ CHAT = "/api/v1/chat/completions"
 
 
 def run_gunicorn(tmp_path: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(find_free_port())}
+    base = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PORT": str(reserve_port())}
     command = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "gunicorn.conf.py"), *arguments, "wsgi:app"]
     return subprocess.run(
         command, env={**base, **env}, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
@@ -74,7 +75,7 @@ def test_workers_by_flag_need_redis_too(tmp_path: Path) -> None:
 
 def test_dotenv_is_honoured(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """Settings in `.env` count, for gunicorn and for the app; the environment overrides them."""
-    port = find_free_port()
+    port = reserve_port()
     lines = [
         f"PORT={port}",
         f"XAI_API_KEY={UPSTREAM_KEY}",
@@ -85,20 +86,22 @@ def test_dotenv_is_honoured(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     (tmp_path / ".env").write_text("\n".join(lines))
     server = GatewayServer(tmp_path, {"GROKFLASK_RATE_LIMIT": "9/hour"})
     try:
-        reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=10)
+        reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S)
         assert reply.headers["X-RateLimit-Limit"] == "9"
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_it_says_how_to_make_the_first_key(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     """With an xAI key and no keys it starts, answers 401 and tells its operator what to do."""
     server = start_gateway(tmp_path, upstream, GROKFLASK_KEYS="")
     try:
-        assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=10).status_code == 401
+        assert (
+            requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S).status_code == 401
+        )
         assert server.find_lines("no keys yet", "keys create NAME", "GROKFLASK_KEYS=NAME:SECRET")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_a_low_limit_of_open_files_is_kept(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -129,12 +132,12 @@ def test_a_low_limit_of_open_files_is_kept(tmp_path: Path, upstream: ScriptedUps
                     f"{server.url}{CHAT}",
                     json={**BODY, "stream": True},
                     headers=AUTH,
-                    timeout=30,
+                    timeout=WAIT_S,
                     stream=True,
                 )
             )
         assert [reply.status_code for reply in held] == [200] * 27
-        refused = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30)
+        refused = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_full")
         go_on.set()
         assert all(reply.content.endswith(b"[DONE]\n\n") for reply in held)
@@ -161,7 +164,7 @@ def test_sigterm_ends_it(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     server = start_gateway(tmp_path, upstream, GROKFLASK_GRACE_S="20")
     try:
         with requests.post(
-            f"{server.url}{CHAT}", json={**BODY, "stream": True}, headers=AUTH, timeout=30, stream=True
+            f"{server.url}{CHAT}", json={**BODY, "stream": True}, headers=AUTH, timeout=WAIT_S, stream=True
         ) as reply:
             stream = reply.iter_content(None)
             assert b"Once" in next(stream)
@@ -214,11 +217,11 @@ def test_secrets_never_show(tmp_path: Path, upstream: ScriptedUpstream) -> None:
                     if model == "cut" and not stream:
                         continue
                     reply = requests.post(
-                        f"{server.url}{CHAT}", json=body, headers={**AUTH, "Accept": accept}, timeout=30
+                        f"{server.url}{CHAT}", json=body, headers={**AUTH, "Accept": accept}, timeout=WAIT_S
                     )
                     shown.append((model, str(reply.headers) + reply.text.replace(answer_text, "")))
         for headers in ({"Authorization": "Bearer wrong-key-canary"}, {"X-Request-ID": CLIENT_KEY}):
-            reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=headers, timeout=30)
+            reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=headers, timeout=WAIT_S)
             shown.append(("key", reply.text))
         with socket.create_connection(("127.0.0.1", server.port)) as sock:  # a request that is no HTTP
             sock.sendall(f"POST / NOT-HTTP\r\nAuthorization: Bearer {CLIENT_KEY}\r\n\r\n".encode())
@@ -250,19 +253,19 @@ def test_tls_upstream(tmp_path: Path) -> None:
     try:
         for stream in (True, False, True):
             reply = requests.post(
-                f"{trusting.url}{CHAT}", json={**BODY, "stream": stream}, headers=AUTH, timeout=30
+                f"{trusting.url}{CHAT}", json={**BODY, "stream": stream}, headers=AUTH, timeout=WAIT_S
             )
             assert reply.status_code == 200, reply.text
             assert reply.text.endswith("[DONE]\n\n") is stream
         assert upstream.connections == 1
         for server in (wary, elsewhere):  # an authority nobody knows; a certificate for another name
-            reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30)
+            reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S)
             assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_unreachable")
             server.wait_for_line("code=upstream_unreachable", "CERTIFICATE_VERIFY_FAILED")
     finally:
-        trusting.stop()
-        wary.stop()
-        elsewhere.stop()
+        trusting.leave()
+        wary.leave()
+        elsewhere.leave()
         upstream.close()
 
 
@@ -311,7 +314,7 @@ def test_other_servers_stream_too(tmp_path: Path, upstream: ScriptedUpstream, na
     server = GatewayServer(tmp_path, env, SERVERS[name])
     try:
         with requests.post(
-            f"{server.url}{CHAT}", json={**BODY, "stream": True}, headers=AUTH, timeout=30, stream=True
+            f"{server.url}{CHAT}", json={**BODY, "stream": True}, headers=AUTH, timeout=WAIT_S, stream=True
         ) as reply:
             got = b""
             stream = reply.iter_content(None)
@@ -322,10 +325,12 @@ def test_other_servers_stream_too(tmp_path: Path, upstream: ScriptedUpstream, na
             got += b"".join(stream)
         assert got.endswith(b"data: [DONE]\n\n")
         upstream.handler = answer_chat
-        assert requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30).status_code == 200
+        assert (
+            requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S).status_code == 200
+        )
         server.wait_for_line("msg=exchange", "outcome=complete")
     finally:
-        server.stop()
+        server.leave()
 
 
 @pytest.mark.parametrize("name", ["gthread", "waitress"])
@@ -351,23 +356,23 @@ def test_a_client_that_leaves_is_noticed_under_other_servers(
     server = GatewayServer(tmp_path, env, SERVERS[name])
     try:
         with requests.post(
-            f"{server.url}{CHAT}", json={**BODY, "stream": True}, headers=AUTH, timeout=30, stream=True
+            f"{server.url}{CHAT}", json={**BODY, "stream": True}, headers=AUTH, timeout=WAIT_S, stream=True
         ) as reply:
             assert b"Once" in next(reply.iter_content(None))
         assert left.wait(WAIT_S)
         server.wait_for_line("msg=exchange", "outcome=client_abort")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_sandbox_runs_under_other_servers(tmp_path: Path) -> None:
     """The built-in sandbox is reached in whatever process serves, threads or greenlets."""
     server = GatewayServer(tmp_path, {"GROKFLASK_SANDBOX_EVENTS_PER_S": "0"}, SERVERS["gthread"])
     try:
-        reply = requests.post(f"{server.url}{CHAT}", json={**BODY, "stream": True}, timeout=30)
+        reply = requests.post(f"{server.url}{CHAT}", json={**BODY, "stream": True}, timeout=WAIT_S)
         assert reply.text.endswith("data: [DONE]\n\n")
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_procfile(tmp_path: Path, upstream: ScriptedUpstream) -> None:
@@ -383,10 +388,10 @@ def test_procfile(tmp_path: Path, upstream: ScriptedUpstream) -> None:
     honcho = [sys.executable, "-m", "honcho", "-e", os.devnull]
     server = GatewayServer(tmp_path, env, [*honcho, "start", "-p", "{port}", "web"])
     try:
-        reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=30)
+        reply = requests.post(f"{server.url}{CHAT}", json=BODY, headers=AUTH, timeout=WAIT_S)
         assert reply.status_code == 200
     finally:
-        server.stop()
+        server.leave()
 
 
 def test_app_json_and_env_example_name_real_settings() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 import openai
@@ -14,6 +14,7 @@ from support.processes import UPSTREAM_KEY
 from support.scripted import Exchange, ScriptedUpstream, chat_chunk
 from support.stores import KeyedGateway
 
+NUMBERS = count()
 MESSAGES: Any = [{"role": "user", "content": "the weather in Paris and in Rome?"}]
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS: Any = [
@@ -22,12 +23,25 @@ TOOLS: Any = [
 
 
 @pytest.fixture
+def upstream(clean_upstream: ScriptedUpstream) -> ScriptedUpstream:
+    """The one that `keyed` is in front of."""
+    return clean_upstream
+
+
+@pytest.fixture
+def keyed(module_keyed: KeyedGateway, clean_upstream: ScriptedUpstream) -> KeyedGateway:
+    """One gateway over each pair of stores for all tests, whose keys have names of their own."""
+    return module_keyed
+
+
+@pytest.fixture
 def make_sdk(keyed: KeyedGateway) -> Iterator[Callable[..., OpenAI]]:
     """A client with a new key that has these limits."""
     clients: list[OpenAI] = []
 
     def make(name: str, **limits: str) -> OpenAI:
-        secret = keyed.make_key(name, **limits)["Authorization"].removeprefix("Bearer ")
+        key = keyed.make_key(f"{name}-{next(NUMBERS)}", **limits)
+        secret = key["Authorization"].removeprefix("Bearer ")
         clients.append(OpenAI(api_key=secret, base_url=f"{keyed.url}/api/v1", max_retries=0))
         return clients[-1]
 

@@ -34,7 +34,6 @@ FILTERS = ("since", "until", "key", "model", "outcome", "request_id")
 PAGE_ROWS = 100
 MAX_PAGE_ROWS = 1000
 DEFAULT_DAYS = 30
-FLUSH_TIMEOUT_S = 0.5
 PIECE_CHARS = 32 * 1024
 
 
@@ -88,7 +87,7 @@ def show_overview() -> Response:
 def flush_ledger() -> None:
     """Stores the exchanges that this worker has just finished."""
     writer: LedgerWriter = current_app.extensions["ledger_writer"]
-    writer.flush(FLUSH_TIMEOUT_S)
+    writer.flush()
 
 
 def read_page(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from support.processes import wait_for
+from support.scripted import WAIT_S
 
 from grokflask.delivery.clients import ClientWatcher, Departure
 from grokflask.sockets import is_gone, limit_sending, shut_down
@@ -64,7 +65,7 @@ def test_a_client_that_has_closed(pair: tuple[socket.socket, socket.socket]) -> 
     """Closing shows, and so does our own side's closing."""
     ours, theirs = pair
     theirs.close()
-    wait_for(lambda: is_gone(ours), "the FIN", 5)
+    wait_for(lambda: is_gone(ours), "the FIN")
     ours.close()
     assert is_gone(ours)
 
@@ -73,7 +74,7 @@ def test_half_closing_counts_as_leaving(pair: tuple[socket.socket, socket.socket
     """A client that has shut down its sending side looks like one that has gone."""
     ours, theirs = pair
     theirs.shutdown(socket.SHUT_WR)
-    wait_for(lambda: is_gone(ours), "the FIN", 5)
+    wait_for(lambda: is_gone(ours), "the FIN")
 
 
 def test_unread_bytes_do_not_hide_a_tcp_client_that_left() -> None:
@@ -84,7 +85,7 @@ def test_unread_bytes_do_not_hide_a_tcp_client_that_left() -> None:
         with ours:
             theirs.sendall(b"GET /next HTTP/1.1\r\n\r\n")
             theirs.close()
-            wait_for(lambda: is_gone(ours), "the FIN", 5)
+            wait_for(lambda: is_gone(ours), "the FIN")
 
 
 def test_a_reset_shows() -> None:
@@ -95,7 +96,7 @@ def test_a_reset_shows() -> None:
         with ours:
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             theirs.close()
-            wait_for(lambda: is_gone(ours), "the RST", 5)
+            wait_for(lambda: is_gone(ours), "the RST")
 
 
 def test_the_watcher_calls_once(watcher: ClientWatcher, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -111,7 +112,7 @@ def test_the_watcher_calls_once(watcher: ClientWatcher, pair: tuple[socket.socke
     watcher.watch(ours, note)
     assert not gone.wait(0.1)
     theirs.close()
-    assert gone.wait(5)
+    assert gone.wait(WAIT_S)
     assert len(watcher) == 0
     assert not watcher._wake.is_set() or calls == ["gone"]
     assert calls == ["gone"]
@@ -134,7 +135,7 @@ def test_early_bytes_neither_call_nor_hide_a_leaving(watcher: ClientWatcher, end
             if end == "reset":
                 theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             theirs.close()
-        assert gone.wait(5)
+        assert gone.wait(WAIT_S)
 
 
 def test_a_descriptor_that_is_used_again(watcher: ClientWatcher) -> None:
@@ -150,7 +151,7 @@ def test_a_descriptor_that_is_used_again(watcher: ClientWatcher) -> None:
         watch = watcher.watch(second, gone.set)
         stale.stop()
         second_peer.close()
-        assert gone.wait(5)
+        assert gone.wait(WAIT_S)
         watch.stop()
     assert len(watcher) == 0
 
@@ -163,7 +164,7 @@ def test_many_clients_that_leave_at_once(watcher: ClientWatcher) -> None:
         watcher.watch(ours, lambda number=number: called.append(number))
     for _, theirs in pairs[::2]:
         theirs.close()
-    wait_for(lambda: len(called) == 100, "100 calls", 5)
+    wait_for(lambda: len(called) == 100, "100 calls")
     assert sorted(called) == list(range(0, 200, 2))
     assert len(watcher) == 100
     for ours, theirs in pairs:
@@ -183,7 +184,7 @@ def test_a_stopped_watch_never_calls(
     watch.stop()
     watcher.watch(ours, other.set)
     theirs.close()
-    assert other.wait(5)
+    assert other.wait(WAIT_S)
     assert calls == []
 
 
@@ -200,7 +201,7 @@ def test_a_callback_that_fails_does_not_end_the_watcher(
     watcher.watch(ours, fail)
     watcher.watch(ours, other.set)
     theirs.close()
-    assert other.wait(5)
+    assert other.wait(WAIT_S)
 
 
 def test_a_limit_expires_unless_it_is_stopped(
@@ -211,7 +212,7 @@ def test_a_limit_expires_unless_it_is_stopped(
     expired, stopped = threading.Event(), threading.Event()
     watcher.limit(ours, 0.05, stopped.set).stop()
     watcher.limit(ours, 0.05, expired.set)
-    assert expired.wait(5)
+    assert expired.wait(WAIT_S)
     assert not stopped.is_set()
 
 
@@ -231,7 +232,7 @@ def test_shut_down_ends_a_read_as_an_end(pair: tuple[socket.socket, socket.socke
     reader = threading.Thread(target=lambda: got.append(ours.recv(10)))
     reader.start()
     shut_down(ours, socket.SHUT_RD)
-    reader.join(5)
+    reader.join(WAIT_S)
     assert got == [b""]
     assert ours.fileno() > 0
 

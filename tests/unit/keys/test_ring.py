@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.databases import PostgresServer
 from support.processes import wait_for
+from support.scripted import WAIT_S
 
 from grokflask.config import Settings
 from grokflask.errors import (
@@ -180,7 +181,7 @@ class CountingStore(KeyStore):
         self.asked += 1
         found = super().find(sha256)
         if self.gate:
-            assert self.gate.wait(20)
+            assert self.gate.wait(WAIT_S)
         return found
 
 
@@ -455,12 +456,12 @@ def test_callers_with_one_secret_share_a_question(
     started = threading.Barrier(41)
 
     def enter(_: int) -> str:
-        started.wait(20)
+        started.wait(WAIT_S)
         return call(ring, secret)
 
     with ThreadPoolExecutor(40) as pool:
         answers = pool.map(enter, range(40))
-        started.wait(20)
+        started.wait(WAIT_S)
         store.gate.set()
         assert list(answers) == ["carl"] * 40
     assert store.asked == 1
@@ -483,7 +484,7 @@ def test_a_flood_of_guesses_is_no_outage(
         inside.append(1)
         most.append(len(inside))
         if len(most) <= keys.LOOKUPS:
-            together.wait(20)  # so many at once there are
+            together.wait(WAIT_S)  # so many at once there are
         try:
             return find(sha256)
         finally:

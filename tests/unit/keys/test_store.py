@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from support.scripted import WAIT_S
 
 from grokflask.errors import (
     InvalidRequestError,
@@ -182,7 +183,7 @@ def test_parallel_creation(store: KeyStore) -> None:
     barrier = Barrier(12)
 
     def create(_: int) -> str | None:
-        barrier.wait(20)
+        barrier.wait(WAIT_S)
         try:
             return store.create("bob", {})[1]
         except KeyExistsError:

@@ -22,6 +22,7 @@ import pytest
 from sqlalchemy import Connection, text
 from support.databases import PostgresServer
 from support.processes import ROOT, wait_for
+from support.scripted import WAIT_S
 
 from grokflask.ledger import statements
 from grokflask.ledger.reports import RowFilter, check_daily, iterate_rows, read_rows, summarize
@@ -321,7 +322,7 @@ def crash(url: str, flush_s: float = 60.0) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=WAIT_S)
 
 
 def make_stale(database: Database, worker: str) -> None:
@@ -420,7 +421,7 @@ def test_a_pid_that_is_gone(database: Database) -> None:
     """On SQLite a process that ended beside this one is dead at once; one elsewhere, or alive, is not."""
     me = statements.find_self("me")
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait(30)
+    ended.wait(WAIT_S)
     others = [
         Worker("ended", me.host, ended.pid),
         Worker("alive", me.host, os.getppid()),
@@ -506,6 +507,7 @@ def check_flow(database: Database, writer: LedgerWriter, flow: Flow) -> None:
     assert check_daily(database) == []
 
 
+@pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("how", ["stop", "kill", "pause"])
 def test_postgresql_goes_away_under_a_flow(postgres_server: PostgresServer, how: str) -> None:
     """Stopped, killed or paused and back, twice, in the midst of batches: nothing lost, nothing double."""
@@ -540,7 +542,7 @@ def test_sqlite_is_locked_under_a_flow(tmp_path: Path) -> None:
     flow = Flow(writer)
     try:
         flow.wait_for_more()
-        with closing(sqlite3.connect(path, isolation_level=None, timeout=20)) as other:
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=WAIT_S)) as other:
             other.execute("BEGIN IMMEDIATE")
             before = writer.queued
             time.sleep(3)  # the length of the outage

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from support.scripted import WAIT_S
 
 from grokflask.billing.bill import Bill, Estimate
 from grokflask.config import Settings
@@ -227,7 +228,7 @@ def test_spending_is_looked_up_once_for_many() -> None:
     started = threading.Barrier(50)
 
     def ask(number: int) -> bool:
-        started.wait(30)
+        started.wait(WAIT_S)
         try:
             worker.limits.admit(KEY, BUDGET, ESTIMATE, id=f"p{number}", request_id="r", day=DAY, stream=True)
         except BudgetSpentError:

@@ -12,6 +12,7 @@ import pytest
 from msgspec.structs import replace
 from redis import BlockingConnectionPool, Redis
 from support.processes import RedisServer
+from support.scripted import WAIT_S
 
 from grokflask.limits.counters import (
     LEASE_S,
@@ -58,7 +59,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def redis(redis_server: RedisServer) -> Iterator[Redis]:
     """A client of it, as the gateway makes one; Redis is empty."""
-    pool = BlockingConnectionPool.from_url(redis_server.url, max_connections=32, socket_timeout=20)
+    pool = BlockingConnectionPool.from_url(redis_server.url, max_connections=32, socket_timeout=WAIT_S)
     client = Redis(connection_pool=pool)
     client.flushall()
     yield client

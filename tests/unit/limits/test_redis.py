@@ -23,13 +23,15 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.retry import Retry
-from support.processes import ROOT, RedisServer, find_free_port
+from support.ports import refuse_port
+from support.processes import ROOT, RedisServer
+from support.scripted import WAIT_S
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.limits.counters import LEASE_S, Ask, Grant, Refusal, Settled, Standing
 from grokflask.limits.memory import MemoryCounters
 from grokflask.limits.redis import BATCH, PREFIX, RedisCounters
-from grokflask.storage.redis import CONNECTIONS, TIMEOUT_S, open_pool
+from grokflask.storage.redis import CONNECTIONS, open_pool
 
 NOW = 1_796_000_003.25
 DAY = "2026-11-30"
@@ -61,7 +63,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[CountingRedis]:
     """A client of it; Redis is empty and knows no script."""
-    client = CountingRedis(port=redis_server.port, socket_timeout=20)
+    client = CountingRedis(port=redis_server.port, socket_timeout=WAIT_S)
     client.flushall()
     client.script_flush()
     client.sent.clear()
@@ -133,7 +135,7 @@ def test_a_restarted_redis_is_no_error(client: CountingRedis) -> None:
 
 def test_an_outage_is_an_error_of_ours() -> None:
     """A Redis that is away does not hinder the start; every operation raises one error, with its cause."""
-    away = Redis(port=find_free_port(), socket_timeout=5, retry=Retry(NoBackoff(), 0))
+    away = Redis(port=refuse_port(), socket_timeout=WAIT_S, retry=Retry(NoBackoff(), 0))
     store = RedisCounters(away, 100)
     for operation in (
         lambda: store.admit(ask("a"), NOW),
@@ -151,12 +153,14 @@ def test_an_outage_is_an_error_of_ours() -> None:
         assert isinstance(caught.value.__cause__, RedisConnectionError)
 
 
-def test_a_burst_is_no_outage(redis_server: RedisServer) -> None:
+def test_a_burst_is_no_outage(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """More callers than connections wait for one, for longer than Redis may take for a step."""
+    monkeypatch.setitem(open_pool.__globals__, "TIMEOUT_S", 1.0)
+    monkeypatch.setitem(open_pool.__globals__, "WAIT_S", WAIT_S)
     pool = open_pool(redis_server.url)
     store = RedisCounters(Redis(connection_pool=pool), 100)
     taken = [pool.get_connection() for _ in range(CONNECTIONS)]
-    release = threading.Timer(2 * TIMEOUT_S, lambda: [pool.release(each) for each in taken])
+    release = threading.Timer(1.5, lambda: [pool.release(each) for each in taken])
     release.start()
     assert store.standing("nobody else's", DAY, NOW).streams == 0
     release.join()
@@ -165,7 +169,7 @@ def test_a_burst_is_no_outage(redis_server: RedisServer) -> None:
 
 def test_a_client_that_decodes_replies(redis_server: RedisServer, client: CountingRedis) -> None:
     """It makes no difference whether the client gives text or bytes."""
-    with Redis(port=redis_server.port, socket_timeout=20, decode_responses=True) as decoding:
+    with Redis(port=redis_server.port, socket_timeout=WAIT_S, decode_responses=True) as decoding:
         store = RedisCounters(decoding, 100)
         store.load("Zoë", DAY, 1, 2, NOW)
         assert store.admit(ask("a", key="Zoë", tokens=1, tokens_per_minute=5), NOW) == Grant(1, 4)
@@ -304,7 +308,7 @@ class Agreement(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(1, 12), fair_share=st.sampled_from([0.0, 0.5, 0.8, 1.0]))
     def begin(self, capacity: int, fair_share: float) -> None:
-        self.client = Redis(port=self.server.port, socket_timeout=20)
+        self.client = Redis(port=self.server.port, socket_timeout=WAIT_S)
         self.client.flushall()
         self.capacity = capacity
         self.stores = (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.processes import wait_for
+from support.scripted import WAIT_S
 
 from grokflask.delivery.terms import HEARTBEAT
 from grokflask.errors import (
@@ -151,7 +152,7 @@ def test_an_id_that_is_still_on_its_way() -> None:
     threading.Thread(target=lambda: (reader.seek("id1-18"), found.set()), daemon=True).start()
     assert not found.wait(0.05)
     bench.register.keep(first.recording, EVENTS[1])
-    assert found.wait(20)
+    assert found.wait(WAIT_S)
     assert reader.position == 18
 
 
@@ -217,10 +218,10 @@ def test_one_reader_is_ended() -> None:
     told.cancel(ShuttingDownError())
     gone.cancel(ClientGoneError())
     for thread in threads[:2]:
-        thread.join(20)
+        thread.join(WAIT_S)
     bench.register.keep(first.recording, EVENTS[0])
     bench.finish(first)
-    threads[2].join(20)
+    threads[2].join(WAIT_S)
     assert got["gone"] == b""
     assert b"shutting_down" in got["told"]
     assert got["first"] == EVENTS[0]
@@ -338,7 +339,7 @@ def test_given_up() -> None:
     for _ in range(3):
         assert next(pieces) == event
         assert next(others) == event
-    writer.join(20)
+    writer.join(WAIT_S)
     for _ in range(20):
         assert next(pieces) == event
         assert next(others) == event
@@ -369,6 +370,6 @@ def test_a_writer_does_not_wait_for_one_that_leaves() -> None:
     writer = in_thread(lambda: bench.register.keep(first.recording, event))
     wait_for(lambda: first.recording.end == 2 * len(event), "the second event")
     bench.register.leave(first)
-    writer.join(20)
+    writer.join(WAIT_S)
     assert not writer.is_alive()
     assert first.recording.size == 0

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from redis import Redis
-from support.processes import RedisServer, find_free_port, wait_for
+from support.ports import refuse_port
+from support.processes import RedisServer, wait_for
+from support.scripted import WAIT_S
 
 from grokflask.errors import (
     GrokflaskError,
@@ -77,7 +79,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture
 def client(redis_server: RedisServer) -> Iterator[Redis]:
     """A client of it; Redis is empty."""
-    client = Redis(port=redis_server.port, socket_timeout=20)
+    client = Redis(port=redis_server.port, socket_timeout=WAIT_S)
     client.flushall()
     yield client
     client.close()
@@ -245,7 +247,7 @@ def test_kept_alive_by_the_other(pair: tuple[Worker, Worker]) -> None:
     carrier.keep(first, EVENTS[1])
     assert take(pieces, 1).endswith(EVENTS[1])
     other.leave(reader)
-    assert carrier.left.wait(20)
+    assert carrier.left.wait(WAIT_S)
     carrier.end(first, complete=False)
     assert other.claim()[1]
 
@@ -370,7 +372,7 @@ def test_a_copy_whose_carrier_has_gone(client: Redis, make_worker: Callable[...,
 
 def test_while_redis_is_away(make_worker: Callable[..., Worker]) -> None:
     """Each worker has its own recordings; it cannot say whether another one has what it lacks."""
-    worker = make_worker(to=Redis(connection_pool=open_pool(f"redis://127.0.0.1:{find_free_port()}")))
+    worker = make_worker(to=Redis(connection_pool=open_pool(f"redis://127.0.0.1:{refuse_port()}")))
     first = worker.begin(EVENTS[0])
     second, begins = worker.claim()
     assert not begins

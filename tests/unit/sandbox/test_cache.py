@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import requests
+from support.scripted import WAIT_S
 
 from grokflask.sandbox import Exchange, Sandbox, prompt_cache
 from grokflask.sandbox.models import cost_ticks
@@ -34,7 +35,7 @@ def ask(sandbox: Sandbox, path: str, *texts: str, conv_id: str | None = None, **
     headers = {"x-grok-conv-id": conv_id} if conv_id else {}
     number = len(sandbox.journal)
     body = say(path, *texts) | more
-    requests.post(sandbox.base_url + path, json=body, headers=headers, timeout=10).raise_for_status()
+    requests.post(sandbox.base_url + path, json=body, headers=headers, timeout=WAIT_S).raise_for_status()
     sandbox.journal.wait_for(lambda _: len(sandbox.journal) > number)
     return sandbox.journal[number]
 
@@ -107,7 +108,7 @@ def test_what_is_refused_is_not_read(sandbox: Sandbox) -> None:
     """A request that is refused leaves nothing to be found."""
     body = say(CHAT, LONG) | {"stop": "x"}
     headers = {"x-grok-conv-id": "c"}
-    reply = requests.post(sandbox.base_url + CHAT, json=body, headers=headers, timeout=10)
+    reply = requests.post(sandbox.base_url + CHAT, json=body, headers=headers, timeout=WAIT_S)
     assert reply.status_code == 400
     sandbox.journal.wait_for(lambda noted: noted.status == 400)
     assert ask(sandbox, CHAT, LONG, conv_id="c").cached_tokens == 0

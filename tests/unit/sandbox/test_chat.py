@@ -11,6 +11,7 @@ import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
+from support.scripted import WAIT_S
 
 from grokflask.sandbox import Sandbox
 from grokflask.sandbox.models import CHAT_MODELS, cost_ticks
@@ -41,7 +42,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 def ask(sandbox: Sandbox, **fields: Any) -> requests.Response:
     body = {"model": "grok-4.3", "messages": HELLO, **fields}
-    return requests.post(sandbox.base_url + "/chat/completions", json=body, timeout=10)
+    return requests.post(sandbox.base_url + "/chat/completions", json=body, timeout=WAIT_S)
 
 
 def stream(sandbox: Sandbox, **fields: Any) -> list[dict[str, Any]]:
@@ -422,5 +423,5 @@ def test_deep_json_is_refused(sandbox: Sandbox) -> None:
     """Nesting beyond all reason is a 400."""
     body = b'{"model":"grok-4.3","messages":[],"x":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     url = sandbox.base_url + "/chat/completions"
-    reply = requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=10)
+    reply = requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=WAIT_S)
     assert reply.status_code == 400

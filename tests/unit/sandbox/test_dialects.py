@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import requests
+from support.scripted import WAIT_S
 
 from grokflask.sandbox import Exchange, Sandbox
 from grokflask.sandbox.models import cost_ticks
@@ -33,7 +34,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 def post(sandbox: Sandbox, path: str, **fields: Any) -> requests.Response:
     body = {**HELLO.get(path, HELLO[RESPONSES]), **fields}
-    return requests.post(sandbox.base_url + path, json=body, timeout=10)
+    return requests.post(sandbox.base_url + path, json=body, timeout=WAIT_S)
 
 
 def stream(sandbox: Sandbox, path: str, **fields: Any) -> list[dict[str, Any]]:
@@ -125,12 +126,12 @@ def test_what_is_stored_can_be_fetched_and_deleted(sandbox: Sandbox) -> None:
     made = post(sandbox, RESPONSES).json()
     unkept = post(sandbox, RESPONSES, store=False).json()
     url = f"{sandbox.base_url}/responses/"
-    assert requests.get(url + made["id"], timeout=10).json() == made
-    assert requests.get(url + unkept["id"], timeout=10).status_code == 404
-    deleted = requests.delete(url + made["id"], timeout=10).json()
+    assert requests.get(url + made["id"], timeout=WAIT_S).json() == made
+    assert requests.get(url + unkept["id"], timeout=WAIT_S).status_code == 404
+    deleted = requests.delete(url + made["id"], timeout=WAIT_S).json()
     assert deleted == {"id": made["id"], "object": "response", "deleted": True}
-    assert requests.get(url + made["id"], timeout=10).status_code == 404
-    assert requests.delete(url + made["id"], timeout=10).status_code == 404
+    assert requests.get(url + made["id"], timeout=WAIT_S).status_code == 404
+    assert requests.delete(url + made["id"], timeout=WAIT_S).status_code == 404
     assert post(sandbox, RESPONSES, previous_response_id=made["id"]).status_code == 404
 
 
@@ -237,7 +238,10 @@ def test_what_a_message_is_refused_for(sandbox: Sandbox, fields: dict[str, Any],
 def test_faults_leave_out_the_end(sandbox: Sandbox, path: str, end: str, fault: str) -> None:
     """The fault models cut these streams as well, and are charged for what was sent."""
     reply = requests.post(
-        sandbox.base_url + path, json={**HELLO[path], "model": fault, "stream": True}, stream=True, timeout=10
+        sandbox.base_url + path,
+        json={**HELLO[path], "model": fault, "stream": True},
+        stream=True,
+        timeout=WAIT_S,
     )
     got = b""
     try:

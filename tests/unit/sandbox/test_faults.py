@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from support.scripted import WAIT_S
 
 from grokflask.sandbox import FAULTS, Sandbox
 from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
@@ -70,7 +71,7 @@ def hear(sandbox: Sandbox, fault: str, stream: bool = True, **fields: Any) -> He
     )
     address = (sandbox.origin.split("/")[2].split(":")[0], int(sandbox.origin.rsplit(":", 1)[1]))
     received, waits, reset = b"", [], False
-    with socket.create_connection(address, timeout=10) as client:
+    with socket.create_connection(address, timeout=WAIT_S) as client:
         started = time.monotonic()
         client.sendall(head.encode() + body)
         while True:
@@ -284,8 +285,8 @@ def test_errors_in_mid_stream(sandbox: Sandbox, fault: str, line: bytes, read: C
 def test_slow_headers(sandbox: Sandbox) -> None:
     """Nothing at all comes for the seconds in the name."""
     for stream in (True, False):
-        heard = hear(sandbox, "slow-headers-0.2", stream)
-        assert heard.took >= 0.2
+        heard = hear(sandbox, "slow-headers-0.5", stream)
+        assert heard.took >= 0.5
         assert heard.paused_at_first()
         assert heard.ended
 
@@ -293,28 +294,28 @@ def test_slow_headers(sandbox: Sandbox) -> None:
 def test_slow_first_event(sandbox: Sandbox) -> None:
     """Headers come at once, the body only after the seconds in the name."""
     for stream in (True, False):
-        heard = hear(sandbox, "slow-first-event-0.2", stream)
-        assert heard.took >= 0.2
+        heard = hear(sandbox, "slow-first-event-0.5", stream)
+        assert heard.took >= 0.5
         assert not heard.paused_at_first()
         assert heard.ended
 
 
 def test_stall(sandbox: Sandbox) -> None:
     """A part comes, then silence, then the rest."""
-    heard = hear(sandbox, "stall-0.2")
+    heard = hear(sandbox, "stall-0.5")
     assert_whole(heard)
-    reply = hear(sandbox, "stall-0.2", stream=False)
+    reply = hear(sandbox, "stall-0.5", stream=False)
     assert reply.json()["choices"]
     for one in (heard, reply):
-        assert one.took >= 0.2
+        assert one.took >= 0.5
         assert not one.paused_at_first()
 
 
 def test_linger(sandbox: Sandbox) -> None:
     """The stream is complete, but its HTTP body ends only later."""
-    heard = hear(sandbox, "linger-0.2")
+    heard = hear(sandbox, "linger-0.5")
     assert_whole(heard)
-    assert heard.took >= 0.2
+    assert heard.took >= 0.5
     assert max(heard.waits) in heard.waits[-2:]
 
 

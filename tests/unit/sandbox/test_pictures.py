@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import requests
+from support.scripted import WAIT_S
 
 from grokflask.sandbox import Sandbox
 from grokflask.sandbox.pictures import draw_named, jpeg_size, png_size
@@ -43,7 +44,7 @@ def read_png(data: bytes) -> tuple[int, int, bytes]:
 
 def draw(sandbox: Sandbox, **fields: Any) -> requests.Response:
     body = {"model": "grok-imagine-image", "prompt": "a whale", **fields}
-    return requests.post(sandbox.base_url + "/images/generations", json=body, timeout=10)
+    return requests.post(sandbox.base_url + "/images/generations", json=body, timeout=WAIT_S)
 
 
 def describe(sandbox: Sandbox, url: str, **fields: Any) -> requests.Response:
@@ -52,7 +53,7 @@ def describe(sandbox: Sandbox, url: str, **fields: Any) -> requests.Response:
         {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
     ]
     body = {"model": "grok-4.3", "messages": [{"role": "user", "content": content}], **fields}
-    return requests.post(sandbox.base_url + "/chat/completions", json=body, timeout=10)
+    return requests.post(sandbox.base_url + "/chat/completions", json=body, timeout=WAIT_S)
 
 
 def data_uri(data: bytes, kind: str = "image/png") -> str:
@@ -71,7 +72,7 @@ def test_an_image_answer_has_data_and_usage_only(sandbox: Sandbox) -> None:
 def test_a_link_leads_to_a_png(sandbox: Sandbox) -> None:
     """The picture behind a link is a whole PNG of the stated shape."""
     reply = draw(sandbox, aspect_ratio="16:9").json()
-    picture = requests.get(reply["data"][0]["url"], timeout=10)
+    picture = requests.get(reply["data"][0]["url"], timeout=WAIT_S)
     assert picture.headers["Content-Type"] == "image/png"
     width, height, rows = read_png(picture.content)
     assert (width, height) == (256, 144)
@@ -121,7 +122,7 @@ def test_image_arguments(sandbox: Sandbox, fields: dict[str, Any], status: int) 
 @pytest.mark.parametrize("name", ["x", "012345-0x5", "012345-999x999", "../../etc/passwd"])
 def test_only_names_of_pictures_are_drawn(sandbox: Sandbox, name: str) -> None:
     """Any other name is a 404."""
-    assert requests.get(f"{sandbox.origin}/sandbox/images/{name}.png", timeout=10).status_code == 404
+    assert requests.get(f"{sandbox.origin}/sandbox/images/{name}.png", timeout=WAIT_S).status_code == 404
 
 
 def test_a_png_is_described(sandbox: Sandbox) -> None:

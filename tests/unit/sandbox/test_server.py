@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import requests
+from support.scripted import WAIT_S
 
 from grokflask.sandbox import Exchange, Journal, Sandbox
 from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
@@ -39,7 +40,7 @@ def place_of(sandbox: Sandbox) -> str:
 
 def connect(sandbox: Sandbox) -> socket.socket:
     host, port = place_of(sandbox).split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=WAIT_S)
 
 
 def post_bytes(body: dict[str, Any], version: str = "1.1") -> bytes:
@@ -53,7 +54,7 @@ def post_bytes(body: dict[str, Any], version: str = "1.1") -> bytes:
 
 def post(sandbox: Sandbox, headers: dict[str, str] | None = None, **fields: Any) -> requests.Response:
     return requests.post(
-        sandbox.base_url + "/chat/completions", json={**HELLO, **fields}, headers=headers, timeout=10
+        sandbox.base_url + "/chat/completions", json={**HELLO, **fields}, headers=headers, timeout=WAIT_S
     )
 
 
@@ -77,7 +78,7 @@ def post(sandbox: Sandbox, headers: dict[str, str] | None = None, **fields: Any)
 )
 def test_unknown_routes_and_methods(sandbox: Sandbox, method: str, path: str, status: int) -> None:
     """An unknown path is a flat 404, a known one with another method a flat 405."""
-    reply = requests.request(method, sandbox.origin + path, timeout=10)
+    reply = requests.request(method, sandbox.origin + path, timeout=WAIT_S)
     assert reply.status_code == status
     assert set(reply.json()) == {"code", "error"}
     assert (status == 404 and "models/" not in path) == ("No handler found on route" in reply.text)
@@ -86,7 +87,7 @@ def test_unknown_routes_and_methods(sandbox: Sandbox, method: str, path: str, st
 
 def test_head_has_no_body(sandbox: Sandbox) -> None:
     """HEAD is refused without a body, and the connection goes on."""
-    client = http.client.HTTPConnection(place_of(sandbox), timeout=10)
+    client = http.client.HTTPConnection(place_of(sandbox), timeout=WAIT_S)
     for _ in range(2):
         client.request("HEAD", "/v1/models")
         assert client.getresponse().read() == b""
@@ -110,20 +111,20 @@ def test_bodies_that_are_no_request(
 ) -> None:
     """Without JSON's content type or a body it is 415, broken JSON is 400, JSON without the fields 422."""
     headers = {"Content-Type": content_type} if content_type else {}
-    reply = requests.post(sandbox.base_url + "/chat/completions", data=body, headers=headers, timeout=10)
+    reply = requests.post(sandbox.base_url + "/chat/completions", data=body, headers=headers, timeout=WAIT_S)
     assert reply.status_code == status
     assert set(reply.json()) == {"code", "error"}
 
 
 def test_a_chunked_request_is_refused(sandbox: Sandbox) -> None:
     """A body without a length is a 411, and the connection is closed."""
-    reply = requests.post(sandbox.base_url + "/chat/completions", data=iter([b"{}"]), timeout=10)
+    reply = requests.post(sandbox.base_url + "/chat/completions", data=iter([b"{}"]), timeout=WAIT_S)
     assert (reply.status_code, reply.headers["Connection"]) == (411, "close")
 
 
 def test_models_are_listed(sandbox: Sandbox) -> None:
     """The lists hold current models with prices, neither retired ones nor fault models."""
-    listed = requests.get(sandbox.base_url + "/models", timeout=10).json()
+    listed = requests.get(sandbox.base_url + "/models", timeout=WAIT_S).json()
     assert listed["object"] == "list"
     by_id = {item["id"]: item for item in listed["data"]}
     assert by_id["grok-4.3"]["prompt_text_token_price"] == 12_500
@@ -132,7 +133,7 @@ def test_models_are_listed(sandbox: Sandbox) -> None:
     assert not [name for name in by_id if name in ("grok-4", "grok-3") or name.startswith("sandbox")]
     assert {item["object"] for item in listed["data"]} == {"model"}
     assert len({frozenset(item) for item in listed["data"]}) == 1
-    rich = requests.get(sandbox.base_url + "/language-models", timeout=10).json()
+    rich = requests.get(sandbox.base_url + "/language-models", timeout=WAIT_S).json()
     assert set(rich) == {"models"}
 
 
@@ -141,14 +142,14 @@ def test_models_are_listed(sandbox: Sandbox) -> None:
 )
 def test_one_model_is_shown(sandbox: Sandbox, asked: str, shown: str) -> None:
     """A retired id or an alias shows the model that serves it."""
-    assert requests.get(f"{sandbox.base_url}/models/{asked}?x=1", timeout=10).json()["id"] == shown
+    assert requests.get(f"{sandbox.base_url}/models/{asked}?x=1", timeout=WAIT_S).json()["id"] == shown
 
 
 def test_image_and_language_models_are_shown(sandbox: Sandbox) -> None:
     """An image model has its price per picture, a language model its fingerprint."""
-    picture = requests.get(f"{sandbox.base_url}/models/grok-imagine-image-quality", timeout=10).json()
+    picture = requests.get(f"{sandbox.base_url}/models/grok-imagine-image-quality", timeout=WAIT_S).json()
     assert picture["image_price"] == 5
-    rich = requests.get(f"{sandbox.base_url}/language-models/grok-4", timeout=10).json()
+    rich = requests.get(f"{sandbox.base_url}/language-models/grok-4", timeout=WAIT_S).json()
     assert rich["fingerprint"] == post(sandbox).json()["system_fingerprint"]
 
 
@@ -170,10 +171,10 @@ def test_with_a_key_only_that_passes() -> None:
         assert "Incorrect API key provided: xa***ng" in wrong.json()["error"]
         for headers in (None, {"Authorization": "Basic abc"}, {"Authorization": "Bearer "}):
             assert post(guarded, headers).status_code == 401
-        assert requests.get(guarded.base_url + "/models", timeout=10).status_code == 401
-        assert requests.get(guarded.origin + "/sandbox/journal", timeout=10).status_code == 200
+        assert requests.get(guarded.base_url + "/models", timeout=WAIT_S).status_code == 401
+        assert requests.get(guarded.origin + "/sandbox/journal", timeout=WAIT_S).status_code == 200
         whoami = requests.get(
-            guarded.base_url + "/api-key", headers={"Authorization": "Bearer xai-right"}, timeout=10
+            guarded.base_url + "/api-key", headers={"Authorization": "Bearer xai-right"}, timeout=WAIT_S
         ).json()
     assert whoami["redacted_api_key"] == "xa***ht"
     assert not whoami["team_blocked"]
@@ -184,7 +185,7 @@ def test_with_a_key_only_that_passes() -> None:
 
 def test_one_connection_serves_many_requests(sandbox: Sandbox) -> None:
     """Streams, replies and refusals follow each other on one connection."""
-    client = http.client.HTTPConnection(place_of(sandbox), timeout=10)
+    client = http.client.HTTPConnection(place_of(sandbox), timeout=WAIT_S)
     client.connect()
     first = client.sock
     for fields in ({"stream": True}, {}, {"model": "nothing"}, {"stream": True}):
@@ -288,7 +289,7 @@ def test_the_journal_notes_a_client_that_left(sandbox: Sandbox, fault: str, rude
             received += client.recv(65536)
         if rude:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-    noted = sandbox.journal.wait_for(lambda exchange: exchange.client_left, timeout_s=3)
+    noted = sandbox.journal.wait_for(lambda exchange: exchange.client_left, timeout_s=WAIT_S)
     assert (noted.outcome, noted.usage) == ("client_left", None)
     assert noted.status == (200 if begun else 0)
     # The prompt was read, so it is charged, and what was sent of the answer.
@@ -330,7 +331,7 @@ def test_exchanges_can_be_told_apart(sandbox: Sandbox) -> None:
     pictures = {"model": "grok-imagine-image", "prompt": "a whale", "user": "ann 2"}
     replies = [
         post(sandbox, user="ann 1"),
-        requests.post(sandbox.base_url + "/images/generations", json=pictures, timeout=10),
+        requests.post(sandbox.base_url + "/images/generations", json=pictures, timeout=WAIT_S),
         post(sandbox, user="ann 3", model="nothing"),
     ]
     sandbox.journal.wait_for(lambda exchange: exchange.user == "ann 3")
@@ -350,7 +351,9 @@ def test_user_names_a_fault_for_any_model(sandbox: Sandbox) -> None:
     for user in ("sandbox-nothing", "a sandbox-no-credits", ""):
         assert post(sandbox, user=user).status_code == 200
     image = {"model": "grok-imagine-image-quality", "prompt": "a whale", "user": "sandbox-error-500"}
-    assert requests.post(sandbox.base_url + "/images/generations", json=image, timeout=10).status_code == 500
+    assert (
+        requests.post(sandbox.base_url + "/images/generations", json=image, timeout=WAIT_S).status_code == 500
+    )
 
 
 def test_a_client_that_left_pays_for_what_it_got() -> None:
@@ -382,9 +385,9 @@ def test_the_journal_is_served_and_cleared(sandbox: Sandbox) -> None:
     post(sandbox)
     sandbox.journal.wait_for(lambda exchange: True)
     url = sandbox.origin + "/sandbox/journal"
-    shown = requests.get(url, timeout=10).json()["exchanges"]
+    shown = requests.get(url, timeout=WAIT_S).json()["exchanges"]
     assert [exchange["outcome"] for exchange in shown] == ["complete"]
-    assert requests.delete(url, timeout=10).json() == {"exchanges": []}
+    assert requests.delete(url, timeout=WAIT_S).json() == {"exchanges": []}
     assert len(sandbox.journal) == 0
 
 
@@ -416,7 +419,7 @@ def test_nothing_is_served_before_it_runs() -> None:
         with pytest.raises(TimeoutError):
             client.recv(1)
         early.ensure_running()
-        client.settimeout(10)
+        client.settimeout(WAIT_S)
         assert client.recv(12) == b"HTTP/1.1 200"
     early.close()
 
@@ -493,10 +496,10 @@ def test_it_runs_as_a_command(number: signal.Signals) -> None:
         greeting = "".join(process.stdout.readline() for _ in range(5))
         base_url = re.search(r"http://127\.0\.0\.1:\d+/v1", greeting)
         assert base_url
-        reply = requests.get(base_url[0] + "/models", headers={"Authorization": "Bearer k"}, timeout=10)
+        reply = requests.get(base_url[0] + "/models", headers={"Authorization": "Bearer k"}, timeout=WAIT_S)
         assert reply.status_code == 200
         process.send_signal(number)
-        process.wait(timeout=10)
+        process.wait(timeout=WAIT_S)
         assert (process.returncode, process.stderr.read()) == (0, "")
     assert f"curl -N {base_url[0]}/chat/completions" in greeting
     assert "Bearer k" in greeting
@@ -510,7 +513,7 @@ def test_a_taken_port_is_said_plainly(sandbox: Sandbox) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=WAIT_S,
         check=False,
     )
     assert ended.returncode == 1
@@ -527,15 +530,15 @@ hello = {"messages": [{"role": "user", "content": "x"}], "stream": True, "max_to
 with Sandbox(events_per_s=100) as sandbox:
     url = sandbox.base_url + "/chat/completions"
     def ask():
-        reply = requests.post(url, json={**hello, "model": "grok-4.3"}, timeout=10)
+        reply = requests.post(url, json={**hello, "model": "grok-4.3"}, timeout=60)
         assert reply.text.endswith("data: [DONE]\\n\\n")
     callers = [threading.Thread(target=ask) for _ in range(50)]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    requests.post(url, json={**hello, "model": "sandbox-stall-60"}, stream=True, timeout=10).close()
-    sandbox.journal.wait_for(lambda exchange: exchange.client_left, timeout_s=3)
+    requests.post(url, json={**hello, "model": "sandbox-stall-60"}, stream=True, timeout=60).close()
+    sandbox.journal.wait_for(lambda exchange: exchange.client_left, timeout_s=60)
     assert [exchange.outcome for exchange in sandbox.journal] == ["complete"] * 50 + ["client_left"]
 """
 
@@ -543,6 +546,11 @@ with Sandbox(events_per_s=100) as sandbox:
 def test_it_serves_where_threads_are_cooperative() -> None:
     """Under gevent's patches it serves many streams at once and still notices a client that left."""
     ended = subprocess.run(
-        [sys.executable, "-c", COOPERATIVE], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", COOPERATIVE],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")

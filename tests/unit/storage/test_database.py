@@ -20,13 +20,14 @@ from sqlalchemy import URL, Connection, create_engine, insert, inspect, select, 
 from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 from support.databases import PostgresServer
 from support.processes import ROOT, wait_for
+from support.scripted import WAIT_S
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.storage.database import Database
 from grokflask.storage.migrations import FIRST_VERSION
 from grokflask.storage.tables import metadata, workers
 
-BOUND_S = 5.0
+BOUND_S = 30.0
 """Far more than any timeout used here, far less than a hang."""
 
 
@@ -101,7 +102,7 @@ def test_tables_are_what_the_code_thinks(database: Database) -> None:
             names = [column["name"] for column in found.get_columns(table.name)]
             assert names == [column.name for column in table.columns]
 
-    database.read(look, timeout_s=20)
+    database.read(look, timeout_s=WAIT_S)
     assert database.upgrade() == FIRST_VERSION
 
 
@@ -224,6 +225,7 @@ def test_errors_of_the_query_are_no_outage(database: Database) -> None:
     assert (database.state, database.outages) == ("up", 0)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_slow_query_is_no_outage(database: Database) -> None:
     """A read that takes too long ends in time, and delays no others."""
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -267,6 +269,7 @@ def test_a_writer_waits_for_the_lock(sqlite: Database, sqlite_path: Path) -> Non
     assert sqlite.outages == 0
 
 
+@pytest.mark.usefixtures("hasty")
 def test_a_file_that_is_locked_whole(sqlite: Database, sqlite_path: Path) -> None:
     """An exclusive lock makes reads fail too, in bounded time, until it is released."""
     sqlite.write(add("first"))
@@ -408,6 +411,7 @@ def test_postgresql_ends_and_returns(
     assert logged.getvalue().count('msg="the database is available again"') == 1
 
 
+@pytest.mark.usefixtures("hasty")
 def test_postgresql_that_hangs(postgres: Database, postgres_server: PostgresServer) -> None:
     """A server that hangs with open connections is unavailable after about the timeout."""
     postgres.write(add("first"))
@@ -418,6 +422,7 @@ def test_postgresql_that_hangs(postgres: Database, postgres_server: PostgresServ
     recover(postgres)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_postgresql_that_hangs_from_the_start(postgres: Database, postgres_server: PostgresServer) -> None:
     """The same without an earlier connection."""
     postgres_server.pause()
@@ -472,7 +477,7 @@ def test_transactions_in_each_others_way(postgres: Database) -> None:
             connection.execute(update, {"id": order[0]})
             if not met[order]:
                 met[order] = True
-                both.wait(20)
+                both.wait(WAIT_S)
             connection.execute(update, {"id": order[1]})
 
         postgres.write(change, timeout_s=60)  # it is tried again within half of that
@@ -495,22 +500,22 @@ database = Database(sys.argv[1])
 if database.is_sqlite:
     threads = gevent.threadpool.ThreadPool(8)
     database.offload = threads.apply
-longest = 0.0
+turns = 0
+written_at = []
 def tick():
-    global longest
+    global turns
     while True:
-        began = time.monotonic()
         gevent.sleep(0.005)
-        longest = max(longest, time.monotonic() - began)
+        turns += 1
 count = lambda c: c.execute(text("SELECT count(*) FROM workers")).scalar_one()
 def work(greenlet):
     for number in range(5):
         row = insert(workers).values(id=f"{greenlet}-{number}", seen_at=0.0, host="", pid=0)
         database.write(lambda connection: connection.execute(row).rowcount, timeout_s=60)
+        written_at.append(turns)
         database.read(count, timeout_s=60)
 database.read(count)
 ticker = gevent.spawn(tick)
-began = time.monotonic()
 pool = gevent.pool.Pool(40)
 for greenlet in range(40):
     pool.spawn(work, greenlet)
@@ -520,15 +525,15 @@ assert database.read(count) == 200, database.read(count)
 assert database.outages == 0
 ticker.kill()
 database.close()
-print(f"{longest:.3f} {time.monotonic() - began:.3f}")
+print(written_at[0])
 """
 
 
 def test_greenlets_and_the_hub(database: Database, database_url: str) -> None:
     """Under gevent 40 greenlets read and write at once, and the hub runs while a lock is held.
 
-    The lock is held for two seconds, and the hub may not stall for half of that. As in the gateway, SQLite
-    has its own threads.
+    The lock is held for two seconds. A hub that is blocked turns a few times until the first row is written,
+    otherwise hundreds of times. As in the gateway, SQLite has its own threads.
     """
     database.upgrade()
     with closing(HeldLock(database)) as lock:
@@ -538,11 +543,9 @@ def test_greenlets_and_the_hub(database: Database, database_url: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         lock.release_after(2.0)
-        out, _ = process.communicate(timeout=110)
+        out, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
-    longest_s, lasted_s = map(float, out.splitlines()[-1].split())
-    print(f"the hub's longest stall: {longest_s * 1000:.0f} ms in {lasted_s:.1f} s")
-    assert longest_s < 1.0
+    assert int(out) > 20
 
 
 class HeldLock:
@@ -554,7 +557,7 @@ class HeldLock:
         self._timers: list[threading.Timer] = []
         self._thread = threading.Thread(target=database.write, args=(self._hold, 60.0))
         self._thread.start()
-        assert self._held.wait(20)
+        assert self._held.wait(WAIT_S)
 
     def _hold(self, connection: Connection) -> None:
         if connection.dialect.name == "postgresql":

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import trustme
-from support.processes import find_free_port, wait_for
-from support.scripted import ScriptedUpstream
+from support.ports import refuse_port
+from support.processes import wait_for
+from support.scripted import WAIT_S, ScriptedUpstream
 
 from grokflask.errors import (
     NoAnswerError,
@@ -44,13 +45,15 @@ def client(upstream: ScriptedUpstream) -> Iterator[UpstreamClient]:
     client.close()
 
 
-def make_client(url: str, pool_size: int = 10) -> UpstreamClient:
-    return UpstreamClient(url, connect_timeout_s=5, header_timeout_s=1, pool_size=pool_size)
+def make_client(url: str, pool_size: int = 10, header_timeout_s: float = WAIT_S) -> UpstreamClient:
+    return UpstreamClient(
+        url, connect_timeout_s=WAIT_S, header_timeout_s=header_timeout_s, pool_size=pool_size
+    )
 
 
 def ask(client: UpstreamClient, request: UpstreamRequest = ASK) -> bytes:
     with client.send(request, "key", Attempt()) as stream:
-        return stream.read_what_comes(5, 10**7)
+        return stream.read_what_comes(WAIT_S, 10**7)
 
 
 def test_a_connection_is_used_again(client: UpstreamClient, upstream: ScriptedUpstream) -> None:
@@ -60,7 +63,7 @@ def test_a_connection_is_used_again(client: UpstreamClient, upstream: ScriptedUp
     streams: list[UpstreamStream] = [client.send(ASK, None, Attempt()) for _ in range(2)]
     assert upstream.connections == 2
     for stream in streams:
-        stream.read_what_comes(5, 10**7)
+        stream.read_what_comes(WAIT_S, 10**7)
         stream.close()
     client.close()
     ask(client)
@@ -72,7 +75,7 @@ def test_no_more_connections_are_kept_than_may(upstream: ScriptedUpstream) -> No
     client = make_client(upstream.base_url, pool_size=1)
     streams = [client.send(ASK, None, Attempt()) for _ in range(3)]
     for stream in streams:
-        stream.read_what_comes(5, 10**7)
+        stream.read_what_comes(WAIT_S, 10**7)
         stream.close()
     again = [client.send(ASK, None, Attempt()) for _ in range(2)]
     assert upstream.connections == 4
@@ -106,7 +109,7 @@ def wait_until_readable(client: UpstreamClient, base_url: str) -> None:
     """Until something has come on the one kept connection."""
     adapter: Any = client._session.get_adapter(base_url)
     sock = adapter._idle[0].sock
-    sock.settimeout(5)
+    sock.settimeout(WAIT_S)
     sock.recv(1, socket.MSG_PEEK)
 
 
@@ -136,7 +139,7 @@ def test_a_refusal_that_comes_before_the_body_is_through(upstream: ScriptedUpstr
         client = make_client(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
         with pytest.raises(UpstreamError) as caught:
             ask(client, UpstreamRequest("POST", "/x", b"x" * 3_000_000, {}))
-        thread.join(10)
+        thread.join(WAIT_S)
     assert caught.value.status == 413
 
 
@@ -162,11 +165,13 @@ def test_what_is_no_answer(
         ask(client)
 
 
-def test_silence_where_the_head_should_be(client: UpstreamClient, upstream: ScriptedUpstream) -> None:
+def test_silence_where_the_head_should_be(upstream: ScriptedUpstream) -> None:
     """It is waited for as long as was said."""
     upstream.handler = lambda exchange: exchange.wait_until_left() and None
+    client = make_client(upstream.base_url, header_timeout_s=0.2)
     with pytest.raises(UpstreamTimeoutError):
         ask(client)
+    client.close()
 
 
 def test_a_name_is_looked_up_once_for_many_connections(
@@ -188,7 +193,7 @@ def test_a_name_is_looked_up_once_for_many_connections(
     for stream in streams:
         stream.close()
 
-    nobody = make_client(f"http://nobody.example:{find_free_port()}/v1")
+    nobody = make_client(f"http://nobody.example:{refuse_port()}/v1")
     for _ in range(2):
         with pytest.raises(UpstreamConnectError):
             ask(nobody)
@@ -197,7 +202,7 @@ def test_a_name_is_looked_up_once_for_many_connections(
 
 def test_a_name_with_several_addresses(upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next one is tried when the first takes no connection."""
-    dead = find_free_port()
+    dead = refuse_port()
     both = [
         (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in (dead, upstream.port)
     ]
@@ -227,7 +232,7 @@ def test_a_cancelled_attempt_sends_nothing(client: UpstreamClient, upstream: Scr
     with pytest.raises(Exception):  # noqa: B017, PT011 - whoever has cancelled does not ask
         client.send(ASK, None, attempt)
     assert len(upstream.exchanges) == 1
-    wait_for(lambda: ask(client) == b'{"n": 2}', "the next one", 5)
+    wait_for(lambda: ask(client) == b'{"n": 2}', "the next one")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.scripted import WAIT_S
 
 from grokflask.errors import GatewayFullError
 from grokflask.web.playground import markdown
@@ -177,10 +178,10 @@ def test_only_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.start()
     for _ in threads:
-        assert entered.acquire(timeout=20)
+        assert entered.acquire(timeout=WAIT_S)
     with pytest.raises(GatewayFullError):
         render_markdown("a")
     go.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(WAIT_S)
     assert render_markdown("a") == "<p>a</p>\n"

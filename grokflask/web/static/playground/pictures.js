@@ -33,8 +33,12 @@ async function addFiles(files) {
   const problems = [];
   for (const file of files) {
     const problem = findProblem(file);
-    if (problem) problems.push(problem);
-    else attached = [...attached, { name: file.name || "pasted picture", url: await readFile(file) }];
+    if (problem) {
+      problems.push(problem);
+      continue;
+    }
+    const url = await readFile(file);
+    attached = [...attached, { name: file.name || "pasted picture", url }]; // not before: others may come meanwhile
   }
   draw();
   find("picture-problem").hidden = !problems.length;
