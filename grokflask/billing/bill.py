@@ -13,7 +13,7 @@ from math import ceil
 import msgspec
 from msgspec.structs import replace
 
-from grokflask.billing.prices import LONGEST_VIDEO_S, price_images, price_tokens, price_video
+from grokflask.billing.prices import LONGEST_VIDEO_S, VIDEO_TICKS, price_images, price_tokens
 from grokflask.errors import Outcome, UpstreamStatusError
 from grokflask.protocol.routes import Billing
 from grokflask.protocol.usage import Settlement, Usage
@@ -98,7 +98,7 @@ def estimate_images(model: str, count: int) -> Estimate:
 
 def estimate_video(model: str, duration_s: int | None) -> Estimate:
     """An estimate for a video of `duration_s` seconds; None is the longest that there is."""
-    ticks = price_video(model, min(LONGEST_VIDEO_S, duration_s or LONGEST_VIDEO_S))
+    ticks = VIDEO_TICKS * min(LONGEST_VIDEO_S, duration_s or LONGEST_VIDEO_S)
     return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
 
 

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -131,7 +131,7 @@ def store(connection: Connection, rows: Iterable[Fields]) -> None:
     opened: list[Fields] = []
     settled: dict[str, Fields] = {}
     for fields in rows:
-        fields = (*fields, _find_day(fields[_STARTED_AT] // 86400))
+        fields = (*fields, to_day(fields[_STARTED_AT]))
         if fields[_OUTCOME] is None:
             opened.append(fields)
         else:
@@ -321,8 +321,3 @@ def _run(connection: Connection, template: str, **values: object) -> Any:
 @cache
 def _prepare(template: str, dialect: str) -> TextClause:
     return text(template.format(**_DIALECTS[dialect]) if dialect else template)
-
-
-@lru_cache(16)
-def _find_day(number: float) -> str:
-    return to_day(number * 86400)
