@@ -94,7 +94,10 @@ class Ownership:
             if row is None:
                 raise RouteNotFoundError
             known = (row.owner, row.expires_at)
-            self._remember(kind, id, known)
+            with self._lock:
+                self._known[kind, id] = known
+                while len(self._known) > MAX_REMEMBERED:
+                    del self._known[next(iter(self._known))]
         owner, expires_at = known
         if owner != key.owner or expires_at <= now:
             raise RouteNotFoundError
@@ -122,12 +125,6 @@ class Ownership:
         gone = delete(table).where(table.c.kind == kind, table.c.id == id)
         self._database.write(lambda connection: connection.execute(gone))
 
-    def _remember(self, kind: Kind, id: str, known: tuple[str, float]) -> None:
-        with self._lock:
-            self._known[kind, id] = known
-            while len(self._known) > MAX_REMEMBERED:
-                del self._known[next(iter(self._known))]
-
     def _is_due(self, now: float) -> bool:
         with self._lock:
             if now < self._prune_at:
@@ -137,8 +134,7 @@ class Ownership:
 
 
 def _select_owner(kind: Kind, id: str) -> Select[tuple[str, float]]:
-    query = select(table.c.owner, table.c.expires_at)
-    return query.where(table.c.kind == kind, table.c.id == id)
+    return select(table.c.owner, table.c.expires_at).where(table.c.kind == kind, table.c.id == id)
 
 
 def _prune(connection: Connection, now: float) -> None:

@@ -40,7 +40,7 @@ class TypedEventFilter(EventFilter):
         return self._take_each(events)
 
     def _take_run(self, run: Run, parts: list[bytes]) -> None:
-        for event in run[6:-2].split(b"\n\ndata: "):
+        for event in run.cut(0)[1]:
             self._take_one(event, parts)
             if self.done or self.error:
                 break
