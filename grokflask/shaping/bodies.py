@@ -131,9 +131,8 @@ def _shape_chat(fields: RawFields, settings: Settings) -> _Shaped:
 def _shape_completion(fields: RawFields, settings: Settings, prompt: msgspec.Raw) -> _Shaped:
     """The rule for chats, messages and responses, whose messages are in `prompt`."""
     has_image = vision.has_image_part(prompt)
-    model = _default_model(
-        fields, settings.default_vision_model if has_image else settings.default_chat_model
-    )
+    default = settings.default_vision_model if has_image else settings.default_chat_model
+    model = _default_model(fields, default)
     stream = bool(read_field(fields, "stream", FLAG))
     dropped = drop_refused(fields, model) if settings.drop_params else ()
     if stream and has_image and settings.vision_stream == "fallback":
