@@ -70,17 +70,15 @@ class KeyStore:
         now, secret = self._clock(), _make_secret()
 
         def insert_key(connection: Connection) -> None:
-            query = select(keys_table.c.name).where(keys_table.c.name == name)
-            if connection.execute(query).first() is not None:
-                raise _exists(name)
             row = {"models": "[]", "tools": "all", **_to_columns(changes), "name": name, "created_at": now}
             connection.execute(insert(keys_table).values(row))
             _add_secret(connection, name, secret, now)
 
         try:
             return self._write(name, insert_key), secret
-        except IntegrityError:  # another process was faster
-            raise _exists(name) from None
+        except IntegrityError:
+            message = f"A key named {name!r} exists or existed before; names are not reused."
+            raise KeyExistsError(message) from None
 
     def list(self) -> tuple[StoredKey, ...]:
         """All keys sorted by name, revoked ones included."""
@@ -235,10 +233,6 @@ def _check_name(name: str) -> None:
         read_name(name)
     except InvalidRequestError:
         raise _missing(name[:64]) from None
-
-
-def _exists(name: str) -> KeyExistsError:
-    return KeyExistsError(f"A key named {name!r} exists or existed before; names are not reused.")
 
 
 def _missing(name: str) -> KeyNotFoundError:
