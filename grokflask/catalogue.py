@@ -29,8 +29,6 @@ _log = logging.getLogger("grokflask.models")
 
 
 class _Item(msgspec.Struct):
-    """A model in a list."""
-
     id: str = ""
     aliases: list[str] | None = None
 

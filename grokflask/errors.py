@@ -51,8 +51,6 @@ class GrokflaskError(Exception):
     """The `type` that clients see, where the status does not decide it."""
     param: str | None = None
     """The field of the request that is at fault."""
-    detail: str | None = None
-    """More for the log, such as the operating system's error. Clients never see it."""
     in_stream: bool | None = None
     """Whether the request asks for a stream; None while the body has not been read."""
 
@@ -62,8 +60,11 @@ class GrokflaskError(Exception):
         *,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
+        detail: str | None = None,
     ) -> None:
         self.message = message or self.default_message
+        #: More for the log, such as the operating system's error. Clients never see it.
+        self.detail = detail
         self.param = self.param if param is None else param
         self.headers = {**self.default_headers, **(headers or {})}
         super().__init__(self.message)

@@ -13,7 +13,7 @@ from math import ceil
 import msgspec
 from msgspec.structs import replace
 
-from grokflask.billing.prices import LONGEST_VIDEO_S, price_images, price_tokens, price_video
+from grokflask.billing.prices import LONGEST_VIDEO_S, VIDEO_TICKS, price_images, price_tokens
 from grokflask.errors import Outcome, UpstreamStatusError
 from grokflask.protocol.routes import Billing
 from grokflask.protocol.usage import Settlement, Usage
@@ -98,7 +98,7 @@ def estimate_images(model: str, count: int) -> Estimate:
 
 def estimate_video(model: str, duration_s: int | None) -> Estimate:
     """An estimate for a video of `duration_s` seconds; None is the longest that there is."""
-    ticks = price_video(model, min(LONGEST_VIDEO_S, duration_s or LONGEST_VIDEO_S))
+    ticks = VIDEO_TICKS * min(LONGEST_VIDEO_S, duration_s or LONGEST_VIDEO_S)
     return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
 
 
@@ -133,18 +133,16 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
     usage = settlement.usage
     final = settlement.usage_final or settlement.outcome is Outcome.COMPLETE
     if usage is None or _is_unreported(usage, estimate, final):
-        if estimate.billing in ("free", "fetched"):
-            return Bill(Usage(cost_ticks=0), estimated=False)
-        if not reached or _is_refusal(settlement):
+        # Upstream does not charge for a request that it refused before it sent an event.
+        refused = isinstance(settlement.error, UpstreamStatusError) and not settlement.events_seen
+        if estimate.billing in ("free", "fetched") or not reached or refused:
             return Bill(Usage(cost_ticks=0), estimated=False)
         return _guess(estimate, settlement)
     if usage.cost_ticks is not None:
         return Bill(usage, estimated=not final)
     if estimate.billing == "free":
         return Bill(replace(usage, cost_ticks=0), estimated=False)
-    if not final and not count_output(
-        usage
-    ):  # the prompt was reported at the beginning, and nothing after it
+    if not (final or count_output(usage)):  # only the prompt was reported, at the beginning
         seen = settlement.events_seen
         total = None if usage.prompt_tokens is None else usage.prompt_tokens + seen
         usage = replace(usage, completion_tokens=seen, total_tokens=total)
@@ -161,11 +159,6 @@ def _is_unreported(usage: Usage, estimate: Estimate, final: bool) -> bool:
     )
 
 
-def _is_refusal(settlement: Settlement) -> bool:
-    """Upstream refused the request before it sent an event, which is not charged."""
-    return isinstance(settlement.error, UpstreamStatusError) and not settlement.events_seen
-
-
 def _guess(estimate: Estimate, settlement: Settlement) -> Bill:
     """A bill without reported usage: the prompt, and one token for each event that was seen."""
     if estimate.billing == "images":
@@ -173,17 +166,12 @@ def _guess(estimate: Estimate, settlement: Settlement) -> Bill:
     # A whole reply without usage may have used all of the output that was reserved for it.
     complete = settlement.outcome is Outcome.COMPLETE and not settlement.events_seen
     output_tokens = estimate.output_tokens if complete else settlement.events_seen
-    return Bill(
-        Usage(
-            prompt_tokens=estimate.prompt_tokens,
-            completion_tokens=output_tokens,
-            total_tokens=estimate.prompt_tokens + output_tokens,
-            cost_ticks=price_tokens(
-                settlement.model_served or estimate.model, estimate.prompt_tokens, output_tokens
-            ),
-        ),
-        estimated=True,
+    usage = Usage(
+        prompt_tokens=estimate.prompt_tokens,
+        completion_tokens=output_tokens,
+        total_tokens=estimate.prompt_tokens + output_tokens,
     )
+    return Bill(replace(usage, cost_ticks=_price(usage, estimate, settlement)), estimated=True)
 
 
 def _price(usage: Usage, estimate: Estimate, settlement: Settlement) -> int:

@@ -45,7 +45,6 @@ def format_usd(ticks: int | None) -> str:
 
 
 def _read_decimal(value: object) -> Decimal | None:
-    """The number in `value`; None when it is not a number."""
     if isinstance(value, str):
         return Decimal(value.strip()) if _NUMBER.fullmatch(value.strip()) else None
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-AS_OF = "2026-10"
-SOURCE = "docs.x.ai, Models and Pricing"
-
 LONG_PROMPT_TOKENS = 200_000
 """From this prompt size on, every token of a request is charged at the long-context rate."""
 
@@ -104,8 +101,3 @@ def price_images(model: str, count: int) -> int:
 VIDEO_TICKS = 500_000_000
 """Per second of a video. Higher resolutions may cost more."""
 LONGEST_VIDEO_S = 15
-
-
-def price_video(_model: str, duration_s: int) -> int:
-    """Ticks for a video of `duration_s` seconds."""
-    return duration_s * VIDEO_TICKS

@@ -31,7 +31,6 @@ MAX_FILES = 200
 
 _log = logging.getLogger("grokflask.custody")
 
-
 # Escapes that can hide the name of a file field. No honest client uses them there.
 _HIDDEN = re.compile(rb"\\u00(?:5f|6[4569c])", re.IGNORECASE)
 _FILE_FIELD = re.compile(r"(?:.*_)?file_ids?")
@@ -164,9 +163,8 @@ def list_files(body: bytes) -> list[str]:
         elif isinstance(value, dict):
             for name, inner in value.items():
                 if _FILE_FIELD.fullmatch(name):
-                    found += [
-                        id for id in (inner if isinstance(inner, list) else [inner]) if isinstance(id, str)
-                    ]
+                    ids = inner if isinstance(inner, list) else [inner]
+                    found += [id for id in ids if isinstance(id, str)]
                 waiting.append(inner)  # a function's parameter of this name is an object
     if len(found) > MAX_FILES:
         raise RouteNotFoundError(f"A request may name {MAX_FILES} files.", param="file_id")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
-from sqlalchemy import Connection, Select, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from grokflask.errors import RouteNotFoundError
@@ -77,11 +77,10 @@ class Ownership:
         def change(connection: Connection) -> None:
             if is_due:
                 _prune(connection, now)
-            if connection.execute(_select_owner(kind, id)).first() is None:
-                connection.execute(insert(table).values(row))
+            connection.execute(insert(table).values(row))
 
-        with suppress(IntegrityError):
-            self._database.write(change)  # unless another process was faster
+        with suppress(IntegrityError):  # it was claimed before
+            self._database.write(change)
 
     def check(self, kind: Kind, id: str, key: ApiKey) -> None:
         """Raises RouteNotFoundError unless `id` belongs to this key; unknown ids look the same."""
@@ -90,11 +89,15 @@ class Ownership:
         now = self._clock()
         known = self._known.get((kind, id))
         if known is None:
-            row = self._database.read(lambda connection: connection.execute(_select_owner(kind, id)).first())
+            query = select(table.c.owner, table.c.expires_at).where(table.c.kind == kind, table.c.id == id)
+            row = self._database.read(lambda connection: connection.execute(query).first())
             if row is None:
                 raise RouteNotFoundError
             known = (row.owner, row.expires_at)
-            self._remember(kind, id, known)
+            with self._lock:
+                self._known[kind, id] = known
+                while len(self._known) > MAX_REMEMBERED:
+                    del self._known[next(iter(self._known))]
         owner, expires_at = known
         if owner != key.owner or expires_at <= now:
             raise RouteNotFoundError
@@ -122,23 +125,12 @@ class Ownership:
         gone = delete(table).where(table.c.kind == kind, table.c.id == id)
         self._database.write(lambda connection: connection.execute(gone))
 
-    def _remember(self, kind: Kind, id: str, known: tuple[str, float]) -> None:
-        with self._lock:
-            self._known[kind, id] = known
-            while len(self._known) > MAX_REMEMBERED:
-                del self._known[next(iter(self._known))]
-
     def _is_due(self, now: float) -> bool:
         with self._lock:
             if now < self._prune_at:
                 return False
             self._prune_at = now + PRUNE_S
             return True
-
-
-def _select_owner(kind: Kind, id: str) -> Select[tuple[str, float]]:
-    query = select(table.c.owner, table.c.expires_at)
-    return query.where(table.c.kind == kind, table.c.id == id)
 
 
 def _prune(connection: Connection, now: float) -> None:

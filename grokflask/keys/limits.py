@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from grokflask.billing.money import parse_usd, to_usd
 from grokflask.errors import InvalidRequestError, ToolsNotAllowedError
@@ -24,9 +24,6 @@ Allowed = Literal["all", "client", "none"]
 MAX_TOKENS = 10**12
 MAX_STREAMS = 10**6
 MAX_PATTERNS = 100
-MAX_RATE_CHARS = 200
-
-
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PATTERN = re.compile(r"[A-Za-z0-9._:/@*?\[\]-]{1,200}")
 _COUNT = re.compile(r"\d{1,18}", re.ASCII)
@@ -36,14 +33,8 @@ _COUNT = re.compile(r"\d{1,18}", re.ASCII)
 class KeyLimits:
     """The limits of one key.
 
-    Attributes:
-        requests: requests per window, in flask-limiter's notation.
-        tokens_per_minute: prompt, completion and reasoning together.
-        streams: open streams.
-        budget_day_ticks: per UTC day; 1 USD = 10^10 ticks.
-        budget_month_ticks: per UTC month.
-        models: `fnmatch` patterns; () allows all.
-        tools: the tools it may use: `all`, `client` (its own functions) or `none`.
+    `requests` has flask-limiter's notation. Tokens are prompt, completion and reasoning together. Budgets are
+    per UTC day and month; 1 USD = 10^10 ticks. `models` are `fnmatch` patterns, and () allows all.
     """
 
     requests: str | None = None
@@ -92,7 +83,7 @@ def read_changes(fields: Mapping[str, object], now: float) -> dict[str, Any]:
             )
         stored, read = _READERS[name]
         try:
-            changes[stored] = _EMPTY.get(name) if value is None else read(value, now)
+            changes[stored] = getattr(_NO_LIMITS, stored, None) if value is None else read(value, now)
         except ValueError as error:
             raise InvalidRequestError(f"{name!r} {error}.", param=name) from None
     return changes
@@ -109,7 +100,7 @@ def read_name(value: object) -> str:
 
 
 def _read_requests(value: object, _now: float) -> str:
-    if not isinstance(value, str) or len(value) > MAX_RATE_CHARS:
+    if not isinstance(value, str) or len(value) > 200:
         raise ValueError("expects a number per window, such as 100/hour")
     return read_rate(value.strip())
 
@@ -135,7 +126,7 @@ def _read_models(value: object, _now: float) -> tuple[str, ...]:
 
 
 def _read_tools(value: object, _now: float) -> str:
-    if value not in ("all", "client", "none"):
+    if value not in get_args(Allowed):
         raise ValueError("expects all, client or none")
     return str(value)
 
@@ -161,8 +152,7 @@ _READERS: dict[str, tuple[str, Callable[[object, float], Any]]] = {
     "tools": ("tools", _read_tools),
     "expires_at": ("expires_at", _read_expiry),
 }
-_EMPTY: dict[str, object] = {"models": (), "tools": "all"}
-"""The values for "no limit" of fields where that is not None."""
+_NO_LIMITS = KeyLimits()
 
 FIELDS = tuple(_READERS)
 

@@ -19,11 +19,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from grokflask.config import Settings
 from grokflask.errors import AuthenticationError, KeyExpiredError, KeyRevokedError, StoreUnavailableError
 from grokflask.keys.limits import KeyLimits
-from grokflask.keys.store import KeyStore
+from grokflask.keys.store import KeyStore, hash_secret
 from grokflask.keys.stored import FoundKey
 
 CACHE_S = 5.0
@@ -47,21 +48,17 @@ _BEARER = re.compile(r"(?i:bearer) +([\x21-\x7e]{1,512}) *")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A caller.
-
-    Attributes:
-        name: for logs and the ledger; never a secret.
-        limit_id: the id under which requests, tokens and streams are counted. Never empty.
-        upstream_key: sent to xAI as bearer token; None sends none.
-        limits: what the caller may do.
-        version: tells keys apart that had the same name at different times.
-    """
+    """A caller."""
 
     name: str
+    """For logs and the ledger; never a secret."""
     limit_id: str
+    """The id under which requests, tokens and streams are counted. Never empty."""
     upstream_key: str | None = field(repr=False)
+    """Sent to xAI as bearer token; None sends none."""
     limits: KeyLimits = field(default_factory=KeyLimits)
     version: str = field(default="", repr=False)
+    """Tells keys apart that had the same name at different times."""
 
     @property
     def owner(self) -> str:
@@ -77,8 +74,7 @@ class ApiKey:
         return (self.upstream_key,) if self.upstream_key else ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Lookup:
+class _Lookup(NamedTuple):
     """A look-up's result, and when the database was asked (epoch seconds)."""
 
     found: FoundKey | None
@@ -98,7 +94,7 @@ class KeyRing:
     ) -> None:
         self._mode = settings.auth_mode
         self._upstream_key = settings.xai_api_key
-        self._names = {_digest(secret): name for name, secret in settings.keys}
+        self._names = {hash_secret(secret): name for name, secret in settings.keys}
         self._memory = _Memory(store, settings, clock) if store else None
         self._clock = clock
 
@@ -115,40 +111,38 @@ class KeyRing:
             raise AuthenticationError(
                 "No API key: send one as 'Authorization: Bearer <key>'." if not authorization else None
             )
+        sha256 = hash_secret(secret)
         if self._mode == "passthrough":
             # The hash separates callers in limits and logs without revealing the key.
-            digest = _digest(secret)
-            name = f"xai-{digest.hex()[:12]}"
-            return ApiKey(name, name, secret, version=digest.hex())
-        digest = _digest(secret)
-        name = self._find_name(digest)
+            name = f"xai-{sha256[:12]}"
+            return ApiKey(name, name, secret, version=sha256)
+        name = self._find_name(sha256)
         if not name:
-            return self._find_stored(digest)
-        return ApiKey(name, f"key:{name}", self._upstream_key, version=digest.hex())
+            return self._find_stored(sha256)
+        return ApiKey(name, f"key:{name}", self._upstream_key, version=sha256)
 
-    def _find_name(self, digest: bytes) -> str:
+    def _find_name(self, sha256: str) -> str:
         """The name of the key of GROKFLASK_KEYS whose secret has this SHA-256, or "".
 
         Compares with every key in constant time, so that the duration reveals nothing.
         """
         match = ""
         for known, name in self._names.items():
-            if hmac.compare_digest(known, digest):
+            if hmac.compare_digest(known, sha256):
                 match = name
         return match
 
-    def _find_stored(self, digest: bytes) -> ApiKey:
+    def _find_stored(self, sha256: str) -> ApiKey:
         """The key in the database with this secret, if it is valid now."""
-        found = self._memory.find(digest.hex()) if self._memory else None
-        if found is None or not hmac.compare_digest(found.sha256, digest.hex()):
+        found = self._memory.find(sha256) if self._memory else None
+        if found is None or not hmac.compare_digest(found.sha256, sha256):
             raise AuthenticationError
         key, now = found.key, self._clock()
         if key.revoked_at is not None:
             raise KeyRevokedError
         if any(end is not None and end <= now for end in (key.expires_at, found.expires_at)):
             raise KeyExpiredError
-        version = str(key.created_at)
-        return ApiKey(key.name, f"key:{key.name}", self._upstream_key, key.limits, version)
+        return ApiKey(key.name, f"key:{key.name}", self._upstream_key, key.limits, str(key.created_at))
 
 
 def read_bearer(authorization: str | None) -> str | None:
@@ -259,7 +253,3 @@ class _Memory:
             memory[sha256] = lookup
             while len(memory) > MAX_REMEMBERED:
                 del memory[next(iter(memory))]
-
-
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()

@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import msgspec
@@ -68,20 +69,16 @@ class KeyStore:
             raise KeyExistsError(f"The name {name!r} is taken by a key of GROKFLASK_KEYS.")
         now, secret = self._clock(), _make_secret()
 
-        def change(connection: Connection) -> StoredKey:
-            query = select(keys_table.c.name).where(keys_table.c.name == name)
-            if connection.execute(query).first() is not None:
-                raise _exists(name)
+        def insert_key(connection: Connection) -> None:
             row = {"models": "[]", "tools": "all", **_to_columns(changes), "name": name, "created_at": now}
             connection.execute(insert(keys_table).values(row))
             _add_secret(connection, name, secret, now)
-            _note_change(connection)
-            return _read_key(connection, name)
 
         try:
-            return self._database.write(change), secret
-        except IntegrityError:  # another process was faster
-            raise _exists(name) from None
+            return self._write(name, insert_key), secret
+        except IntegrityError:
+            message = f"A key named {name!r} exists or existed before; names are not reused."
+            raise KeyExistsError(message) from None
 
     def list(self) -> tuple[StoredKey, ...]:
         """All keys sorted by name, revoked ones included."""
@@ -109,15 +106,12 @@ class KeyStore:
             raise InvalidRequestError(f"Nothing to change; a key's fields are: {', '.join(FIELDS)}.")
         _check_name(name)
 
-        def change(connection: Connection) -> StoredKey:
+        def change_key(connection: Connection) -> None:
             _hold(connection, name)
-            connection.execute(
-                update(keys_table).where(keys_table.c.name == name).values(_to_columns(changes))
-            )
-            _note_change(connection)
-            return _read_key(connection, name)
+            mine = update(keys_table).where(keys_table.c.name == name)
+            connection.execute(mine.values(_to_columns(changes)))
 
-        return self._database.write(change)
+        return self._write(name, change_key)
 
     def rotate(self, name: str, overlap_s: float = OVERLAP_S) -> tuple[StoredKey, str]:
         """Adds a new secret, valid at once. The old ones expire after `overlap_s`, or earlier as set.
@@ -132,30 +126,22 @@ class KeyStore:
         mine = secrets_table.c.key_name == name
         expires_at = secrets_table.c.expires_at
 
-        def change(connection: Connection) -> StoredKey:
+        def replace_secret(connection: Connection) -> None:
             _hold(connection, name)
             end = now + overlap_s
             later = or_(expires_at.is_(None), expires_at > end)
             connection.execute(update(secrets_table).where(mine, later).values(expires_at=end))
             connection.execute(delete(secrets_table).where(mine, expires_at < now - KEPT_S))
             _add_secret(connection, name, secret, now)
-            _note_change(connection)
-            return _read_key(connection, name)
 
-        return self._database.write(change), secret
+        return self._write(name, replace_secret), secret
 
     def revoke(self, name: str) -> StoredKey:
         """Revokes the key for good. Idempotent: the first time counts. Raises KeyNotFoundError."""
         _check_name(name)
-        now = self._clock()
-
-        def change(connection: Connection) -> StoredKey:
-            open_key = (keys_table.c.name == name) & keys_table.c.revoked_at.is_(None)
-            connection.execute(update(keys_table).where(open_key).values(revoked_at=now))
-            _note_change(connection)
-            return _read_key(connection, name)
-
-        return self._database.write(change)
+        mine = update(keys_table).where(keys_table.c.name == name, keys_table.c.revoked_at.is_(None))
+        revocation = mine.values(revoked_at=self._clock())
+        return self._write(name, lambda connection: connection.execute(revocation))
 
     def find(self, sha256: str) -> FoundKey | None:
         """The key whose secret has this SHA-256 (hex), in any state, or None."""
@@ -172,6 +158,17 @@ class KeyStore:
     def count_changes(self) -> int:
         """The number of changes to any key: while it stays the same, cached keys are up to date."""
         return self._database.read(lambda connection: int(connection.execute(_SELECT_CHANGES).scalar_one()))
+
+    def _write(self, name: str, change: Callable[[Connection], object]) -> StoredKey:
+        """Runs `change` in a transaction, and returns the key as it is then."""
+
+        def write(connection: Connection) -> StoredKey:
+            change(connection)
+            # The last step, because it blocks all other changes until the transaction ends.
+            connection.execute(update(changes_table).values(number=changes_table.c.number + 1))
+            return _read_key(connection, name)
+
+        return self._database.write(write)
 
 
 def hash_secret(secret: str) -> str:
@@ -212,13 +209,6 @@ def _hold(connection: Connection, name: str) -> None:
         raise error
 
 
-def _note_change(connection: Connection) -> None:
-    """The last step of each change, because it blocks all other changes until the transaction ends."""
-    connection.execute(
-        update(changes_table).where(changes_table.c.id == 1).values(number=changes_table.c.number + 1)
-    )
-
-
 def _read_key(connection: Connection, name: str) -> StoredKey:
     row = connection.execute(select(keys_table).where(keys_table.c.name == name)).mappings().first()
     if row is None:
@@ -245,34 +235,21 @@ def _check_name(name: str) -> None:
         raise _missing(name[:64]) from None
 
 
-def _exists(name: str) -> KeyExistsError:
-    return KeyExistsError(f"A key named {name!r} exists or existed before; names are not reused.")
-
-
 def _missing(name: str) -> KeyNotFoundError:
     return KeyNotFoundError(f"There is no key named {name!r} in the database.")
 
 
 def _to_columns(changes: Mapping[str, Any]) -> dict[str, Any]:
-    columns = dict(changes)
-    if "models" in columns:
-        columns["models"] = msgspec.json.encode(columns["models"]).decode()
-    return columns
+    if "models" in changes:
+        return {**changes, "models": msgspec.json.encode(changes["models"]).decode()}
+    return dict(changes)
 
 
 def _to_key(row: RowMapping, secrets: Iterable[StoredSecret]) -> StoredKey:
-    limits = KeyLimits(
-        requests=row["requests"],
-        tokens_per_minute=row["tokens_per_minute"],
-        streams=row["streams"],
-        budget_day_ticks=row["budget_day_ticks"],
-        budget_month_ticks=row["budget_month_ticks"],
-        models=msgspec.json.decode(row["models"], type=tuple[str, ...]),
-        tools=row["tools"],
-    )
-    return StoredKey(
-        row["name"], limits, row["created_at"], row["expires_at"], row["revoked_at"], tuple(secrets)
-    )
+    stored = {field.name: row[field.name] for field in fields(KeyLimits)}
+    stored["models"] = msgspec.json.decode(row["models"], type=tuple[str, ...])
+    ends = (row["expires_at"], row["revoked_at"])
+    return StoredKey(row["name"], KeyLimits(**stored), row["created_at"], *ends, tuple(secrets))
 
 
 def _to_secret(row: RowMapping) -> StoredSecret:

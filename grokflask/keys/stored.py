@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from grokflask.keys.limits import KeyLimits
 from grokflask.times import to_iso
@@ -11,8 +11,7 @@ from grokflask.times import to_iso
 Status = Literal["active", "expired", "revoked"]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredSecret:
+class StoredSecret(NamedTuple):
     """A secret. Times are epoch seconds; without `expires_at` it lasts as long as its key."""
 
     hint: str
@@ -22,11 +21,7 @@ class StoredSecret:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A key as it is stored. Times are epoch seconds.
-
-    Attributes:
-        secrets: the newest first; expired ones stay for a while.
-    """
+    """A key as it is stored. Times are epoch seconds."""
 
     name: str
     limits: KeyLimits
@@ -34,6 +29,7 @@ class StoredKey:
     expires_at: float | None
     revoked_at: float | None
     secrets: tuple[StoredSecret, ...]
+    """The newest first; expired ones stay for a while."""
 
     def find_status(self, now: float) -> Status:
         """Its status at `now`."""
@@ -52,28 +48,20 @@ class StoredKey:
             "revoked_at": to_iso(self.revoked_at),
             **self.limits.to_fields(),
             "secrets": [
-                {
-                    "hint": secret.hint,
-                    "created_at": to_iso(secret.created_at),
-                    "expires_at": to_iso(secret.expires_at),
-                }
-                for secret in self.secrets
+                {"hint": hint, "created_at": to_iso(made), "expires_at": to_iso(end)}
+                for hint, made, end in self.secrets
             ],
         }
 
 
-@dataclass(frozen=True, slots=True)
-class FoundKey:
-    """The key that a secret belongs to.
-
-    Attributes:
-        key: has only this secret in its `secrets`.
-        sha256: hash of the secret in hex, as it is stored.
-        expires_at: the secret's own end, epoch seconds; None if it lasts as long as its key.
-        changes: the number of changes to any key by then.
-    """
+class FoundKey(NamedTuple):
+    """The key that a secret belongs to."""
 
     key: StoredKey
+    """Has only this secret in its `secrets`."""
     sha256: str
+    """Hash of the secret in hex, as it is stored."""
     expires_at: float | None
+    """The secret's own end, epoch seconds; None if it lasts as long as its key."""
     changes: int
+    """The number of changes to any key by then."""

@@ -28,21 +28,18 @@ _read_after = operator.attrgetter(*_AFTER)
 
 @dataclass(slots=True)
 class LedgerEntry:
-    """One exchange.
-
-    Attributes:
-        row: the ledger's row; its `outcome` is None until `settle`.
-        started_at: monotonic seconds at which the request arrived.
-        detail: the error's details, for the log only.
-        usage: of a whole reply, as soon as it is known: it is paid for even if an error follows.
-    """
+    """One exchange."""
 
     row: LedgerRow
+    """Its `outcome` is None until `settle`."""
     started_at: float
+    """Monotonic seconds at which the request arrived."""
     detail: str | None = None
+    """The error's details, for the log only."""
     events: int = 0
     retried: bool = False
     usage: Usage | None = None
+    """Of a whole reply, as soon as it is known: it is paid for even if an error follows."""
     model_served: str | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 

@@ -6,11 +6,11 @@ with the ledger. Every reader raises StoreUnavailableError after its timeout.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, case, cast, func, select
 
 from grokflask.errors import Outcome
 from grokflask.ledger.reports import find_first_id
@@ -27,8 +27,7 @@ TIMED_ROWS = 1_000
 SpendBy = Literal["key", "model"]
 
 
-@dataclass(frozen=True, slots=True)
-class DayTotal:
+class DayTotal(NamedTuple):
     """The settled exchanges that began on a UTC day."""
 
     day: str
@@ -37,8 +36,7 @@ class DayTotal:
     aborted: int
 
 
-@dataclass(frozen=True, slots=True)
-class Series:
+class Series(NamedTuple):
     """The cost of one key or model by day; days without exchanges are left out."""
 
     name: str
@@ -47,8 +45,7 @@ class Series:
     by_day: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class OutcomeTotal:
+class OutcomeTotal(NamedTuple):
     """The number and cost of exchanges with one outcome."""
 
     outcome: str
@@ -56,8 +53,7 @@ class OutcomeTotal:
     cost_ticks: int
 
 
-@dataclass(frozen=True, slots=True)
-class ModelAborts:
+class ModelAborts(NamedTuple):
     """A model's cancelled exchanges beside its complete ones."""
 
     model: str
@@ -67,23 +63,18 @@ class ModelAborts:
     aborted_ticks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Spend:
-    """Sums from a day on.
-
-    Attributes:
-        days: days with exchanges, from the first day or the first of the month, whichever is earlier.
-        series: the keys or models that cost most, in descending order.
-    """
+class Spend(NamedTuple):
+    """Sums from a day on."""
 
     days: list[DayTotal]
+    """With exchanges, from the first day or the first of the month, whichever is earlier."""
     series: list[Series]
+    """The keys or models that cost most, in descending order."""
     outcomes: list[OutcomeTotal]
     models: list[ModelAborts]
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """The outcome and timing of a settled exchange."""
 
     outcome: str
@@ -92,8 +83,7 @@ class Timing:
     status: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class KeyUse:
+class KeyUse(NamedTuple):
     """When a key was last used (epoch seconds, None if never), and its spend today and this month."""
 
     last_at: float | None
@@ -101,18 +91,61 @@ class KeyUse:
     month_ticks: int
 
 
+def _sum(column: ColumnElement[Any], outcome: Outcome | None = None) -> ColumnElement[int]:
+    """The sum of a column of `daily`, over all rows or those with this outcome."""
+    counted = column if outcome is None else case((daily.c.outcome == outcome, column), else_=0)
+    return cast(func.sum(counted), BigInteger)  # PostgreSQL's sum is a decimal
+
+
+_EXCHANGES, _COST = _sum(daily.c.exchanges), _sum(daily.c.cost_ticks)
+_ABORTED = _sum(daily.c.exchanges, Outcome.CLIENT_ABORT)
+_BY_DAY = select(daily.c.day, _EXCHANGES, _COST, _ABORTED).group_by(daily.c.day).order_by(daily.c.day)
+_BY_OUTCOME = (
+    select(daily.c.outcome, _EXCHANGES, _COST)
+    .group_by(daily.c.outcome)
+    .order_by(_EXCHANGES.desc(), daily.c.outcome)
+)
+_BY_MODEL = (
+    select(
+        daily.c.model,
+        _sum(daily.c.exchanges, Outcome.COMPLETE),
+        _sum(daily.c.cost_ticks, Outcome.COMPLETE),
+        _ABORTED,
+        _sum(daily.c.cost_ticks, Outcome.CLIENT_ABORT),
+    )
+    .group_by(daily.c.model)
+    .having(_ABORTED > 0)
+    .order_by(_ABORTED.desc())
+    .limit(MAX_MODELS)
+)
+
+
 def read_spend(database: Database, first_day: str, month_day: str, by: SpendBy) -> Spend:
     """Sums from `first_day` on; by day also those from the month's first day on."""
+    shown = daily.c.day >= first_day
 
     def query(connection: Connection) -> Spend:
+        by_day = connection.execute(_BY_DAY.where(daily.c.day >= min(first_day, month_day)))
         return Spend(
-            days=_read_days(connection, min(first_day, month_day)),
-            series=_read_series(connection, first_day, by),
-            outcomes=_read_outcomes(connection, first_day),
-            models=_read_models(connection, first_day),
+            days=[DayTotal(*row) for row in by_day],
+            series=_read_series(connection, shown, daily.c[by]),
+            outcomes=[OutcomeTotal(*row) for row in connection.execute(_BY_OUTCOME.where(shown))],
+            models=[ModelAborts(*row) for row in connection.execute(_BY_MODEL.where(shown))],
         )
 
     return database.read(query, timeout_s=TIMEOUT_S)
+
+
+def _read_series(
+    connection: Connection, shown: ColumnElement[bool], name: ColumnElement[str]
+) -> list[Series]:
+    dearest = select(name, _EXCHANGES, _COST).where(shown).group_by(name).order_by(_COST.desc(), name)
+    tops = connection.execute(dearest.limit(TOP)).all()
+    days = select(name, daily.c.day, _COST).where(shown, name.in_([row[0] for row in tops]))
+    by_day: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for of, day, ticks in connection.execute(days.group_by(name, daily.c.day)):
+        by_day[of][day] = ticks
+    return [Series(*row, by_day[row[0]]) for row in tops]
 
 
 def read_timings(database: Database, since: float, limit: int = TIMED_ROWS) -> list[Timing]:
@@ -127,19 +160,17 @@ def read_timings(database: Database, since: float, limit: int = TIMED_ROWS) -> l
 
 def read_uses(database: Database, names: Sequence[str], day: str) -> dict[str, KeyUse]:
     """The use of these keys; `day` is today (UTC, `YYYY-MM-DD`)."""
-    today = func.sum(case((daily.c.day == day, daily.c.cost_ticks), else_=0))
+    today = _sum(case((daily.c.day == day, daily.c.cost_ticks), else_=0))
     in_month = daily.c.day.between(f"{day[:7]}-01", f"{day[:7]}-31")
-    sums = select(daily.c.key, today, func.sum(daily.c.cost_ticks))
+    sums = select(daily.c.key, today, _COST)
     sums = sums.where(daily.c.key.in_(names), in_month).group_by(daily.c.key)
 
     def query(connection: Connection) -> dict[str, KeyUse]:
-        spent = {row[0]: (int(row[1]), int(row[2])) for row in connection.execute(sums)}
+        spent = {row[0]: row[1:] for row in connection.execute(sums)}
         # One index lookup for each; a GROUP BY would scan all their rows.
-        newest = {
-            name: connection.execute(select(func.max(exchanges.c.id)).where(exchanges.c.key == name)).scalar()
-            for name in names
-        }
-        return {name: KeyUse(_read_time(newest[name]), *spent.get(name, (0, 0))) for name in names}
+        newest = select(func.max(exchanges.c.id))
+        ids = {name: connection.scalar(newest.where(exchanges.c.key == name)) for name in names}
+        return {name: KeyUse(_read_time(ids[name]), *spent.get(name, (0, 0))) for name in names}
 
     return database.read(query, timeout_s=TIMEOUT_S)
 
@@ -150,46 +181,6 @@ def find_row(database: Database, row_id: str) -> LedgerRow | None:
     query = query.where(exchanges.c.id == row_id)
     found = database.read(lambda connection: connection.execute(query).first())
     return None if found is None else LedgerRow(*found)
-
-
-def _read_days(connection: Connection, first_day: str) -> list[DayTotal]:
-    aborted = case((daily.c.outcome == Outcome.CLIENT_ABORT, daily.c.exchanges), else_=0)
-    query = select(daily.c.day, func.sum(daily.c.exchanges), func.sum(daily.c.cost_ticks), func.sum(aborted))
-    query = query.where(daily.c.day >= first_day).group_by(daily.c.day).order_by(daily.c.day)
-    return [DayTotal(row[0], *map(int, row[1:])) for row in connection.execute(query)]
-
-
-def _read_series(connection: Connection, first_day: str, by: SpendBy) -> list[Series]:
-    name, cost = daily.c[by], func.sum(daily.c.cost_ticks)
-    dearest = select(name, func.sum(daily.c.exchanges), cost).where(daily.c.day >= first_day)
-    dearest = dearest.group_by(name).order_by(cost.desc(), name).limit(TOP)
-    tops = connection.execute(dearest).all()
-    days = select(name, daily.c.day, cost).where(daily.c.day >= first_day, name.in_([row[0] for row in tops]))
-    by_name: dict[str, dict[str, int]] = {}
-    for row in connection.execute(days.group_by(name, daily.c.day)):
-        by_name.setdefault(row[0], {})[row[1]] = int(row[2])
-    return [Series(row[0], int(row[1]), int(row[2]), by_name.get(row[0], {})) for row in tops]
-
-
-def _read_outcomes(connection: Connection, first_day: str) -> list[OutcomeTotal]:
-    count = func.sum(daily.c.exchanges)
-    query = select(daily.c.outcome, count, func.sum(daily.c.cost_ticks)).where(daily.c.day >= first_day)
-    query = query.group_by(daily.c.outcome).order_by(count.desc(), daily.c.outcome)
-    return [OutcomeTotal(row[0], int(row[1]), int(row[2])) for row in connection.execute(query)]
-
-
-def _read_models(connection: Connection, first_day: str) -> list[ModelAborts]:
-    def add(outcome: Outcome, figure: str) -> Any:
-        return func.sum(case((daily.c.outcome == outcome, daily.c[figure]), else_=0))
-
-    sums = [
-        add(outcome, figure)
-        for outcome in (Outcome.COMPLETE, Outcome.CLIENT_ABORT)
-        for figure in ("exchanges", "cost_ticks")
-    ]
-    query = select(daily.c.model, *sums).where(daily.c.day >= first_day).group_by(daily.c.model)
-    query = query.having(sums[2] > 0).order_by(sums[2].desc()).limit(MAX_MODELS)
-    return [ModelAborts(row[0], *map(int, row[1:])) for row in connection.execute(query)]
 
 
 def _read_time(row_id: str | None) -> float | None:

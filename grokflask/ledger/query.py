@@ -29,24 +29,16 @@ def read_filter(texts: Mapping[str, str | None], now: float) -> RowFilter:
         if len(text) > MAX_CHARS or not text.isprintable():
             message = f"{name!r} expects at most {MAX_CHARS} printable characters."
             raise InvalidRequestError(message, param=name)
-    outcome = texts.get("outcome") or None
-    if outcome is not None and outcome not in set(Outcome):
+    if texts.get("outcome") and texts["outcome"] not in set(Outcome):
         message = f"'outcome' expects one of: {', '.join(Outcome)}."
         raise InvalidRequestError(message, param="outcome")
-    return RowFilter(
-        since=_read_time("since", texts.get("since"), now),
-        until=_read_time("until", texts.get("until"), now),
-        key=texts.get("key") or None,
-        model=texts.get("model") or None,
-        outcome=outcome,
-        request_id=texts.get("request_id") or None,
-    )
+    rest = {name: texts.get(name) or None for name in ("key", "model", "outcome", "request_id")}
+    return RowFilter(_read_time("since", texts, now), _read_time("until", texts, now), **rest)
 
 
 def read_days(texts: Mapping[str, str | None], now: float) -> tuple[str | None, str | None]:
     """The first and last UTC day (`YYYY-MM-DD`) of the range; None is open. Raises InvalidRequestError."""
-    since = _read_time("since", texts.get("since"), now)
-    until = _read_time("until", texts.get("until"), now)
+    since, until = _read_time("since", texts, now), _read_time("until", texts, now)
     last = None if until is None else to_day(max(until - 0.001, 0.0))
     return None if since is None else to_day(since), last
 
@@ -65,8 +57,9 @@ def name_sums(grouping: By, sums: Summary) -> dict[str, Any]:
     return {grouping: fields.pop("name"), **fields}
 
 
-def _read_time(name: str, text: str | None, now: float) -> float | None:
+def _read_time(name: str, texts: Mapping[str, str | None], now: float) -> float | None:
     """Epoch seconds. Raises InvalidRequestError."""
+    text = texts.get(name)
     if not text:
         return None
     try:

@@ -11,19 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Row,
-    Select,
-    and_,
-    case,
-    func,
-    literal,
-    select,
-    text,
-    union_all,
-)
+from sqlalchemy import ColumnElement, Connection, Select, case, func, literal, or_, select, text, union_all
 
 from grokflask.billing.prices import price_saved
 from grokflask.ledger.row import COLUMNS, LedgerRow
@@ -149,7 +137,7 @@ def summarize(
     return [_add_models(of, list(rows)) for of, rows in groupby(found, key=lambda row: row.name)]
 
 
-def _add_models(name: str, rows: list[Row[Any]]) -> Summary:
+def _add_models(name: str, rows: list[Any]) -> Summary:
     """One sum of those by model, because each model has its own prices."""
     cached = 2 + SUMS.index("cached_tokens")
     figures = [sum(map(int, column)) for column in list(zip(*rows, strict=True))[2:]]
@@ -205,8 +193,7 @@ def _find_drift(connection: Connection) -> list[Drift]:
     since = _read_complete_since(connection)
     # One statement sees one state of the database, whatever is written meanwhile.
     stored = select(
-        *(daily.c[name] for name in ("key", "day", "model", "outcome")),
-        *(daily.c[name] for name in SUMS),
+        *(daily.c[name] for name in ("key", "day", "model", "outcome", *SUMS)),
         *(literal(0).label(f"actual_{name}") for name in SUMS),
     ).where(daily.c.day >= since)
     rows = _sum_rows(since).subquery()
@@ -214,16 +201,14 @@ def _find_drift(connection: Connection) -> list[Drift]:
     both = union_all(stored, actual).subquery()
     names = list(both.c)[:4]
     pairs = [(func.sum(both.c[name]), func.sum(both.c[f"actual_{name}"])) for name in SUMS]
-    differs = pairs[0][0] != pairs[0][1]
-    for left, right in pairs[1:]:
-        differs = differs | (left != right)
+    differs = or_(*(stored_sum != actual_sum for stored_sum, actual_sum in pairs))
     query = select(*names, *(each for pair in pairs for each in pair)).group_by(*names).having(differs)
     drift = []
-    for row in connection.execute(query.order_by(*names)):
-        figures = [int(figure) for figure in row[4:]]
+    for key, day, model, outcome, *sums in connection.execute(query.order_by(*names)):
+        figures = [int(figure) for figure in sums]
         for name, stored_sum, actual_sum in zip(SUMS, figures[::2], figures[1::2], strict=True):
             if stored_sum != actual_sum:
-                drift.append(Drift(row[0], row[1], row[2], row[3], name, stored_sum, actual_sum))
+                drift.append(Drift(key, day, model, outcome, name, stored_sum, actual_sum))
     return drift
 
 
@@ -236,12 +221,8 @@ def _sum_rows(since_day: str) -> Select[Any]:
     sums = [func.count().label("exchanges")]
     sums += [func.coalesce(func.sum(figures[name]), 0).label(name) for name in SUMS[1:]]
     groups = (columns.key, columns.day, model, columns.outcome)
-    settled = and_(columns.outcome.is_not(None), columns.day >= since_day)
-    return (
-        select(columns.key, columns.day, model.label("model"), columns.outcome, *sums)
-        .where(settled)
-        .group_by(*groups)
-    )
+    query = select(columns.key, columns.day, model.label("model"), columns.outcome, *sums)
+    return query.where(columns.outcome.is_not(None), columns.day >= since_day).group_by(*groups)
 
 
 def _read_complete_since(connection: Connection) -> str:

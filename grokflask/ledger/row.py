@@ -17,23 +17,15 @@ class LedgerRow:
 
     The tokens and cost of an open row are an estimate of its prompt, which is paid at least if the process is
     killed. Zero is a figure; None is a missing one.
-
-    Attributes:
-        id: unique and in order of time, unlike the client's `request_id`.
-        started_at: UTC, epoch seconds.
-        cost_ticks: 1 USD = 10^10 ticks.
-        server_tools: calls of tools that run at xAI, if upstream reports them.
-        estimated: tokens or cost are the gateway's estimate, not upstream's figures.
-        worker: the process that handles the exchange.
     """
 
-    id: str
+    id: str  # unique and in order of time, unlike the client's `request_id`
     request_id: str
     key: str
     route: str
     model: str
-    started_at: float
-    worker: str = ""
+    started_at: float  # UTC, epoch seconds
+    worker: str = ""  # the process that handles the exchange
     stream: bool = False
     model_served: str | None = None
     outcome: str | None = None
@@ -46,11 +38,11 @@ class LedgerRow:
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None
     total_tokens: int | None = None
-    cost_ticks: int | None = None
-    estimated: bool = False
+    cost_ticks: int | None = None  # 1 USD = 10^10 ticks
+    estimated: bool = False  # tokens or cost are the gateway's estimate, not upstream's figures
     bytes_out: int | None = None
     upstream_request_id: str | None = None
-    server_tools: int | None = None
+    server_tools: int | None = None  # calls of tools that run at xAI, if upstream reports them
 
     @property
     def day(self) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from operator import attrgetter, itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, TextClause, text
@@ -104,8 +103,7 @@ _DIALECTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Worker:
+class Worker(NamedTuple):
     """A process that writes. Its `pid` is valid on `host` only."""
 
     id: str
@@ -131,7 +129,7 @@ def store(connection: Connection, rows: Iterable[Fields]) -> None:
     opened: list[Fields] = []
     settled: dict[str, Fields] = {}
     for fields in rows:
-        fields = (*fields, _find_day(fields[_STARTED_AT] // 86400))
+        fields = (*fields, to_day(fields[_STARTED_AT]))
         if fields[_OUTCOME] is None:
             opened.append(fields)
         else:
@@ -233,26 +231,15 @@ def _encode(rows: list[Fields]) -> str:
 def _add(sums: dict[SumKey, list[int]], fields: Fields, sign: int) -> SumKey:
     key, day, served, model, outcome = _get_sum_key(fields)
     name = (key, day, model if served is None else served, outcome)
-    total = sums.get(name)
-    if total is None:
-        total = sums[name] = [0] * len(SUMS)
-    prompt, cached, completion, reasoning, cost, estimated, bytes_out = _get_figures(fields)
-    cost = cost or 0
-    total[0] += sign
-    total[1] += sign * (prompt or 0)
-    total[2] += sign * (cached or 0)
-    total[3] += sign * (completion or 0)
-    total[4] += sign * (reasoning or 0)
-    total[5] += sign * cost
-    total[6] += sign * cost if estimated else 0
-    total[7] += sign * (bytes_out or 0)
+    *tokens, cost, estimated, bytes_out = _get_figures(fields)
+    figures = (1, *tokens, cost, cost if estimated else 0, bytes_out)
+    total = sums.get(name) or [0] * len(SUMS)
+    sums[name] = [before + sign * (figure or 0) for before, figure in zip(total, figures, strict=True)]
     return name
 
 
 def _name_sum(key: SumKey, figures: Sequence[int]) -> dict[str, Any]:
-    return dict(zip(("key", "day", "model", "outcome"), key, strict=True)) | dict(
-        zip(SUMS, figures, strict=False)
-    )
+    return dict(zip(("key", "day", "model", "outcome", *SUMS), (*key, *figures), strict=False))
 
 
 def _find(connection: Connection, ids: list[str]) -> dict[str, Fields]:
@@ -265,9 +252,9 @@ def _find(connection: Connection, ids: list[str]) -> dict[str, Fields]:
 def _find_dead(connection: Connection, me: Worker, stale_s: float, on_time: bool) -> list[str]:
     now = _read_clock(connection)
     known: dict[str, bool] = {}  # id -> dead
-    for id_, seen_at, host, pid in connection.execute(text("SELECT id, seen_at, host, pid FROM workers")):
+    for *worker, seen_at in connection.execute(text("SELECT id, host, pid, seen_at FROM workers")):
         stale = on_time and abs(now - seen_at) > stale_s
-        known[id_] = stale or (connection.dialect.name == "sqlite" and _has_ended(Worker(id_, host, pid), me))
+        known[worker[0]] = stale or (connection.dialect.name == "sqlite" and _has_ended(Worker(*worker), me))
     dead = [id_ for id_, is_dead in known.items() if is_dead and id_ != me.id]
     if on_time:
         writing = connection.execute(text("SELECT DISTINCT worker FROM exchanges WHERE outcome IS NULL"))
@@ -321,8 +308,3 @@ def _run(connection: Connection, template: str, **values: object) -> Any:
 @cache
 def _prepare(template: str, dialect: str) -> TextClause:
     return text(template.format(**_DIALECTS[dialect]) if dialect else template)
-
-
-@lru_cache(16)
-def _find_day(number: float) -> str:
-    return to_day(number * 86400)

@@ -50,13 +50,6 @@ class LedgerWriter:
             clock, because hosts may differ.
         flush_s: the pause between two batches, and so the most that a SIGKILL can lose.
         max_queued: rows that wait while the database is unreachable; further ones are dropped and counted.
-
-    Attributes:
-        on_lost: called in the writer's thread with rows of processes that died, once each, after they were
-            stored as `lost`. A crash in between skips the call.
-        dropped: rows for which there was no room.
-        refused: rows that the database rejected because of their content.
-        lost: rows of dead processes that this one has settled.
     """
 
     def __init__(
@@ -71,10 +64,12 @@ class LedgerWriter:
         stale_s: float = STALE_S,
         max_queued: int = MAX_QUEUED,
     ) -> None:
+        #: Called in the writer's thread with rows of processes that died, once each, after they were stored
+        #: as `lost`. A crash in between skips the call.
         self.on_lost: Callable[[list[LedgerRow]], None] | None = None
-        self.dropped = 0
-        self.refused = 0
-        self.lost = 0
+        self.dropped = 0  # rows for which there was no room
+        self.refused = 0  # rows that the database rejected because of their content
+        self.lost = 0  # rows of dead processes that this one has settled
         self._database = database
         self._worker = worker
         self._made_in = get_pid()
@@ -94,11 +89,8 @@ class LedgerWriter:
         self._flushes: list[threading.Event] = []
         self._thread: threading.Thread | None = None
         self._pid = 0
-        self._closing = False
-        self._close_by = 0.0
-        self._away = False
-        self._on_time = self._sweep_due = False
-        self._beat_at = self._prune_at = self._warn_at = 0.0  # monotonic
+        self._closing = self._away = self._on_time = self._sweep_due = False
+        self._close_by = self._beat_at = self._prune_at = self._warn_at = 0.0  # monotonic
         self._dropped_logged = 0
 
     @property
@@ -125,25 +117,21 @@ class LedgerWriter:
 
     def open(self, row: LedgerRow) -> None:
         """Queues a copy of the row of an exchange that has begun, with outcome None."""
-        self._start_once()
+        self.start()
         if self.queued < self._max_queued:
             self._pending.setdefault(row.id, self._copy(row))
         else:
             self.dropped += 1
-        self._start_once()
+        self.start()
 
     def settle(self, row: LedgerRow) -> None:
         """Queues a copy of the row of an exchange that has ended."""
-        self._start_once()
+        self.start()
         if self.queued < self._max_queued or row.id in self._pending or row.id in self._batch:
             self._pending[row.id] = self._copy(row)
         else:
             self.dropped += 1
-        self._start_once()  # again: the thread may have ended in between, at a close
-
-    def start(self) -> None:
-        """Starts the thread, which reports that this process is alive and looks for dead ones."""
-        self._start_once()
+        self.start()  # again: the thread may have ended in between, at a close
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Waits until all rows queued before this call are in the database, or rejected by it.
@@ -152,7 +140,7 @@ class LedgerWriter:
         """
         done = threading.Event()
         self._flushes.append(done)
-        self._start_once()
+        self.start()
         self._wake.set()
         return done.wait(timeout_s or FLUSH_TIMEOUT_S)
 
@@ -175,7 +163,8 @@ class LedgerWriter:
             row.worker = self.worker
         return read_fields(row)
 
-    def _start_once(self) -> None:
+    def start(self) -> None:
+        """Starts the thread, which reports that this process is alive and looks for dead ones. Idempotent."""
         if self._pid == get_pid():
             return
         with self._lock:
@@ -202,7 +191,7 @@ class LedgerWriter:
         finally:
             self._pid = 0  # the next row starts another thread
         if self._pending and not self._away:
-            self._start_once()
+            self.start()
 
     def _loop(self) -> None:
         pause_s = 0.0
@@ -216,9 +205,6 @@ class LedgerWriter:
                 if is_done or time.monotonic() >= self._close_by:
                     break
                 pause_s = min(pause_s, FLUSH_S, max(0.0, self._close_by - time.monotonic()))
-        self._end()
-
-    def _end(self) -> None:
         if self._away:
             _log.error("ledger rows were not written", extra={"fields": {"rows": self.queued}})
         else:
@@ -230,14 +216,19 @@ class LedgerWriter:
         ids = list(self._pending)
         try:
             self._beat()
-            self._note_up(self._deliver(ids))
+            delivered = self._deliver(ids)
+            if self._away:
+                self._away = False
+                _log.warning("the ledger can be written again", extra={"fields": {"rows": delivered}})
             for done in self._flushes[:flushes]:
                 done.set()
             del self._flushes[:flushes]
             self._sweep()
             self._prune()
         except StoreUnavailableError:
-            self._note_away()
+            if not self._away:
+                self._away = True
+                _log.error("the ledger cannot be written", extra={"fields": {"queued": self.queued}})
             return False
         except Exception:
             _log.exception("the ledger's writer failed")
@@ -317,16 +308,6 @@ class LedgerWriter:
             pass
         except Exception:
             _log.exception("the ledger's writer failed")
-
-    def _note_away(self) -> None:
-        if not self._away:
-            self._away = True
-            _log.error("the ledger cannot be written", extra={"fields": {"queued": self.queued}})
-
-    def _note_up(self, delivered: int) -> None:
-        if self._away:
-            self._away = False
-            _log.warning("the ledger can be written again", extra={"fields": {"rows": delivered}})
 
     def _warn_of_dropped(self) -> None:
         new = self.dropped - self._dropped_logged

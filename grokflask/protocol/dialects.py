@@ -16,26 +16,7 @@ import msgspec
 from grokflask.errors import GrokflaskError, render_event, render_json
 from grokflask.protocol.chat_events import EventFilter
 from grokflask.protocol.typed_events import MessagesFilter, ResponsesFilter
-from grokflask.protocol.typed_usage import read_reply
-from grokflask.protocol.usage import Usage, read_chunk
-
-
-class ParsedReply(Protocol):
-    """A whole reply, as far as it is read."""
-
-    @property
-    def has_error(self) -> bool:
-        """It reports an error."""
-
-    @property
-    def is_answer(self) -> bool:
-        """It is one of the API's objects, even if that reports an error."""
-
-    def read_model(self) -> str | None:
-        """The model that answered."""
-
-    def read_usage(self) -> Usage | None:
-        """The usage; None when it has none."""
+from grokflask.protocol.usage import Chunk, TypedReply, read_chunk, read_reply
 
 
 class _RenderEvent(Protocol):
@@ -49,7 +30,7 @@ class Dialect:
 
     make_filter: type[EventFilter]
     """The filter for the events of one stream."""
-    read_reply: Callable[[bytes | mmap], ParsedReply | None]
+    read_reply: Callable[[bytes | mmap], Chunk | TypedReply | None]
     """Reads a whole reply; None when it is not a JSON object."""
     render_json: Callable[[GrokflaskError], bytes]
     """An error as the body of a response."""

@@ -15,13 +15,12 @@ NULL = msgspec.Raw(b"null")
 decode_fields = msgspec.json.Decoder(RawFields).decode
 decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
-decode_text = _TEXT.decode
 
 
 def read_text(raw: msgspec.Raw) -> str | None:
     """The string in `raw`; None when it is anything else."""
     try:
-        return decode_text(raw)
+        return _TEXT.decode(raw)
     except MALFORMED:
         return None
 

@@ -57,9 +57,7 @@ class EventDecoder:
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max_event_bytes = max_event_bytes
-        self._pieces: list[
-            bytes
-        ] = []  # of an incomplete event; joined only once, so that a long one stays cheap
+        self._pieces: list[bytes] = []  # of an incomplete event; joined once, so that a long one stays cheap
         self._pending_bytes = 0
         self._after_cr = False  # the last byte was CR: an LF after it is part of the same line end
         self._at_start = True

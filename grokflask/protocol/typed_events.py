@@ -15,9 +15,8 @@ from grokflask.errors import MALFORMED
 from grokflask.protocol.chat_events import DONE, EventFilter
 from grokflask.protocol.raw_json import NULL
 from grokflask.protocol.sse import NamedEvent, Run
-from grokflask.protocol.typed_usage import TypedReply, merge_usage
 from grokflask.protocol.upstream_errors import clean_failure, parse_error
-from grokflask.protocol.usage import Envelope
+from grokflask.protocol.usage import Envelope, TypedReply, merge_usage, read_reply
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -31,7 +30,6 @@ class _Event(Envelope):
 
 
 _EVENT = msgspec.json.Decoder(_Event)
-_REPLY: msgspec.json.Decoder[TypedReply | None] = msgspec.json.Decoder(TypedReply | None)
 
 
 class TypedEventFilter(EventFilter):
@@ -42,7 +40,7 @@ class TypedEventFilter(EventFilter):
         return self._take_each(events)
 
     def _take_run(self, run: Run, parts: list[bytes]) -> None:
-        for event in run[6:-2].split(b"\n\ndata: "):
+        for event in run.cut(0)[1]:
             self._take_one(event, parts)
             if self.done or self.error:
                 break
@@ -62,10 +60,7 @@ class TypedEventFilter(EventFilter):
 
     def _note(self, raw: msgspec.Raw) -> TypedReply | None:
         """Takes model and usage from the answer in an event."""
-        try:
-            reply = _REPLY.decode(raw)
-        except MALFORMED:
-            return None
+        reply = read_reply(raw)
         if reply is not None:
             self.usage = merge_usage(self.usage, reply.read_usage())
             self.model_served = reply.read_model() or self.model_served

@@ -27,6 +27,7 @@ _SECRETS = re.compile(
     r"|\bsk-[A-Za-z0-9_-]{8,}"
     r"|[A-Za-z0-9_-]{0,8}\*{3,}[A-Za-z0-9_-]{0,8}"
 )
+_CONTROLS = ("Cc", "Zl", "Zp")
 _BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"']+")  # quoted back from a header
 
 
@@ -38,12 +39,8 @@ def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:
             message = message.replace(secret, "[redacted]")
     message = _SECRETS.sub("[redacted]", message)
     message = _BEARER.sub(r"\1[redacted]", message)
-    message = "".join(" " if _is_control(char) else char for char in message)
-    return message[:MAX_MESSAGE_CHARS]
-
-
-def _is_control(char: str) -> bool:
-    return char != "\n" and unicodedata.category(char) in ("Cc", "Zl", "Zp")
+    cleaned = (" " if unicodedata.category(char) in _CONTROLS and char != "\n" else char for char in message)
+    return "".join(cleaned)[:MAX_MESSAGE_CHARS]
 
 
 def parse_error(
@@ -111,12 +108,12 @@ def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None,
         message = inner if inner is not None else document.get("message", document.get("detail"))
     if message is not None and not isinstance(message, str):
         message = msgspec.json.encode(message).decode()
-    code = fields.get("code")
+    code, kind, param = (fields.get(name) for name in ("code", "type", "param"))
     return (
         message,
         None if code is None else str(code),
-        _text(fields.get("type")) if fields is not document else None,
-        _text(fields.get("param")),
+        kind if isinstance(kind, str) and fields is not document else None,
+        param if isinstance(param, str) else None,
     )
 
 
@@ -127,7 +124,3 @@ def _describe(body: bytes, document: object, in_stream: bool, status: int) -> st
     if document is None and body.strip():
         return body.decode(errors="replace")
     return "The upstream API reported an error."
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None

@@ -1,7 +1,8 @@
 """What an exchange used, and how it ended: tokens, and cost in ticks (1 USD = 10^10 ticks). No IO.
 
 xAI's chat routes count reasoning tokens outside `completion_tokens`: total = prompt + completion + reasoning.
-Zero is a figure, None a missing one.
+Responses and Messages include them in their output tokens; `Usage` has them apart, where they are reported.
+Responses include cached tokens in their input tokens, Messages do not. Zero is a figure, None a missing one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from mmap import mmap
 
 import msgspec
+from msgspec.structs import replace
 
 from grokflask.errors import MALFORMED, GrokflaskError, Outcome
 from grokflask.protocol.raw_json import NULL, read_text
@@ -17,21 +19,27 @@ MAX_FIGURE = 10**15
 """Larger figures are not believed. As ticks it is 100,000 USD."""
 
 
-class _PromptDetails(msgspec.Struct):
+class _Details(msgspec.Struct):
     cached_tokens: int | None = None
-
-
-class _CompletionDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
 
 
 class _WireUsage(msgspec.Struct):
+    total_tokens: int | None = None
+    cost_in_usd_ticks: int | None = None
+    # Chat's names.
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    total_tokens: int | None = None
-    prompt_tokens_details: _PromptDetails | None = None
-    completion_tokens_details: _CompletionDetails | None = None
-    cost_in_usd_ticks: int | None = None
+    prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
+    # Those of Responses and Messages.
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    num_server_side_tools_used: int | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -84,6 +92,12 @@ class Envelope(msgspec.Struct):
         """The model that answered."""
         return read_text(self.model)
 
+    def _decode_usage(self) -> _WireUsage | None:
+        try:
+            return _WIRE_USAGE.decode(self.usage)
+        except MALFORMED:
+            return None
+
 
 class Chunk(Envelope):
     """A chunk of chat, or a whole reply."""
@@ -104,37 +118,109 @@ class Chunk(Envelope):
 
     def read_usage(self) -> Usage | None:
         """The usage; None when there is none, or when it has another shape."""
-        try:
-            wire = _USAGE_DECODER.decode(self.usage)
-        except MALFORMED:
-            return None
+        wire = self._decode_usage()
+        return None if wire is None else _read_chat_usage(wire)
+
+
+class TypedReply(Envelope):
+    """A response or a message."""
+
+    id: msgspec.Raw = NULL
+    object: msgspec.Raw = NULL
+    type: msgspec.Raw = NULL
+
+    @property
+    def is_answer(self) -> bool:
+        """It is one of the API's objects, which may report a failure."""
+        return bytes(self.object) != b"null" or bytes(self.type) == b'"message"'
+
+    def read_id(self) -> str | None:
+        """Upstream's id."""
+        return read_text(self.id)
+
+    def read_usage(self) -> Usage | None:
+        """The usage; None when there is none, or when it has another shape."""
+        wire = self._decode_usage()
         if wire is None:
             return None
-        prompt, completion = wire.prompt_tokens_details, wire.completion_tokens_details
-        return Usage(
-            prompt_tokens=check_figure(wire.prompt_tokens),
-            cached_tokens=check_figure(prompt.cached_tokens if prompt else None),
-            completion_tokens=check_figure(wire.completion_tokens),
-            reasoning_tokens=check_figure(completion.reasoning_tokens if completion else None),
-            total_tokens=check_figure(wire.total_tokens),
-            cost_ticks=check_figure(wire.cost_in_usd_ticks),
-        )
+        if wire.input_tokens is None and wire.output_tokens is None:
+            return _read_chat_usage(wire)  # xAI has answered Responses with chat's names
+        return _read_typed_usage(wire)
 
 
-def check_figure(figure: int | None) -> int | None:
-    """`figure` if it is plausible, else None."""
-    return figure if figure is not None and 0 <= figure <= MAX_FIGURE else None
-
-
-_DECODER = msgspec.json.Decoder(Chunk)
-_USAGE_DECODER: msgspec.json.Decoder[_WireUsage | None] = msgspec.json.Decoder(
-    _WireUsage | None, strict=False
-)
+_WIRE_USAGE: msgspec.json.Decoder[_WireUsage | None] = msgspec.json.Decoder(_WireUsage | None, strict=False)
+_CHUNK = msgspec.json.Decoder(Chunk)
+_REPLY = msgspec.json.Decoder(TypedReply)
 
 
 def read_chunk(data: bytes | mmap) -> Chunk | None:
     """The chunk in `data`; None when it is not a JSON object."""
     try:
-        return _DECODER.decode(data)
+        return _CHUNK.decode(data)
     except MALFORMED:
         return None
+
+
+def read_reply(data: bytes | mmap | msgspec.Raw) -> TypedReply | None:
+    """The response or message in `data`; None when it is not a JSON object."""
+    try:
+        return _REPLY.decode(data)
+    except MALFORMED:
+        return None
+
+
+def merge_usage(before: Usage | None, after: Usage | None) -> Usage | None:
+    """`before`, updated with the figures of `after` that are not None."""
+    if before is None or after is None:
+        return after or before
+    reported = {
+        name: value for name in Usage.__struct_fields__ if (value := getattr(after, name)) is not None
+    }
+    merged = replace(before, **reported)
+    if after.prompt_tokens is None or after.total_tokens is None:
+        return replace(merged, total_tokens=_add(merged.prompt_tokens, merged.completion_tokens))
+    return merged
+
+
+def _read_chat_usage(wire: _WireUsage) -> Usage:
+    prompt, completion = wire.prompt_tokens_details, wire.completion_tokens_details
+    return Usage(
+        prompt_tokens=_check(wire.prompt_tokens),
+        cached_tokens=_check(prompt.cached_tokens if prompt else None),
+        completion_tokens=_check(wire.completion_tokens),
+        reasoning_tokens=_check(completion.reasoning_tokens if completion else None),
+        total_tokens=_check(wire.total_tokens),
+        cost_ticks=_check(wire.cost_in_usd_ticks),
+    )
+
+
+def _read_typed_usage(wire: _WireUsage) -> Usage:
+    prompt, output = _check(wire.input_tokens), _check(wire.output_tokens)
+    details, output_details = wire.input_tokens_details, wire.output_tokens_details
+    cached = _check(details.cached_tokens if details else wire.cache_read_input_tokens)
+    if details is None and prompt is not None:  # Messages
+        prompt += (cached or 0) + (_check(wire.cache_creation_input_tokens) or 0)
+    total = _check(wire.total_tokens)
+    if total is None:
+        total = _add(prompt, output)
+    reasoning = _check(output_details.reasoning_tokens if output_details else None)
+    if output is not None and reasoning is not None and reasoning <= output and total == _add(prompt, output):
+        output -= reasoning
+    return Usage(
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        completion_tokens=output,
+        reasoning_tokens=reasoning,
+        total_tokens=total,
+        cost_ticks=_check(wire.cost_in_usd_ticks),
+        server_tools=_check(wire.num_server_side_tools_used),
+    )
+
+
+def _check(figure: int | None) -> int | None:
+    """`figure` if it is plausible, else None."""
+    return figure if figure is not None and 0 <= figure <= MAX_FIGURE else None
+
+
+def _add(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first + second

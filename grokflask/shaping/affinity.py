@@ -44,9 +44,7 @@ _FIRST = msgspec.json.Decoder(
         "_First", [(f"turn_{number}", _Turn | None, None) for number in range(MAX_TURNS)], array_like=True
     )
 )
-_PARTS: msgspec.json.Decoder[list[dict[str, msgspec.Raw]]] = msgspec.json.Decoder(
-    list[dict[str, msgspec.Raw]]
-)
+_PARTS: msgspec.json.Decoder[list[RawFields]] = msgspec.json.Decoder(list[RawFields])
 
 
 def make_salt(settings: Settings) -> bytes:

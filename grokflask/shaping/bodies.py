@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import msgspec
 
@@ -18,9 +17,10 @@ from grokflask.config import Settings
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
 from grokflask.protocol.raw_json import RawFields, decode_fields, is_empty
 from grokflask.protocol.routes import Kind, Shape, is_plain_segment
-from grokflask.shaping import estimates, vision
+from grokflask.shaping import vision
 from grokflask.shaping.affinity import pin
 from grokflask.shaping.dropped_params import drop_image_options, drop_refused, drop_tool_options
+from grokflask.shaping.estimates import count_pictures, estimate
 from grokflask.shaping.fields import FLAG, OBJECT, TEXT, drop, read_field, read_fields
 from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest, UpstreamRequest
 from grokflask.shaping.tools import TOOL_FIELDS, find_use
@@ -41,13 +41,6 @@ class _Shaped:
     uses: tuple[Kind, str] | None = None
 
 
-class _Rule(NamedTuple):
-    """How to shape a body, which changes its fields, and how to estimate its cost."""
-
-    shape: Callable[[RawFields, Settings], _Shaped]
-    estimate: estimates.Estimator = estimates.estimate_nothing
-
-
 def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"") -> UpstreamRequest:
     """The request to send upstream. Its conversation gets an id derived from `caller`, unless that is b"".
 
@@ -63,12 +56,12 @@ def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"
     if route.content:
         headers["Accept"] = "*/*"
     if route.shape is None:
-        estimate = FETCHED if route.billing == "fetched" else FREE
+        cost = FETCHED if route.billing == "fetched" else FREE
         model = request.model_id or ""
         body = b"{}" if route.method == "POST" else None  # xAI refuses a POST without a body
-        return UpstreamRequest(route.method, path, body, headers, model=model, estimate=estimate)
-    rule, fields = _RULES[route.shape], read_fields(request.body)
-    shaped = rule.shape(fields, settings)
+        return UpstreamRequest(route.method, path, body, headers, model=model, estimate=cost)
+    fields = read_fields(request.body)
+    shaped = _RULES[route.shape](fields, settings)
     if caller and route.billing == "tokens":
         pin(headers, fields, caller, by_field=route.shape is Shape.RESPONSE)
     body = msgspec.json.encode(fields)
@@ -84,7 +77,7 @@ def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"
         fallback=shaped.fallback,
         dropped=shaped.dropped,
         uses=shaped.uses,
-        estimate=rule.estimate(model, body, fields, settings),
+        estimate=estimate(route.shape, model, body, fields, settings),
         makes=shaped.makes or (route.kind if route.act == "make" else None),
         tools="" if TOOL_FIELDS.isdisjoint(fields) else find_use(fields),
     )
@@ -138,9 +131,8 @@ def _shape_chat(fields: RawFields, settings: Settings) -> _Shaped:
 def _shape_completion(fields: RawFields, settings: Settings, prompt: msgspec.Raw) -> _Shaped:
     """The rule for chats, messages and responses, whose messages are in `prompt`."""
     has_image = vision.has_image_part(prompt)
-    model = _default_model(
-        fields, settings.default_vision_model if has_image else settings.default_chat_model
-    )
+    default = settings.default_vision_model if has_image else settings.default_chat_model
+    model = _default_model(fields, default)
     stream = bool(read_field(fields, "stream", FLAG))
     dropped = drop_refused(fields, model) if settings.drop_params else ()
     if stream and has_image and settings.vision_stream == "fallback":
@@ -195,7 +187,7 @@ def _shape_image(fields: RawFields, settings: Settings) -> _Shaped:
 
 
 def _shape_edit(fields: RawFields, settings: Settings) -> _Shaped:
-    if not estimates.count_pictures(fields):
+    if not count_pictures(fields):
         raise InvalidRequestError("'image' is missing: send an object with its url.", param="image")
     return _shape_image(fields, settings)
 
@@ -211,22 +203,19 @@ def _shape_batch(fields: RawFields, _settings: Settings) -> _Shaped:
     return _Shaped()
 
 
-def _shape_other(_fields: RawFields, _settings: Settings) -> _Shaped:
-    return _Shaped()
-
-
-_RULES = {
-    Shape.CHAT: _Rule(_shape_chat, estimates.estimate_completion),
-    Shape.VISION: _Rule(_shape_vision, estimates.estimate_completion),
-    Shape.RESPONSE: _Rule(_shape_response, estimates.estimate_response),
-    Shape.COMPACTION: _Rule(_shape_compaction, estimates.estimate_response),
-    Shape.MESSAGE: _Rule(_shape_message, estimates.estimate_completion),
-    Shape.IMAGE: _Rule(_shape_image, estimates.estimate_image),
-    Shape.IMAGE_EDIT: _Rule(_shape_edit, estimates.estimate_edit),
-    Shape.VIDEO: _Rule(_shape_video, estimates.estimate_clip),
-    Shape.BATCH: _Rule(_shape_batch),
-    Shape.OTHER: _Rule(_shape_other),
+_RULES: dict[Shape, Callable[[RawFields, Settings], _Shaped]] = {
+    Shape.CHAT: _shape_chat,
+    Shape.VISION: _shape_vision,
+    Shape.RESPONSE: _shape_response,
+    Shape.COMPACTION: _shape_compaction,
+    Shape.MESSAGE: _shape_message,
+    Shape.IMAGE: _shape_image,
+    Shape.IMAGE_EDIT: _shape_edit,
+    Shape.VIDEO: _shape_video,
+    Shape.BATCH: _shape_batch,
+    Shape.OTHER: lambda _fields, _settings: _Shaped(),
 }
+"""How to shape each body. A rule changes its fields."""
 
 
 def _default_model(fields: RawFields, default: str) -> str:

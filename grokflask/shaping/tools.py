@@ -25,8 +25,6 @@ _CLIENT_PREFIXES = ("bash_", "text_editor_", "computer_", "memory_")
 
 
 class _Tool(msgspec.Struct):
-    """An entry of `tools`."""
-
     type: str | None = None
 
 
@@ -52,13 +50,10 @@ def find_use(fields: Mapping[str, msgspec.Raw]) -> Use:
             tools = _TOOLS.decode(fields["tools"])
         except MALFORMED:
             return "server"  # upstream refuses it, or reads it in another way
-        if not all(_is_client(tool.type or "") for tool in tools):
+        types = (tool.type or "" for tool in tools)
+        if not all(type in _CLIENT_TYPES or type.startswith(_CLIENT_PREFIXES) for type in types):
             return "server"
     return "client" if used else ""
-
-
-def _is_client(kind: str) -> bool:
-    return kind in _CLIENT_TYPES or kind.startswith(_CLIENT_PREFIXES)
 
 
 def _is_off(raw: msgspec.Raw) -> bool:

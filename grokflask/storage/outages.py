@@ -44,9 +44,7 @@ class Breaker:
             return
         now = time.monotonic()
         if now < self._retry_at:
-            error = StoreUnavailableError()
-            error.detail = self._detail
-            raise error
+            raise StoreUnavailableError(detail=self._detail)
         self._retry_at = now + self._pause_s
 
 

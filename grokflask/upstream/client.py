@@ -1,8 +1,4 @@
-"""The client of the upstream API: sends requests, and turns every failure into an UpstreamError.
-
-`UpstreamClient` sends; an `UpstreamCall` is a request on its way, which can be waited for and cancelled; its
-result is an `UpstreamStream`.
-"""
+"""The client of the upstream API: sends requests, and turns every failure into an UpstreamError."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Connections to upstream, each within reach of the thread that may cancel the attempt it is made for.
-
-An `Attempt` lets another thread see how far a request has come, and cancel it. A `Connector` makes TCP and
-TLS connections to one server.
-"""
+"""Connections to upstream, each within reach of the thread that may cancel the attempt it is made for."""
 
 from __future__ import annotations
 
@@ -24,7 +20,7 @@ NAME_S = 5.0
 
 
 class Attempt:
-    """One attempt at sending a request."""
+    """One attempt at sending a request. Another thread can see how far it has come, and cancel it."""
 
     def __init__(self) -> None:
         #: "reused" (a kept connection, no byte of an answer yet), "connecting", "connected", or "answering".
@@ -71,7 +67,7 @@ class Connection:
 
 
 class Connector:
-    """Makes connections to the server at `base_url`. Thread-safe."""
+    """Makes TCP and TLS connections to the server at `base_url`. Thread-safe."""
 
     def __init__(self, base_url: str) -> None:
         #: Makes the `wait` of each connection; None for sockets that wait well by themselves. gevent's try to

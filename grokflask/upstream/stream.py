@@ -53,9 +53,8 @@ class UpstreamStream:
 
     def is_answer_to(self, request: UpstreamRequest) -> bool:
         """A success, and events where the request asks for events."""
-        if not 200 <= self.status < 300:
-            return False
-        return not request.stream or self.media_type == "text/event-stream"
+        has_type = not request.stream or self.media_type == "text/event-stream"
+        return 200 <= self.status < 300 and has_type
 
     def read(self, timeout_s: float) -> bytes | None:
         """The next bytes of the body, as soon as there are any; b"" at its end; None after `timeout_s`.
@@ -127,9 +126,7 @@ class UpstreamStream:
         except (TimeoutError, ssl.SSLWantReadError):
             return None
         except (OSError, ValueError) as error:  # ValueError: a TLS socket that was closed meanwhile
-            broken = StreamBrokenError()
-            broken.detail = repr(error)[:200]
-            raise broken from error
+            raise StreamBrokenError(detail=repr(error)[:200]) from error
         self._drained = len(data) < LARGE_BYTES
         self._turn_left -= len(data)
         if self._turn_left <= 0:

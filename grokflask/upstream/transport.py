@@ -16,13 +16,7 @@ from typing import Any
 import requests
 from requests.adapters import BaseAdapter
 
-from grokflask.errors import (
-    ConnectTimeoutError,
-    NoAnswerError,
-    UpstreamConnectError,
-    UpstreamError,
-    UpstreamTimeoutError,
-)
+from grokflask.errors import ConnectTimeoutError, NoAnswerError, UpstreamConnectError, UpstreamTimeoutError
 from grokflask.protocol.upstream_errors import clean_message
 from grokflask.shaping.request import Upload
 from grokflask.upstream.connections import Attempt, Connection, Connector
@@ -107,13 +101,8 @@ class Adapter(BaseAdapter):
     ) -> requests.Response:
         """Sends an OutgoingRequest and reads the head of its answer. The caller reads the body.
 
-        Args:
-            request: what to send.
-            stream: ignored; the body is never read here.
-            timeout: seconds for each step of connecting, and for the next bytes of the head.
-            verify: ignored; certificates are always verified.
-            cert: ignored.
-            proxies: ignored.
+        `timeout` has the seconds for each step of connecting, and for the next bytes of the head. The other
+        arguments are ignored: the body is never read here, and certificates are always verified.
 
         Raises UpstreamError, or StaleConnectionError if the request can be sent again.
         """
@@ -220,15 +209,9 @@ def _is_quiet(sock: Any) -> bool:
 
 def _explain(error: OSError, phase: str) -> Exception:
     """The failure of an attempt as its caller sees it, with the system's own error as its detail."""
-    timed_out = isinstance(error, TimeoutError)
-    failure: UpstreamError
+    detail, timed_out = clean_message(repr(error))[:200], isinstance(error, TimeoutError)
     if phase == "connecting":
-        failure = ConnectTimeoutError() if timed_out else UpstreamConnectError()
-    elif timed_out:
-        failure = UpstreamTimeoutError()
-    elif phase == "reused":
-        return StaleConnectionError()
-    else:
-        failure = NoAnswerError()
-    failure.detail = clean_message(repr(error))[:200]
-    return failure
+        return ConnectTimeoutError(detail=detail) if timed_out else UpstreamConnectError(detail=detail)
+    if timed_out:
+        return UpstreamTimeoutError(detail=detail)
+    return StaleConnectionError() if phase == "reused" else NoAnswerError(detail=detail)

@@ -402,7 +402,7 @@ def test_who_is_dead(database: Database) -> None:
         for name in ("fresh", "old", "unknown", "me"):
             statements.store(connection, [read_fields(make_row(worker=name, id=name))])
         statements.beat(connection, elsewhere, 15)
-        statements.beat(connection, dataclasses.replace(elsewhere, id="old"), 15)
+        statements.beat(connection, elsewhere._replace(id="old"), 15)
         return statements.beat(connection, me, 15)
 
     assert database.write(prepare) is False  # the first time: who knows for how long nobody could write

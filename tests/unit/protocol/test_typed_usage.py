@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from grokflask.billing.bill import count_output
-from grokflask.protocol.typed_usage import merge_usage, read_reply
-from grokflask.protocol.usage import Usage
+from grokflask.protocol.usage import Usage, merge_usage, read_reply
 
 
 def read(usage: Any) -> Usage | None:
