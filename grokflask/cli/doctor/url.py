@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -58,12 +59,8 @@ class Passage:
 def check_url(caller: Caller) -> Iterator[Finding]:
     """Checks health, readiness, then the diagnostic stream. Stops at the first failed call."""
     if not is_safe(caller.url):
-        yield Finding(
-            "url",
-            "warn",
-            "http sends keys and answers unencrypted",
-            "Use TLS at the proxy (docs/deployment.md).",
-        )
+        text = "http sends keys and answers unencrypted"
+        yield Finding("url", "warn", text, "Use TLS at the proxy (docs/deployment.md).")
     try:
         for path in ("/health", "/ready"):
             yield _check_path(caller, path)
@@ -137,25 +134,17 @@ def _note(passage: Passage, data: bytes) -> None:
 def judge_stream(passage: Passage) -> Finding:
     """Whether events arrive when they are sent."""
     if not passage.complete:
-        return Finding(
-            "stream",
-            "FAIL",
-            f"cut off after {len(passage.sent_ms)} events",
-            "Raise the proxy's read timeout (nginx: proxy_read_timeout 120s).",
-        )
+        remedy = "Raise the proxy's read timeout (nginx: proxy_read_timeout 120s)."
+        return Finding("stream", "FAIL", f"cut off after {len(passage.sent_ms)} events", remedy)
     sent_in_ms = passage.sent_ms[-1] - passage.sent_ms[0]
     arrived_in_ms = passage.arrived_ms[-1] - passage.arrived_ms[0]
     text = f"{len(passage.sent_ms)} events sent over {sent_in_ms:.0f} ms arrived over {arrived_in_ms:.0f} ms"
     if passage.share >= LUMP_SHARE:
         return Finding("stream", "ok", text)
     known = name_proxy(passage.headers)
-    remedies = [_BUFFERS[known]] if known else list(_BUFFERS.values())
-    return Finding(
-        "stream",
-        "FAIL",
-        f"a proxy buffers streams: {text}",
-        f"{'; or '.join(remedies)}. See docs/streaming.md.",
-    )
+    remedies = [_BUFFERS[known]] if known else _BUFFERS.values()
+    remedy = f"{'; or '.join(remedies)}. See docs/streaming.md."
+    return Finding("stream", "FAIL", f"a proxy buffers streams: {text}", remedy)
 
 
 def name_proxy(headers: Mapping[str, str]) -> str | None:
@@ -172,26 +161,20 @@ def judge_compression(passage: Passage) -> Finding:
     coding = passage.headers.get("Content-Encoding", "identity")
     if coding in ("", "identity"):
         return Finding("compression", "ok", "none")
-    return Finding(
-        "compression",
-        "warn",
-        f"a proxy compresses streams ({coding}), and may buffer events for that",
-        "Turn it off for text/event-stream (nginx: gzip_types, Apache: SetEnv no-gzip 1).",
-    )
+    text = f"a proxy compresses streams ({coding}), and may buffer events for that"
+    remedy = "Turn it off for text/event-stream (nginx: gzip_types, Apache: SetEnv no-gzip 1)."
+    return Finding("compression", "warn", text, remedy)
 
 
 def judge_request_id(passage: Passage) -> Finding:
     """Whether X-Request-ID passes in both directions."""
+    finding = partial(Finding, "request id")
+    remedy = "Let it pass: clients use it to find their requests in the log."
     if passage.event.get("request_id") != passage.request_id:
-        return Finding(
-            "request id",
-            "warn",
-            "a proxy replaces or drops X-Request-ID on the way in",
-            "Let it pass: clients use it to find their requests in the log.",
-        )
+        return finding("warn", "a proxy replaces or drops X-Request-ID on the way in", remedy)
     if passage.headers.get("X-Request-ID") != passage.request_id:
-        return Finding("request id", "warn", "a proxy drops X-Request-ID on the way out", "Let it pass.")
-    return Finding("request id", "ok", "X-Request-ID passes in both directions")
+        return finding("warn", "a proxy drops X-Request-ID on the way out", remedy)
+    return finding("ok", "X-Request-ID passes in both directions")
 
 
 def judge_forwarding(passage: Passage, scheme: str) -> Iterator[Finding]:
@@ -199,23 +182,16 @@ def judge_forwarding(passage: Passage, scheme: str) -> Iterator[Finding]:
     event = passage.event
     count, trusted = int(event.get("forwarded_for") or 0), int(event.get("trusted_proxies") or 0)
     hint = f"Set GROKFLASK_TRUSTED_PROXIES={count}"
+    finding = partial(Finding, "addresses")
+    text = f"X-Forwarded-For has {count} addresses, and {trusted} proxies are trusted"
     if count == trusted:
-        yield Finding("addresses", "ok", f"{count} proxies send X-Forwarded-For, and {trusted} are trusted")
+        yield finding("ok", text)
     elif count > trusted:
-        yield Finding(
-            "addresses",
-            "warn",
-            f"X-Forwarded-For has {count} addresses, but {trusted} are trusted: all callers may count as one",
-            f"{hint}, if that many proxies are yours.",
-        )
+        remedy = f"{hint}, if that many proxies are yours."
+        yield finding("warn", f"{text}: all callers may count as one", remedy)
     else:
-        yield Finding(
-            "addresses",
-            "FAIL",
-            f"{trusted} proxies are trusted, but X-Forwarded-For has {count} "
-            "addresses: callers can forge theirs",
-            f"{hint}, or have the proxy send X-Forwarded-For.",
-        )
+        remedy = f"{hint}, or have the proxy send X-Forwarded-For."
+        yield finding("FAIL", f"{text}: callers can forge theirs", remedy)
     if scheme == "https" and event.get("scheme") != "https":
         sent = event.get("forwarded_proto")
         remedy = hint if sent else "Have the proxy send X-Forwarded-Proto, and trust it."
