@@ -143,12 +143,6 @@ def check_keys(settings: Settings, store: KeyStore) -> Finding:
     return finding("ok", f"{count} active")
 
 
-def check_workers(settings: Settings) -> Finding:
-    """Reports the workers. Several share their counters, or the settings are refused."""
-    where = "Redis" if settings.redis_url else "memory"
-    return Finding("workers", "ok", f"{settings.workers}, counting in {where}")
-
-
 def check_files(settings: Settings) -> Finding:
     """Checks the limit of open files: a stream takes two."""
     finding = partial(Finding, "open files")

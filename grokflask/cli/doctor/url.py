@@ -8,19 +8,26 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.cli.caller import Caller, CallError, explain_status, is_safe, read_pieces, read_start
-from grokflask.cli.conversation import read_events
+from grokflask.cli.caller import Caller, CallError, explain_status, is_safe, read_events, read_start
 from grokflask.cli.doctor.findings import Finding
 from grokflask.errors import MALFORMED
 
-SILENCE_S = 60.0
+SILENCE_S = 70.0
+"""Longer than the 60 s of nginx and most load balancers, and the 55 s of Heroku."""
+
+MAX_SILENCE_S = 120.0
+"""The most that the gateway accepts."""
+
+ANSWER_S = 60.0
 MAX_EVENTS = 100
 TRIES = 2
 """A machine that is busy for a moment looks like a buffering proxy, so the best of two tries counts."""
@@ -33,6 +40,15 @@ _BUFFERS = {
     "apache": "Apache: flushpackets=on behind ProxyPass, and SetEnv no-gzip 1 for this path",
     "cloudflare": "Cloudflare: turn compression and Rocket Loader off for this host, by a Configuration Rule",
     "heroku": "Heroku's router does not buffer: check what else is in front (an nginx buildpack, a CDN)",
+}
+
+
+_TIMEOUTS = {
+    "nginx": "nginx: a longer proxy_read_timeout (120s)",
+    "apache": "Apache: a longer ProxyTimeout and Timeout",
+    "cloudflare": "Cloudflare ends connections after about 100 s of silence",
+    "heroku": "Heroku's router ends connections after 55 s of silence",
+    None: "Raise the idle and read timeouts of proxies in front to 120 s",
 }
 
 
@@ -76,15 +92,32 @@ def check_url(caller: Caller) -> Iterator[Finding]:
 
 def _check_path(caller: Caller, path: str) -> Finding:
     """Checks that the gateway answers a path outside the API. Raises CallError."""
-    with caller.call("GET", path, silence_s=SILENCE_S) as reply:
-        body = read_start(reply)
-        try:
-            status = msgspec.json.decode(body)["status"]
-        except (*MALFORMED, LookupError, TypeError):
-            text = f"the answer to {path} is not a gateway's ({reply.status_code})"
-            return Finding(path, "FAIL", text, f"Let the proxy pass {path}: load balancers need it.")
-        remedy = "" if reply.status_code == 200 else "It is shutting down: another instance should take over."
-        return Finding(path, "ok" if reply.status_code == 200 else "warn", str(status), remedy)
+    with caller.call("GET", path, silence_s=ANSWER_S) as reply:
+        body, status = read_start(reply), reply.status_code
+    try:
+        text = str(msgspec.json.decode(body)["status"])
+    except (*MALFORMED, LookupError, TypeError):
+        text = f"the answer to {path} is not a gateway's ({status})"
+        return Finding(path, "FAIL", text, f"Let the proxy pass {path}: load balancers need it.")
+    if status != 200:
+        return Finding(path, "warn", text, "It is shutting down: another instance should take over.")
+    return Finding(path, "ok", text)
+
+
+def check_silence(caller: Caller, silence_s: float) -> Finding:
+    """Requests two events with `silence_s` between them, in which only heartbeats arrive."""
+    finding = partial(Finding, "silence")
+    began = time.monotonic()
+    try:
+        passage = receive(caller, f"/diagnose/stream?silence_s={silence_s:g}")
+    except CallError as error:
+        return finding("FAIL", error.message)
+    if passage.complete:
+        return finding("ok", f"a stream survives {silence_s:g} s without events")
+    text = f"a stream without events was cut after {time.monotonic() - began:.1f} s, with a heartbeat every "
+    text += f"{passage.event.get('heartbeat_s')} s"
+    remedy = f"{_TIMEOUTS[name_proxy(passage.headers)]}; or set a smaller GROKFLASK_HEARTBEAT_S."
+    return finding("FAIL", text, remedy)
 
 
 def _measure(caller: Caller) -> Passage:
@@ -101,34 +134,24 @@ def receive(caller: Caller, path: str = "/diagnose/stream") -> Passage:
     """Reads and times one diagnostic stream. Raises CallError if it does not begin."""
     request_id = f"doctor-{secrets.token_hex(8)}"
     headers = {"X-Request-ID": request_id, "Accept": "text/event-stream", "Accept-Encoding": "gzip"}
-    with caller.call("GET", path, silence_s=SILENCE_S, **headers) as reply:
+    with caller.call("GET", path, silence_s=ANSWER_S, headers=headers) as reply:
         if reply.status_code != 200:
             raise CallError(explain_status(reply))
         if not reply.headers.get("Content-Type", "").startswith("text/event-stream"):
             raise CallError("/diagnose/stream is not a stream: something else answers, or an older version.")
         passage = Passage(reply.headers, request_id)
-        try:
-            for data in read_events(read_pieces(reply)):
+        # A stream that is cut, or is not a gateway's, remains incomplete.
+        with suppress(CallError, *MALFORMED, LookupError, TypeError, ValueError):
+            for data in islice(read_events(reply), MAX_EVENTS):
                 if data == b"[DONE]":
                     passage.complete = True
                     break
-                _note(passage, data)
-        except CallError:
-            pass  # `complete` stays False
+                arrived_ms = time.monotonic() * 1000
+                event = msgspec.json.decode(data)
+                passage.sent_ms.append(float(event["sent_ms"]))
+                passage.arrived_ms.append(arrived_ms)
+                passage.event = passage.event or event
         return passage
-
-
-def _note(passage: Passage, data: bytes) -> None:
-    arrived_ms = time.monotonic() * 1000
-    if len(passage.sent_ms) >= MAX_EVENTS:
-        raise CallError("/diagnose/stream sends more events than a gateway does.")
-    try:
-        event = msgspec.json.decode(data)
-        passage.sent_ms.append(float(event["sent_ms"]))
-    except (*MALFORMED, LookupError, TypeError, ValueError):
-        raise CallError("/diagnose/stream does not send a gateway's events.") from None
-    passage.arrived_ms.append(arrived_ms)
-    passage.event = passage.event or event
 
 
 def judge_stream(passage: Passage) -> Finding:
