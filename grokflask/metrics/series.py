@@ -9,7 +9,7 @@ worker. Gauges describe live workers only, so the server removes a dead worker's
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,9 @@ class Series:
             ]
         return values
 
-    def add(self, family: Family, labels: Labels, amount: float) -> None:
-        """Adds to a counter."""
-        self.find(family, labels)[0].inc(amount)
-
-    def add_observations(
-        self, family: Family, labels: Labels, counts: Mapping[int, int], seconds: float
-    ) -> None:
-        """Adds to a histogram: observations by the index of their bucket, and their sum."""
-        total, *buckets = self.find(family, labels)
-        total.inc(seconds)
-        for index, count in counts.items():
-            buckets[index].inc(count)
+    def add(self, family: Family, labels: Labels, index: int, amount: float) -> None:
+        """Adds to the value `index` of a counter or histogram, in the order of `find`."""
+        self.find(family, labels)[index].inc(amount)
 
     def set(self, family: Family, labels: Labels, value: float, timestamp: float | None = None) -> None:
         """Sets a gauge, or a counter to its total since the start of the process.
