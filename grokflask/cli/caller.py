@@ -9,18 +9,17 @@ import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
-import msgspec
 import requests
 
 from grokflask.cli.terminal import clean_line
 from grokflask.config import Settings
-from grokflask.errors import MALFORMED, UpstreamProtocolError
+from grokflask.errors import UpstreamProtocolError
 from grokflask.protocol.routes import PREFIXES
 from grokflask.protocol.sse import EventDecoder, Run
+from grokflask.protocol.upstream_errors import parse_error
 from grokflask.setting_types import read_base_url
 
 CONNECT_TIMEOUT_S = 10.0
@@ -196,17 +195,6 @@ def explain_status(reply: requests.Response) -> str:
 
 def read_message(body: bytes) -> str:
     """The message of an error response in any of the shapes, or ""."""
-    for line in (body, *body.splitlines()):
-        try:
-            document: Any = msgspec.json.decode(line.removeprefix(b"data: "))
-        except MALFORMED:
-            continue
-        if isinstance(document, dict) and "error" in document:
-            return name_error(document["error"])
-    return ""
-
-
-def name_error(error: object) -> str:
-    """The message of an error in a stream or response, on one line."""
-    message = error.get("message") if isinstance(error, dict) else error
-    return clean_line(str(message))[:MAX_DETAIL_CHARS] or "The gateway reports an error without a message."
+    errors = (parse_error(line.removeprefix(b"data: ")) for line in (body, *body.splitlines()))
+    message = next((error.message for error in errors if error.has_message), "")
+    return clean_line(message)[:MAX_DETAIL_CHARS]

@@ -15,7 +15,6 @@ from grokflask.cli.caller import (
     Caller,
     CallError,
     explain_status,
-    name_error,
     read_events,
     read_message,
     read_start,
@@ -126,7 +125,7 @@ class Conversation:
             if not isinstance(chunk, dict):
                 continue
             if "error" in chunk:
-                raise CallError(name_error(chunk["error"]))
+                raise CallError(read_message(data) or "The gateway reports an error without a message.")
             self._note_usage(chunk.get("usage"))
             yield from _find_pieces(chunk.get("choices"))
         raise CallError(

@@ -12,6 +12,7 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from grokflask.errors import GrokflaskError, InvalidRequestError, StoreUnavailableError
+from grokflask.storage.database import Database
 
 _OPTIONS = {"expires_at": "--expires", "name": "NAME"}
 """Options whose names differ from their fields."""
@@ -45,6 +46,12 @@ class CommandGroup(AppGroup):
             raise click.ClickException(_explain(error)) from error
         except GrokflaskError as error:
             raise click.ClickException(error.message) from error
+
+
+def get_database() -> Database:
+    """The current app's database."""
+    database: Database = current_app.extensions["database"]
+    return database
 
 
 def check_formats(as_json: bool, as_csv: bool) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import click
 from flask import current_app
 from flask.cli import with_appcontext
 
 from grokflask.cli.caller import Caller, find_key, is_safe, read_url
-from grokflask.cli.doctor.findings import Finding, has_failed, print_document, print_findings, redact
+from grokflask.cli.doctor.findings import Finding, print_findings, redact
 from grokflask.cli.doctor.place import check_place
 from grokflask.cli.doctor.stores import (
     check_database,
@@ -26,6 +27,7 @@ from grokflask.cli.doctor.stores import (
 from grokflask.cli.doctor.upstream import check_key, check_upstream
 from grokflask.cli.doctor.url import MAX_SILENCE_S, SILENCE_S, check_silence, check_url
 from grokflask.cli.group import as_json, silence_log
+from grokflask.cli.tables import print_json
 from grokflask.config import Settings
 from grokflask.errors import ConfigError
 from grokflask.log import MIN_SECRET_CHARS
@@ -65,8 +67,12 @@ def doctor(url: str | None, key: str | None, silence_s: float | None, as_json: b
         findings = [*_check_here(settings), *_check_there(address, found_key, silence_s)]
     secrets = {*(settings.secrets if settings else ()), found_key or ""}
     findings = redact(findings, [text for text in secrets if len(text) >= MIN_SECRET_CHARS])
-    (print_document if as_json else print_findings)(findings)
-    sys.exit(has_failed(findings))
+    has_failed = any(each.state == "FAIL" for each in findings)
+    if as_json:
+        print_json({"healthy": not has_failed, "findings": [asdict(each) for each in findings]})
+    else:
+        print_findings(findings)
+    sys.exit(has_failed)
 
 
 def _check_here(settings: Settings | None) -> Iterator[Finding]:
