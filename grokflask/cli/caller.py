@@ -35,12 +35,7 @@ class CallError(click.ClickException):
 
 
 class Caller(requests.Session):
-    """Calls one gateway with one key. Close it, or use it in a `with`.
-
-    Args:
-        url: the gateway's address, without a path.
-        key: sent as bearer token; None sends none.
-    """
+    """Calls the gateway at `url`, which has no path, with `key` as bearer token; None sends none."""
 
     def __init__(self, url: str, key: str | None) -> None:
         super().__init__()

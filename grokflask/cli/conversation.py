@@ -56,15 +56,11 @@ class Figures:
 
 
 class Conversation:
-    """The turns with a model, which may change between them.
-
-    Attributes:
-        model: None is the gateway's default.
-        figures: those of the last answer.
-    """
+    """The turns with a model, which may change between them."""
 
     def __init__(self, caller: Caller, model: str | None, system: str | None) -> None:
-        self.model = model
+        self.model = model  # None is the gateway's default
+        #: Those of the last answer.
         self.figures = Figures(0.0)
         self._caller = caller
         self._system = system

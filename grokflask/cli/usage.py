@@ -125,12 +125,8 @@ _COLUMNS: tuple[tuple[str, Callable[[LedgerRow], object]], ...] = (
     ("ms", lambda row: row.duration_ms),
     ("prompt", lambda row: row.prompt_tokens),
     ("completion", lambda row: row.completion_tokens),
-    ("usd", lambda row: _mark(format_usd(row.cost_ticks), row.estimated)),
+    ("usd", lambda row: format_usd(row.cost_ticks) + "~" * (row.estimated and row.cost_ticks is not None)),
 )
-
-
-def _mark(text: str, estimated: bool) -> str:
-    return f"{text}~" if text and estimated else text
 
 
 def _print_sums(grouping: str, sums: list[Summary]) -> None:

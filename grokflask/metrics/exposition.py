@@ -30,9 +30,7 @@ _log = logging.getLogger("grokflask.metrics")
 class Metrics:
     """The metrics of one process, or after `share` of one server. Its methods may be called in any thread.
 
-    Args:
-        tallies: counts kept while requests are served.
-        read_states: returns gauges and counters that are kept elsewhere.
+    `read_states` returns gauges and counters that are not in `tallies`, but kept elsewhere.
     """
 
     def __init__(self, tallies: Tallies, read_states: Callable[[], States]) -> None:

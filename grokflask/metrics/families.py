@@ -110,13 +110,9 @@ CODES = frozenset(_list_codes(GrokflaskError)) - UPSTREAM_KINDS - {UpstreamError
 """Codes of the gateway's own errors."""
 
 LIMIT_CODES = (
-    "rate_limit_exceeded",
-    "token_limit_exceeded",
-    "too_many_streams",
-    "fair_share_exceeded",
-    "insufficient_quota",
-    "gateway_full",
-)
+    "rate_limit_exceeded token_limit_exceeded too_many_streams fair_share_exceeded insufficient_quota "
+    "gateway_full"
+).split()
 
 SEEDS: list[tuple[Family, Labels]] = [
     *((REFUSED, (code,)) for code in (*LIMIT_CODES, "invalid_api_key")),

@@ -27,14 +27,10 @@ process that writes to a mapped file is killed if the disk then has no room for 
 
 
 class Series:
-    """All values of one process. One thread at a time changes them.
-
-    Args:
-        make_value: one of prometheus_client's value classes.
-    """
+    """All values of one process. One thread at a time changes them."""
 
     def __init__(self, make_value: Callable[..., Any] = MutexValue) -> None:
-        self._make_value = make_value
+        self._make_value = make_value  # one of prometheus_client's value classes
         self._values: dict[tuple[Family, Labels], list[Any]] = {}
         self._bases: dict[tuple[Family, Labels], float] = {}
         for family, labels in SEEDS:

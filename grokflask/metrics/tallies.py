@@ -38,11 +38,7 @@ _UNREACHED = frozenset((UpstreamConnectError.code, ConnectTimeoutError.code))
 
 
 class Tallies:
-    """The notes of one process, and their sums. Any thread may append notes; one at a time drains them.
-
-    Args:
-        by_key: also count by key name.
-    """
+    """The notes of one process, and their sums. Any thread may append notes; one at a time drains them."""
 
     def __init__(self, *, by_key: bool = False) -> None:
         #: Route, status and the code of the gateway's own error, if any, of each answer.
@@ -55,7 +51,7 @@ class Tallies:
         self.late: deque[float] = deque()
         #: One item for each heartbeat.
         self.heartbeats: deque[None] = deque()
-        self._by_key = by_key
+        self._by_key = by_key  # also count by key name
         self._models: set[str] = set()
         self._keys: set[str] = set()
         #: What to add to each value, which is an index of what `Series.find` returns.

@@ -26,11 +26,7 @@ T = TypeVar("T")
 
 
 class SQLiteConnections:
-    """The connections of one process. They are cheap, so each transaction opens its own.
-
-    Args:
-        offload: see `Database.offload`.
-    """
+    """The connections of one process. They are cheap, so each transaction opens its own."""
 
     def __init__(self, url: URL, offload: Offload) -> None:
         self._url = url

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Connection
-
 from grokflask.cli.doctor.findings import Finding, State
 from grokflask.config import Settings, find_unknown
 from grokflask.errors import StoreUnavailableError
@@ -20,6 +18,7 @@ from grokflask.storage.migrations import is_current
 
 SLOW_MS = 50
 SPARE_DESCRIPTORS = 100
+WRITE_SQL = "UPDATE schema_version SET version = version WHERE version < 0"
 WRITE_SCRIPT = "redis.call('SET', KEYS[1], '1', 'EX', 10) return redis.call('DEL', KEYS[1])"
 
 
@@ -99,7 +98,8 @@ def check_database(settings: Settings, database: Database) -> Iterator[Finding]:
         began = time.monotonic()
         current = database.read(is_current)
         took_ms = (time.monotonic() - began) * 1000
-        database.write(_touch)
+        # Changes nothing, but fails on a read-only database.
+        database.write(lambda connection: connection.exec_driver_sql(WRITE_SQL))
     except StoreUnavailableError as error:
         remedy = "Check DATABASE_URL, that the server runs or the folder is writable, and the disk."
         yield finding("FAIL", f"not usable: {error.detail}", remedy)
@@ -113,11 +113,6 @@ def check_database(settings: Settings, database: Database) -> Iterator[Finding]:
     if database.is_sqlite and "DYNO" in os.environ:
         text = "a SQLite file on Heroku is lost with each restart, with all keys"
         yield finding("FAIL", text, "heroku addons:create heroku-postgresql sets DATABASE_URL.")
-
-
-def _touch(connection: Connection) -> None:
-    """A write that changes nothing, but fails on a read-only database."""
-    connection.exec_driver_sql("UPDATE schema_version SET version = version WHERE version < 0")
 
 
 def check_keys(settings: Settings, store: KeyStore) -> Finding:
