@@ -9,7 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 VERSION = "0.1.0"
 
@@ -30,6 +31,15 @@ def _update_pid() -> None:
 
 
 os.register_at_fork(after_in_child=_update_pid)
+
+
+Offload = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
+"""Runs a function with a tuple of arguments in a thread of the operating system, and returns its result."""
+
+
+def run_here(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """An `Offload` that calls the function itself, where blocking does no harm."""
+    return function(*arguments)
 
 
 class Service(Protocol):

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
 from urllib.parse import urlsplit
 
 import click
-import msgspec
 import requests
 
 from grokflask.cli.terminal import clean_line
 from grokflask.config import Settings
-from grokflask.errors import MALFORMED
+from grokflask.errors import UpstreamProtocolError
 from grokflask.protocol.routes import PREFIXES
+from grokflask.protocol.sse import EventDecoder, Run
+from grokflask.protocol.upstream_errors import parse_error
 from grokflask.setting_types import read_base_url
 
 CONNECT_TIMEOUT_S = 10.0
@@ -34,57 +34,42 @@ class CallError(click.ClickException):
     """A call failed. The message is for the user of the command."""
 
 
-class Caller:
-    """Calls one gateway with one key. Close it, or use it in a `with`.
-
-    Args:
-        url: the gateway's address, without a path.
-        key: sent as bearer token; None sends none.
-    """
+class Caller(requests.Session):
+    """Calls the gateway at `url`, which has no path, with `key` as bearer token; None sends none."""
 
     def __init__(self, url: str, key: str | None) -> None:
+        super().__init__()
         self.url = url
         self._key = key
-        self._session = requests.Session()
         # Proxies of the environment are for other hosts, and .netrc has no gateway keys.
-        self._session.trust_env = not is_local(url)
-        self._session.auth = self._sign
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the connections. Idempotent."""
-        self._session.close()
+        self.trust_env = not is_local(url)
+        self.auth = self._sign
+        self.headers["Accept-Encoding"] = "identity"
 
     @contextmanager
     def call(
-        self, method: str, path: str, *, body: object = None, silence_s: float = SILENCE_S, **headers: str
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object = None,
+        headers: Mapping[str, str] | None = None,
+        silence_s: float = SILENCE_S,
     ) -> Iterator[requests.Response]:
         """The answer with any status, its body unread. The connection closes at the end. Raises CallError."""
-        request_headers = {name.replace("_", "-"): text for name, text in headers.items()}
-        if body is not None:
-            request_headers["Content-Type"] = "application/json"
-        reply = None
         try:
-            reply = self._session.request(
+            with self.request(
                 method,
                 self.url + path,
-                data=None if body is None else msgspec.json.encode(body),
-                headers={"Accept-Encoding": "identity", **request_headers},
+                json=body,
+                headers=headers,
                 timeout=(CONNECT_TIMEOUT_S, silence_s),
                 allow_redirects=False,  # the key is for this address only
                 stream=True,
-            )
-            yield reply
+            ) as reply:
+                yield reply
         except (requests.RequestException, OSError) as error:
             raise CallError(explain_failure(error, self.url)) from error
-        finally:
-            if reply is not None:
-                reply.close()
 
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         if self._key:
@@ -101,6 +86,18 @@ def read_pieces(reply: requests.Response) -> Iterator[bytes]:
             yield piece
     except (HTTPError, OSError) as error:
         raise CallError("The connection was cut before the answer was complete.") from error
+
+
+def read_events(reply: requests.Response) -> Iterator[bytes]:
+    """The data of each event as it arrives. Raises CallError if the body is cut."""
+    decoder = EventDecoder()
+    try:
+        for piece in read_pieces(reply):
+            for event in decoder.feed(piece):
+                yield from event[6:-2].split(b"\n\ndata: ") if isinstance(event, Run) else (event,)
+    except UpstreamProtocolError:
+        raise CallError("The gateway sent an event that is too long.") from None
+    yield from decoder.finish()
 
 
 def read_start(reply: requests.Response) -> bytes:
@@ -155,24 +152,22 @@ def is_safe(url: str) -> bool:
 
 def explain_failure(error: Exception, url: str) -> str:
     """Why there was no answer."""
+    text = clean_line(str(error))[:MAX_DETAIL_CHARS]
     if isinstance(error, requests.exceptions.SSLError):
-        return f"The certificate of {url} is not trusted here: {clean_line(str(error))[:MAX_DETAIL_CHARS]}"
+        return f"The certificate of {url} is not trusted here: {text}"
     if isinstance(error, requests.exceptions.ProxyError):
         return f"The proxy of the environment (HTTPS_PROXY, HTTP_PROXY) does not reach {url}."
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return f"{url} does not answer: is the address right, and does a firewall let it through?"
-    if isinstance(error, requests.exceptions.ConnectionError):
-        text = str(error)
-        if "Connection refused" in text:
-            return f"Nothing listens at {url}: is the gateway running? `make run` starts one."
-        if "resolve" in text:
-            return f"The host name in {url} is unknown: is the address right?"
-        if isinstance(error, requests.exceptions.ReadTimeout) or "timed out" in text:
-            return f"{url} was silent for too long."
-        return f"{url} closed the connection without an answer: is it a gateway, and is http or https right?"
-    if isinstance(error, requests.exceptions.Timeout):
+    if isinstance(error, requests.exceptions.Timeout) or "timed out" in text:
         return f"{url} was silent for too long."
-    return f"{url} cannot be called: {clean_line(str(error))[:MAX_DETAIL_CHARS]}"
+    if "Connection refused" in text:
+        return f"Nothing listens at {url}: is the gateway running? `make run` starts one."
+    if "resolve" in text:
+        return f"The host name in {url} is unknown: is the address right?"
+    if isinstance(error, requests.exceptions.ConnectionError):
+        return f"{url} closed the connection without an answer: is it a gateway, and is http or https right?"
+    return f"{url} cannot be called: {text}"
 
 
 def explain_status(reply: requests.Response) -> str:
@@ -195,17 +190,6 @@ def explain_status(reply: requests.Response) -> str:
 
 def read_message(body: bytes) -> str:
     """The message of an error response in any of the shapes, or ""."""
-    for line in (body, *body.splitlines()):
-        try:
-            document: Any = msgspec.json.decode(line.removeprefix(b"data: "))
-        except MALFORMED:
-            continue
-        if isinstance(document, dict) and "error" in document:
-            return name_error(document["error"])
-    return ""
-
-
-def name_error(error: object) -> str:
-    """The message of an error in a stream or response, on one line."""
-    message = error.get("message") if isinstance(error, dict) else error
-    return clean_line(str(message))[:MAX_DETAIL_CHARS] or "The gateway reports an error without a message."
+    errors = (parse_error(line.removeprefix(b"data: ")) for line in (body, *body.splitlines()))
+    message = next((error.message for error in errors if error.has_message), "")
+    return clean_line(message)[:MAX_DETAIL_CHARS]

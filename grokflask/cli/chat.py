@@ -68,7 +68,8 @@ def chat(
 
 def _converse(conversation: Conversation, reasoning: bool) -> None:
     """Reads and answers prompts until the user quits."""
-    _load_history()
+    with suppress(ImportError):  # Python may be built without it
+        import readline  # noqa: F401 - arrow keys and history at the prompt
     write_dim("Ctrl-C stops an answer, Ctrl-D quits, /help lists the commands.\n")
     while True:
         try:
@@ -127,7 +128,7 @@ def _run_command(conversation: Conversation, line: str) -> None:
     if word == "/help":
         write_dim(HELP + "\n")
     elif word == "/new":
-        conversation.restart()
+        conversation.turns.clear()
         write_dim("New conversation.\n")
     elif word == "/model" and rest.strip():
         conversation.model = rest.strip()
@@ -137,9 +138,3 @@ def _run_command(conversation: Conversation, line: str) -> None:
         write_dim("".join(f"  {clean(name)}\n" for name in conversation.list_models()))
     else:
         write_dim(f"Unknown command {clean_line(word)}; /help lists the commands.\n")
-
-
-def _load_history() -> None:
-    """Enables arrow keys and history at the prompt, if Python was built with readline."""
-    with suppress(ImportError):
-        import readline  # noqa: F401

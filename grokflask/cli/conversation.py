@@ -15,14 +15,12 @@ from grokflask.cli.caller import (
     Caller,
     CallError,
     explain_status,
-    name_error,
+    read_events,
     read_message,
-    read_pieces,
     read_start,
 )
-from grokflask.errors import MALFORMED, UpstreamProtocolError
+from grokflask.errors import MALFORMED
 from grokflask.protocol.routes import PREFIXES
-from grokflask.protocol.sse import EventDecoder, Run
 
 Kind = Literal["content", "reasoning"]
 Piece = tuple[Kind, str]
@@ -58,23 +56,15 @@ class Figures:
 
 
 class Conversation:
-    """The turns with a model, which may change between them.
-
-    Attributes:
-        model: None is the gateway's default.
-        figures: those of the last answer.
-    """
+    """The turns with a model, which may change between them."""
 
     def __init__(self, caller: Caller, model: str | None, system: str | None) -> None:
-        self.model = model
+        self.model = model  # None is the gateway's default
+        #: Those of the last answer.
         self.figures = Figures(0.0)
         self._caller = caller
         self._system = system
         self.turns: list[dict[str, str]] = []
-
-    def restart(self) -> None:
-        """Forgets all turns, but keeps the system prompt."""
-        self.turns.clear()
 
     def ask(self, prompt: str) -> Generator[Piece, None, None]:
         """The pieces of the answer as they arrive. Raises CallError, also for an incomplete answer.
@@ -92,9 +82,6 @@ class Conversation:
                 if kind == "content":
                     answer.append(text)
                 yield kind, text
-        except (KeyboardInterrupt, GeneratorExit):
-            self.figures.stopped = True
-            raise
         finally:
             self.figures.ended_at = time.monotonic()
             if answer:
@@ -111,15 +98,17 @@ class Conversation:
         }
         if self.model:
             body["model"] = _repair_surrogates(self.model)
-        accept = "text/event-stream, application/json"
-        with self._caller.call("POST", f"{PREFIXES[0]}/chat/completions", body=body, Accept=accept) as reply:
+        headers = {"Accept": "text/event-stream, application/json"}
+        with self._caller.call(
+            "POST", f"{PREFIXES[0]}/chat/completions", body=body, headers=headers
+        ) as reply:
             if reply.status_code != 200:
                 raise CallError(explain_status(reply))
             if not reply.headers.get("Content-Type", "").startswith("text/event-stream"):
                 raise CallError(
                     f"{self._caller.url} does not answer with a stream: is it the address of a gateway?"
                 )
-            yield from self._read(read_events(read_pieces(reply)))
+            yield from self._read(read_events(reply))
 
     def _read(self, events: Iterator[bytes]) -> Iterator[Piece]:
         for data in events:
@@ -132,7 +121,7 @@ class Conversation:
             if not isinstance(chunk, dict):
                 continue
             if "error" in chunk:
-                raise CallError(name_error(chunk["error"]))
+                raise CallError(read_message(data) or "The gateway reports an error without a message.")
             self._note_usage(chunk.get("usage"))
             yield from _find_pieces(chunk.get("choices"))
         raise CallError(
@@ -178,18 +167,3 @@ def _repair_surrogates(text: str) -> str:
 def _read_count(usage: dict[str, Any], name: str) -> int | None:
     count = usage.get(name)
     return count if isinstance(count, int) and count >= 0 else None
-
-
-def read_events(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The data of each event."""
-    decoder = EventDecoder()
-    try:
-        for piece in pieces:
-            for event in decoder.feed(piece):
-                if isinstance(event, Run):
-                    yield from event[6:-2].split(b"\n\ndata: ")
-                else:
-                    yield event
-    except UpstreamProtocolError:
-        raise CallError("The gateway sent an event that is too long.") from None
-    yield from decoder.finish()

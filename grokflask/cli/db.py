@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import click
-from flask import current_app
 
-from grokflask.cli.group import CommandGroup
-from grokflask.storage.database import Database
+from grokflask.cli.group import CommandGroup, get_database
 
 db = CommandGroup("db", help="The database's tables.")
 
@@ -18,5 +16,4 @@ def upgrade() -> None:
     The first use of the database does the same. Run this in a release phase to do it before the first
     request.
     """
-    database: Database = current_app.extensions["database"]
-    click.echo(f"The database has version {database.upgrade()}.")
+    click.echo(f"The database has version {get_database().upgrade()}.")

@@ -12,8 +12,7 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from grokflask.errors import GrokflaskError, InvalidRequestError, StoreUnavailableError
-
-MAX_DETAIL_CHARS = 300
+from grokflask.storage.database import Database
 
 _OPTIONS = {"expires_at": "--expires", "name": "NAME"}
 """Options whose names differ from their fields."""
@@ -39,7 +38,7 @@ class CommandGroup(AppGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command. Raises ClickException for expected errors."""
         try:
-            with _quiet_database():
+            with silence_log("grokflask.db"):  # the error says the same
                 return super().invoke(ctx)
         except InvalidRequestError as error:
             raise WrongUsageError(_name_option(error)) from error
@@ -49,6 +48,12 @@ class CommandGroup(AppGroup):
             raise click.ClickException(error.message) from error
 
 
+def get_database() -> Database:
+    """The current app's database."""
+    database: Database = current_app.extensions["database"]
+    return database
+
+
 def check_formats(as_json: bool, as_csv: bool) -> None:
     """Raises WrongUsageError if both are set."""
     if as_json and as_csv:
@@ -56,11 +61,11 @@ def check_formats(as_json: bool, as_csv: bool) -> None:
 
 
 @contextmanager
-def _quiet_database() -> Iterator[None]:
-    """Silences the database's log: the error says the same."""
-    logger = logging.getLogger("grokflask.db")
+def silence_log(name: str) -> Iterator[None]:
+    """Drops what the logger `name` and those below it would write."""
+    logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
@@ -77,10 +82,9 @@ def _name_option(error: InvalidRequestError) -> str:
 
 def _explain(error: StoreUnavailableError) -> str:
     """The database's error, without the secrets of the settings."""
-    cause = error.__cause__
-    if cause is None:
+    if error.detail is None:
         return error.message
-    detail = " ".join(str(getattr(cause, "orig", None) or cause).split())
+    detail = " ".join(error.detail.split())
     for secret in current_app.extensions["settings"].secrets if current_app else ():
         detail = detail.replace(secret, "[redacted]")
-    return f"The database cannot be used (DATABASE_URL): {detail[:MAX_DETAIL_CHARS] or type(cause).__name__}"
+    return f"The database cannot be used (DATABASE_URL): {detail}"

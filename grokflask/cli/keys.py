@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,11 +12,12 @@ from flask import current_app
 
 from grokflask.billing.money import format_usd, parse_usd
 from grokflask.cli.group import CommandGroup, WrongUsageError, as_csv, as_json, check_formats
-from grokflask.cli.tables import print_fields, print_json, print_table, stream_csv
+from grokflask.cli.tables import print_fields, print_json, print_table
 from grokflask.errors import InvalidRequestError
 from grokflask.keys.limits import read_changes
 from grokflask.keys.store import KeyStore
 from grokflask.keys.stored import StoredKey
+from grokflask.ledger.spreadsheet import write_csv
 from grokflask.times import read_duration
 
 NONE = "none"
@@ -123,7 +125,7 @@ def list_keys(as_json: bool, as_csv: bool) -> None:
     if as_json:
         print_json(fields)
     elif as_csv:
-        stream_csv(CSV_COLUMNS, fields)
+        sys.stdout.writelines(write_csv(CSV_COLUMNS, fields))
     elif fields:
         print_table(
             [name.removesuffix("_at").replace("_", " ") for name in COLUMNS],
@@ -208,9 +210,8 @@ def _format_budgets(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_secret(key: StoredKey, secret: str, as_json: bool, title: str) -> None:
-    fields = key.to_fields(time.time())
     if as_json:
-        print_json({"name": key.name, "secret": secret, **fields})
+        print_json({"name": key.name, "secret": secret, **key.to_fields(time.time())})
         return
     click.echo(f"{title}\nIts secret, shown only once:\n\n    {secret}\n")
     _print_key(key, as_json=False)
@@ -225,9 +226,5 @@ def _print_key(key: StoredKey, as_json: bool) -> None:
     lines = [f"{each['hint']} until {each['expires_at'] or 'its key ends'}" for each in fields.pop("secrets")]
     fields.pop("hint")
     fields["models"] = fields["models"] or "all"
-    print_fields(
-        {
-            **fields,
-            **{f"secret {number}" if number > 1 else "secret": line for number, line in enumerate(lines, 1)},
-        }
-    )
+    fields |= {f"secret {number}" if number > 1 else "secret": line for number, line in enumerate(lines, 1)}
+    print_fields(fields)

@@ -10,8 +10,6 @@ from typing import Any
 import click
 import msgspec
 
-from grokflask.ledger.spreadsheet import write_csv
-
 MAX_CELL_CHARS = 60
 GAP = "  "
 
@@ -53,12 +51,6 @@ def stream_json(rows: Iterable[Mapping[str, Any]]) -> None:
         sys.stdout.write(between + msgspec.json.encode(row).decode())
         between = ",\n"
     sys.stdout.write("[]\n" if between == "[\n" else "\n]\n")
-
-
-def stream_csv(header: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Prints a header line and one line per row, as the rows arrive. Lists are joined by spaces."""
-    for line in write_csv(header, rows):
-        sys.stdout.write(line)
 
 
 def _show(value: object) -> str:

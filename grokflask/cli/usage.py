@@ -12,8 +12,8 @@ import click
 from flask import current_app
 
 from grokflask.billing.money import format_usd
-from grokflask.cli.group import CommandGroup, as_csv, as_json, check_formats
-from grokflask.cli.tables import print_json, print_table, stream_csv, stream_json
+from grokflask.cli.group import CommandGroup, as_csv, as_json, check_formats, get_database
+from grokflask.cli.tables import print_json, print_table, stream_json
 from grokflask.ledger.query import GROUPINGS, name_sums, read_days, read_filter, read_grouping
 from grokflask.ledger.reports import (
     Drift,
@@ -25,7 +25,7 @@ from grokflask.ledger.reports import (
     summarize,
 )
 from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow
-from grokflask.storage.database import Database
+from grokflask.ledger.spreadsheet import write_csv
 from grokflask.times import to_iso
 
 TABLE_ROWS = 50
@@ -64,14 +64,14 @@ def rows(limit: int | None, as_json: bool, as_csv: bool, **texts: str | None) ->
     check_formats(as_json, as_csv)
     row_filter = read_filter(texts, time.time())
     if not as_json and not as_csv:
-        found = read_rows(_database(), row_filter, min(limit or TABLE_ROWS, MAX_TABLE_ROWS))
+        found = read_rows(get_database(), row_filter, min(limit or TABLE_ROWS, MAX_TABLE_ROWS))
         print_table([name for name, _ in _COLUMNS], ([show(row) for _, show in _COLUMNS] for row in found))
         return
-    fields = (row.to_fields() for row in islice(iterate_rows(_database(), row_filter), limit))
+    fields = (row.to_fields() for row in islice(iterate_rows(get_database(), row_filter), limit))
     if as_json:
         stream_json(fields)
     else:
-        stream_csv((*FIELDS, *MORE_FIELDS), fields)
+        sys.stdout.writelines(write_csv((*FIELDS, *MORE_FIELDS), fields))
 
 
 @usage.command("summary")
@@ -84,12 +84,12 @@ def summary(by: str | None, as_json: bool, as_csv: bool, **texts: str | None) ->
     """Print sums of whole UTC days."""
     check_formats(as_json, as_csv)
     grouping = read_grouping(by)
-    sums = summarize(_database(), *read_days(texts, time.time()), grouping)
+    sums = summarize(get_database(), *read_days(texts, time.time()), grouping)
     fields = [name_sums(grouping, each) for each in sums]
     if as_json:
         print_json(fields)
     elif as_csv:
-        stream_csv([grouping, *list(Summary.__dataclass_fields__)[1:]], fields)
+        sys.stdout.writelines(write_csv([grouping, *list(Summary.__dataclass_fields__)[1:]], fields))
     else:
         _print_sums(grouping, sums)
 
@@ -99,7 +99,7 @@ def summary(by: str | None, as_json: bool, as_csv: bool, **texts: str | None) ->
 @as_json
 def check(repair: bool, as_json: bool) -> None:
     """Compare the sums with the rows. Exits with 1 if they differ and are not repaired."""
-    drift = (repair_daily if repair else check_daily)(_database())
+    drift = (repair_daily if repair else check_daily)(get_database())
     checks: list[Check] = current_app.extensions.get("checks", [])
     for each in checks:
         drift += each(repair)
@@ -125,12 +125,8 @@ _COLUMNS: tuple[tuple[str, Callable[[LedgerRow], object]], ...] = (
     ("ms", lambda row: row.duration_ms),
     ("prompt", lambda row: row.prompt_tokens),
     ("completion", lambda row: row.completion_tokens),
-    ("usd", lambda row: _mark(format_usd(row.cost_ticks), row.estimated)),
+    ("usd", lambda row: format_usd(row.cost_ticks) + "~" * (row.estimated and row.cost_ticks is not None)),
 )
-
-
-def _mark(text: str, estimated: bool) -> str:
-    return f"{text}~" if text and estimated else text
 
 
 def _print_sums(grouping: str, sums: list[Summary]) -> None:
@@ -144,8 +140,3 @@ def _print_sums(grouping: str, sums: list[Summary]) -> None:
         for place in (6, 7, 9):
             line[place] = format_usd(int(line[place]))
     print_table([grouping, *(name.replace("ticks", "usd") for name in header)], lines)
-
-
-def _database() -> Database:
-    database: Database = current_app.extensions["database"]
-    return database

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, Metric, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -18,7 +17,7 @@ from prometheus_client.registry import Collector
 from grokflask.metrics.families import FAMILIES, States
 from grokflask.metrics.series import Series, open_files
 from grokflask.metrics.tallies import Tallies
-from grokflask.runtime import get_pid
+from grokflask.runtime import Offload, get_pid, run_here
 
 UPDATE_S = 1.0
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -31,15 +30,12 @@ _log = logging.getLogger("grokflask.metrics")
 class Metrics:
     """The metrics of one process, or after `share` of one server. Its methods may be called in any thread.
 
-    Args:
-        tallies: counts kept while requests are served.
-        read_states: returns gauges and counters that are kept elsewhere.
+    `read_states` returns gauges and counters that are not in `tallies`, but kept elsewhere.
     """
 
     def __init__(self, tallies: Tallies, read_states: Callable[[], States]) -> None:
-        #: Runs a function with a tuple of arguments in a thread of the operating system, and returns its
-        #: result. Adding up many workers takes a while, and must not stall the streams of this one.
-        self.offload: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = _call
+        #: Adding up many workers takes a while, and must not stall the streams of this one.
+        self.offload: Offload = run_here
         self._tallies = tallies
         self._read_states = read_states
         self._lock = threading.Lock()
@@ -62,7 +58,7 @@ class Metrics:
             return
         with self._lock:
             self._series = series
-            self._shared = MultiProcessCollector(None, directory)  # type: ignore[no-untyped-call]
+            self._shared = _SharedCollector(None, directory)  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
         """Starts to update the values once a second; a second call changes nothing."""
@@ -88,7 +84,7 @@ class Metrics:
         self._update()
         if self._shared is None:
             return generate_latest(self._series)
-        text: bytes = self.offload(generate_latest, (_Ordered(self._shared),))
+        text: bytes = self.offload(generate_latest, (self._shared,))
         return text
 
     def _run(self) -> None:
@@ -106,15 +102,9 @@ class Metrics:
                     self._series.set(family, labels, value)
 
 
-class _Ordered:
-    """Sorts the metrics of a collector into the order of the table."""
-
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
+class _SharedCollector(MultiProcessCollector):
+    """All workers' metrics, in the order of the table."""
 
     def collect(self) -> Iterable[Metric]:
-        return sorted(self._collector.collect(), key=lambda metric: _ORDER[metric.name])
-
-
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    return function(*arguments)
+        metrics: Iterable[Metric] = super().collect()  # type: ignore[no-untyped-call]
+        return sorted(metrics, key=lambda metric: _ORDER[metric.name])

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from grokflask.errors import GrokflaskError, Outcome, UpstreamError
 
 WAIT_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 DELAY_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 
+Kind = Literal["counter", "gauge", "histogram"]
 Mode = Literal["livesum", "livemin", "livemax", "livemostrecent"]
 
 
@@ -23,7 +25,7 @@ class Family:
 
     #: Without the `_total` that a counter's samples have.
     name: str
-    kind: Literal["counter", "gauge", "histogram"]
+    kind: Kind
     help: str
     #: Names of the labels.
     labels: tuple[str, ...] = ()
@@ -43,22 +45,14 @@ FAMILIES: list[Family] = []
 """Every metric, in the order in which /metrics shows them."""
 
 
-def _add(family: Family) -> Family:
-    FAMILIES.append(family)
-    return family
+def _add(kind: Kind, name: str, help: str, *labels: str, **options: Any) -> Family:
+    FAMILIES.append(Family(f"grokflask_{name}", kind, help, labels, **options))
+    return FAMILIES[-1]
 
 
-def _counter(name: str, help: str, *labels: str) -> Family:
-    return _add(Family(f"grokflask_{name}", "counter", help, labels))
-
-
-def _gauge(name: str, help: str, *labels: str, mode: Mode = "livesum") -> Family:
-    return _add(Family(f"grokflask_{name}", "gauge", help, labels, mode=mode))
-
-
-def _histogram(name: str, help: str, bounds: tuple[float, ...], *labels: str) -> Family:
-    return _add(Family(f"grokflask_{name}", "histogram", help, labels, bounds))
-
+_counter = partial(_add, "counter")
+_gauge = partial(_add, "gauge")
+_histogram = partial(_add, "histogram")
 
 REQUESTS = _counter("requests", "Requests answered, by route and status.", "route", "status")
 REFUSED = _counter("refused", "Requests that the gateway itself refused, by error code.", "code")
@@ -69,15 +63,18 @@ UPSTREAM_ERRORS = _counter("upstream_errors", "Exchanges that upstream failed, b
 TOKENS = _counter("tokens", "Tokens, by the model that served and by kind.", "model", "kind")
 COST = _counter("cost_usd", "Cost of exchanges in USD, by the model that served.", "model")
 FIRST_EVENT = _histogram(
-    "time_to_first_event_seconds", "Time from a stream's request to its first event.", WAIT_BOUNDS_S
+    "time_to_first_event_seconds", "Time from a stream's request to its first event.", bounds=WAIT_BOUNDS_S
 )
 DURATION = _histogram(
-    "exchange_duration_seconds", "Time from a request to the end of its answer.", WAIT_BOUNDS_S, "stream"
+    "exchange_duration_seconds",
+    "Time from a request to the end of its answer.",
+    "stream",
+    bounds=WAIT_BOUNDS_S,
 )
 EVENT_DELAY = _histogram(
     "event_delay_seconds",
     "Time from reading bytes from upstream to having written them to the client, once per write.",
-    DELAY_BOUNDS_S,
+    bounds=DELAY_BOUNDS_S,
 )
 HEARTBEATS = _counter("heartbeats", "Comment lines sent to keep silent streams alive.")
 OPEN_STREAMS = _gauge("open_streams", "Streams that are open now.")
@@ -113,13 +110,9 @@ CODES = frozenset(_list_codes(GrokflaskError)) - UPSTREAM_KINDS - {UpstreamError
 """Codes of the gateway's own errors."""
 
 LIMIT_CODES = (
-    "rate_limit_exceeded",
-    "token_limit_exceeded",
-    "too_many_streams",
-    "fair_share_exceeded",
-    "insufficient_quota",
-    "gateway_full",
-)
+    "rate_limit_exceeded token_limit_exceeded too_many_streams fair_share_exceeded insufficient_quota "
+    "gateway_full"
+).split()
 
 SEEDS: list[tuple[Family, Labels]] = [
     *((REFUSED, (code,)) for code in (*LIMIT_CODES, "invalid_api_key")),

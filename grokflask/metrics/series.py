@@ -9,7 +9,7 @@ worker. Gauges describe live workers only, so the server removes a dead worker's
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,10 @@ process that writes to a mapped file is killed if the disk then has no room for 
 
 
 class Series:
-    """All values of one process. One thread at a time changes them.
-
-    Args:
-        make_value: one of prometheus_client's value classes.
-    """
+    """All values of one process. One thread at a time changes them."""
 
     def __init__(self, make_value: Callable[..., Any] = MutexValue) -> None:
-        self._make_value = make_value
+        self._make_value = make_value  # one of prometheus_client's value classes
         self._values: dict[tuple[Family, Labels], list[Any]] = {}
         self._bases: dict[tuple[Family, Labels], float] = {}
         for family, labels in SEEDS:
@@ -52,18 +48,9 @@ class Series:
             ]
         return values
 
-    def add(self, family: Family, labels: Labels, amount: float) -> None:
-        """Adds to a counter."""
-        self.find(family, labels)[0].inc(amount)
-
-    def add_observations(
-        self, family: Family, labels: Labels, counts: Mapping[int, int], seconds: float
-    ) -> None:
-        """Adds to a histogram: observations by the index of their bucket, and their sum."""
-        total, *buckets = self.find(family, labels)
-        total.inc(seconds)
-        for index, count in counts.items():
-            buckets[index].inc(count)
+    def add(self, family: Family, labels: Labels, index: int, amount: float) -> None:
+        """Adds to the value `index` of a counter or histogram, in the order of `find`."""
+        self.find(family, labels)[index].inc(amount)
 
     def set(self, family: Family, labels: Labels, value: float, timestamp: float | None = None) -> None:
         """Sets a gauge, or a counter to its total since the start of the process.

@@ -38,11 +38,7 @@ _UNREACHED = frozenset((UpstreamConnectError.code, ConnectTimeoutError.code))
 
 
 class Tallies:
-    """The notes of one process, and their sums. Any thread may append notes; one at a time drains them.
-
-    Args:
-        by_key: also count by key name.
-    """
+    """The notes of one process, and their sums. Any thread may append notes; one at a time drains them."""
 
     def __init__(self, *, by_key: bool = False) -> None:
         #: Route, status and the code of the gateway's own error, if any, of each answer.
@@ -55,11 +51,12 @@ class Tallies:
         self.late: deque[float] = deque()
         #: One item for each heartbeat.
         self.heartbeats: deque[None] = deque()
-        self._by_key = by_key
-        self._models, self._keys = _BoundedNames(MAX_MODELS), _BoundedNames(MAX_KEYS)
-        self._counts: Counter[tuple[Family, Labels]] = Counter()
+        self._by_key = by_key  # also count by key name
+        self._models: set[str] = set()
+        self._keys: set[str] = set()
+        #: What to add to each value, which is an index of what `Series.find` returns.
+        self._sums: defaultdict[tuple[Family, Labels, int], float] = defaultdict(float)
         self._ticks: Counter[tuple[Family, Labels]] = Counter()
-        self._observed: defaultdict[tuple[Family, Labels], _Observations] = defaultdict(_Observations)
         self._upstream: tuple[float, bool] | None = None
 
     def note_heartbeat(self) -> None:
@@ -69,44 +66,44 @@ class Tallies:
     def drain(self, series: Series) -> None:
         """Moves everything noted since the last call into `series`."""
         for (route, status, code), number in Counter(_take(self.answered)).items():
-            self._counts[families.REQUESTS, (route, str(status))] += number
+            self._add(number, families.REQUESTS, route, str(status))
             if code is not None:
-                self._counts[families.REFUSED, (code if code in CODES else OTHER,)] += number
+                self._add(number, families.REFUSED, code if code in CODES else OTHER)
         for row in _take(self.settled):
             self._add_row(row)
-        self._add_deliveries()
-        self._counts[families.HEARTBEATS, ()] += sum(1 for _ in _take(self.heartbeats))
-        for family, labels in list(self._counts):
-            series.add(family, labels, self._counts.pop((family, labels)))
+        for delay_s in _take(self.late):
+            self._observe(families.EVENT_DELAY, delay_s)
+        for number, delays_s in _take(self.prompt):
+            self._sums[families.EVENT_DELAY, (), 0] += delays_s
+            self._sums[families.EVENT_DELAY, (), 1] += number
+        self._add(sum(1 for _ in _take(self.heartbeats)), families.HEARTBEATS)
+        for value in list(self._sums):
+            series.add(*value, self._sums.pop(value))
         for (family, labels), ticks in self._ticks.items():  # totals: sums of floats would drift
             series.set(family, labels, ticks / _TICKS_PER_USD)
-        for family, labels in list(self._observed):
-            observed = self._observed.pop((family, labels))
-            series.add_observations(family, labels, observed.counts, observed.seconds)
         if self._upstream is not None:
             at, reached = self._upstream
             series.set(families.UPSTREAM_UP, (), reached, at)
 
     def _add_row(self, row: LedgerRow) -> None:
-        counts, outcome = self._counts, row.outcome or OTHER
-        counts[families.EXCHANGES, (row.route, outcome)] += 1
+        outcome = row.outcome or OTHER
+        self._add(1, families.EXCHANGES, row.route, outcome)
         if outcome in _FAILED:
-            counts[families.UPSTREAM_ERRORS, (_name_failure(row),)] += 1
+            self._add(1, families.UPSTREAM_ERRORS, _name_failure(row))
         self._note_upstream(row, outcome)
-        model = self._models.bound(row.model_served)
+        model = _bound(row.model_served, self._models, MAX_MODELS)
         for kind in ("prompt", "cached", "completion", "reasoning"):
-            tokens: int | None = getattr(row, f"{kind}_tokens")
-            if tokens:
-                counts[families.TOKENS, (model, kind)] += tokens
+            if tokens := getattr(row, f"{kind}_tokens"):
+                self._add(tokens, families.TOKENS, model, kind)
         self._ticks[families.COST, (model,)] += row.cost_ticks or 0
         if row.ttft_ms is not None:
             self._observe(families.FIRST_EVENT, row.ttft_ms / 1000)
         if row.duration_ms is not None:
             self._observe(families.DURATION, row.duration_ms / 1000, "true" if row.stream else "false")
         if self._by_key:
-            key = self._keys.bound(row.key)
-            counts[families.KEY_EXCHANGES, (key, outcome)] += 1
-            counts[families.KEY_TOKENS, (key,)] += row.total_tokens or 0
+            key = _bound(row.key, self._keys, MAX_KEYS)
+            self._add(1, families.KEY_EXCHANGES, key, outcome)
+            self._add(row.total_tokens or 0, families.KEY_TOKENS, key)
             self._ticks[families.KEY_COST, (key,)] += row.cost_ticks or 0
 
     def _note_upstream(self, row: LedgerRow, outcome: str) -> None:
@@ -117,14 +114,12 @@ class Tallies:
             if self._upstream is None or at >= self._upstream[0]:
                 self._upstream = at, reached
 
-    def _observe(self, family: Family, seconds: float, *labels: str) -> None:
-        self._observed[family, labels].add(bisect_left(family.bounds, seconds), 1, seconds)
+    def _add(self, amount: int, family: Family, *labels: str) -> None:
+        self._sums[family, labels, 0] += amount
 
-    def _add_deliveries(self) -> None:
-        for seconds in _take(self.late):
-            self._observe(families.EVENT_DELAY, seconds)
-        for number, seconds in _take(self.prompt):
-            self._observed[families.EVENT_DELAY, ()].add(0, number, seconds)
+    def _observe(self, family: Family, seconds: float, *labels: str) -> None:
+        self._sums[family, labels, 0] += seconds
+        self._sums[family, labels, 1 + bisect_left(family.bounds, seconds)] += 1
 
 
 class Deliveries:
@@ -158,35 +153,13 @@ class Deliveries:
             self._prompt, self._prompt_s = 0, 0.0
 
 
-class _Observations:
-    """Observations of a histogram: their number by the index of the bucket, and their sum."""
-
-    __slots__ = ("counts", "seconds")
-
-    def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
-        self.seconds = 0.0
-
-    def add(self, bucket: int, number: int, seconds: float) -> None:
-        self.counts[bucket] += number
-        self.seconds += seconds
-
-
-class _BoundedNames:
+def _bound(name: str | None, known: set[str], most: int) -> str:
     """Lets the first `most` names through; all later ones become `other`, and an empty one `none`."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._known: set[str] = set()
-
-    def bound(self, name: str | None) -> str:
-        if not name:
-            return "none"
-        if name not in self._known:
-            if len(self._known) >= self._most:
-                return OTHER
-            self._known.add(name)
-        return name
+    if not name:
+        return "none"
+    if len(known) < most:
+        known.add(name)
+    return name if name in known else OTHER
 
 
 def _name_failure(row: LedgerRow) -> str:

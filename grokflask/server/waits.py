@@ -9,8 +9,7 @@ from typing import Any
 import gevent
 from gevent.threadpool import ThreadPool
 
-Offload = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
-"""Calls a function with a tuple of arguments in a thread, and returns its result or raises its error."""
+from grokflask.runtime import Offload
 
 _READ = 1  # libev's EV_READ
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from grokflask.errors import StoreUnavailableError
-from grokflask.runtime import get_pid
+from grokflask.runtime import Offload, get_pid, run_here
 from grokflask.storage import outages
 from grokflask.storage.migrations import DatabaseVersionError, migrate
 from grokflask.storage.outages import WRITE_TIMEOUT_S, Breaker, describe, is_outage, is_slow
@@ -36,9 +36,8 @@ class Database:
     def __init__(self, url: str) -> None:
         #: Outages since the start of the process.
         self.outages = 0
-        #: Runs a function with a tuple of arguments in a thread of the operating system, and returns its
-        #: result. Used for SQLite, whose calls would block every stream of a gevent worker.
-        self.offload: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = _call
+        #: Used for SQLite, whose calls would block every stream of a gevent worker.
+        self.offload: Offload = run_here
         self._url = make_url(_name_driver(url))
         self.is_sqlite = self._url.get_backend_name() == "sqlite"
         # By process: connections that a fork has inherited are neither used nor closed there, because the
@@ -120,18 +119,16 @@ class Database:
         try:
             connections = self._connections.get(pid)
             if connections is None:
-                connections = self._make_connections()
+                if self.is_sqlite:
+                    connections = SQLiteConnections(self._url, self.offload)
+                else:
+                    connections = PostgreSQLConnections(self._url)
                 connections.open(timeout_s, create=not self._has_seen_tables)
                 self._has_seen_tables = True
                 self._connections[pid] = connections
             return connections
         finally:
             lock.release()
-
-    def _make_connections(self) -> SQLiteConnections | PostgreSQLConnections:
-        if self.is_sqlite:
-            return SQLiteConnections(self._url, self.offload)
-        return PostgreSQLConnections(self._url)
 
     def _note_failure(self, breaker: Breaker, detail: str) -> None:
         was = self.state
@@ -153,10 +150,6 @@ class Database:
             self._writes.reset()
         if self.state == "up":
             _log.warning("the database is available again")
-
-
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    return function(*arguments)
 
 
 def _name_driver(url: str) -> str:

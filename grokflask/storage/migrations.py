@@ -69,7 +69,9 @@ def migrate(connection: Connection) -> int:
         metadata.create_all(connection, checkfirst=False)
         connection.execute(insert(key_changes).values(id=1, number=0))
     else:
-        _check_version(version, current)
+        if not FIRST_VERSION <= version <= current:
+            remedy = "use a newer one" if version > current else "set DATABASE_URL to a new one"
+            raise DatabaseVersionError(f"this grokflask cannot use a database of version {version}: {remedy}")
         for step in STEPS[version - FIRST_VERSION :]:
             step(connection)
     if version != current:
@@ -78,17 +80,6 @@ def migrate(connection: Connection) -> int:
             {"version": current, "at": time.time()},
         )
     return current
-
-
-def _check_version(version: int, current: int) -> None:
-    if version > current:
-        raise DatabaseVersionError(
-            f"the database has version {version}, but this grokflask knows only {current}: use a newer one"
-        )
-    if version < FIRST_VERSION:
-        raise DatabaseVersionError(
-            f"the database has version {version}, older than the first release: set DATABASE_URL to a new one"
-        )
 
 
 def _read_version(connection: Connection) -> int:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from grokflask.runtime import Offload
 from grokflask.storage.migrations import prepare_tables
 
 PROGRESS_STEPS = 100_000
@@ -25,13 +26,9 @@ T = TypeVar("T")
 
 
 class SQLiteConnections:
-    """The connections of one process. They are cheap, so each transaction opens its own.
+    """The connections of one process. They are cheap, so each transaction opens its own."""
 
-    Args:
-        offload: see `Database.offload`.
-    """
-
-    def __init__(self, url: URL, offload: Callable[[Callable[..., Any], tuple[Any, ...]], Any]) -> None:
+    def __init__(self, url: URL, offload: Offload) -> None:
         self._url = url
         self._offload = offload
         self._engine = _make_engine(url, "rw")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -18,6 +20,11 @@ from sqlalchemy import (
 )
 
 metadata = MetaData()
+
+
+def _columns(kind: Any, names: str, *, nullable: bool = True) -> list[Column[Any]]:
+    return [Column(name, kind, nullable=nullable) for name in names.split()]
+
 
 keys = Table(
     "keys",
@@ -60,29 +67,14 @@ exchanges = Table(
     "exchanges",
     metadata,
     Column("id", Text, primary_key=True),
-    Column("request_id", Text, nullable=False),
-    Column("key", Text, nullable=False),
-    Column("route", Text, nullable=False),
-    Column("model", Text, nullable=False),
+    *_columns(Text, "request_id key route model worker", nullable=False),
     Column("started_at", Double, nullable=False),
     Column("day", Text, nullable=False),  # of started_at: UTC, YYYY-MM-DD
-    Column("worker", Text, nullable=False),
-    Column("stream", Boolean, nullable=False),
-    Column("model_served", Text),
-    Column("outcome", Text),
+    *_columns(Boolean, "stream estimated", nullable=False),
+    *_columns(Text, "model_served outcome code upstream_request_id"),
     Column("status", Integer),
-    Column("code", Text),
-    Column("ttft_ms", BigInteger),
-    Column("duration_ms", BigInteger),
-    Column("prompt_tokens", BigInteger),
-    Column("cached_tokens", BigInteger),
-    Column("completion_tokens", BigInteger),
-    Column("reasoning_tokens", BigInteger),
-    Column("total_tokens", BigInteger),
-    Column("cost_ticks", BigInteger),
-    Column("estimated", Boolean, nullable=False),
-    Column("bytes_out", BigInteger),
-    Column("upstream_request_id", Text),
+    *_columns(BigInteger, "ttft_ms duration_ms bytes_out cost_ticks"),
+    *_columns(BigInteger, "prompt_tokens cached_tokens completion_tokens reasoning_tokens total_tokens"),
     Column("server_tools", BigInteger),  # calls of xAI's own tools, which are billed apart from tokens
     # Ids are in the order of time, so the newest rows of a key need no sorting.
     Index("exchanges_by_key", "key", "id"),
@@ -104,14 +96,9 @@ daily = Table(
     Column("day", Text, primary_key=True),  # UTC, YYYY-MM-DD, when the exchanges began
     Column("model", Text, primary_key=True),  # the one that answered, or was asked for
     Column("outcome", Text, primary_key=True),
-    Column("exchanges", BigInteger, nullable=False),
-    Column("prompt_tokens", BigInteger, nullable=False),
-    Column("cached_tokens", BigInteger, nullable=False),
-    Column("completion_tokens", BigInteger, nullable=False),
-    Column("reasoning_tokens", BigInteger, nullable=False),
-    Column("cost_ticks", BigInteger, nullable=False),
+    *_columns(BigInteger, "exchanges bytes_out cost_ticks", nullable=False),
+    *_columns(BigInteger, "prompt_tokens cached_tokens completion_tokens reasoning_tokens", nullable=False),
     Column("estimated_ticks", BigInteger, nullable=False),  # the part of cost_ticks that is an estimate
-    Column("bytes_out", BigInteger, nullable=False),
     Index("daily_by_day", "day"),
 )
 """Sums of settled rows, updated in the transaction that settles them. Frequent queries read these sums."""

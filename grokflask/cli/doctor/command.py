@@ -5,30 +5,29 @@ It also works with broken settings, and reports them.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import click
 from flask import current_app
 from flask.cli import with_appcontext
 
 from grokflask.cli.caller import Caller, find_key, is_safe, read_url
-from grokflask.cli.doctor.findings import Finding, has_failed, print_document, print_findings, redact
+from grokflask.cli.doctor.findings import Finding, print_findings, redact
 from grokflask.cli.doctor.place import check_place
-from grokflask.cli.doctor.silence import MAX_SILENCE_S, SILENCE_S, check_silence
 from grokflask.cli.doctor.stores import (
     check_database,
     check_files,
     check_keys,
     check_redis,
     check_settings,
-    check_workers,
 )
 from grokflask.cli.doctor.upstream import check_key, check_upstream
-from grokflask.cli.doctor.url import check_url
-from grokflask.cli.group import as_json
+from grokflask.cli.doctor.url import MAX_SILENCE_S, SILENCE_S, check_silence, check_url
+from grokflask.cli.group import as_json, silence_log
+from grokflask.cli.tables import print_json
 from grokflask.config import Settings
 from grokflask.errors import ConfigError
 from grokflask.log import MIN_SECRET_CHARS
@@ -64,17 +63,16 @@ def doctor(url: str | None, key: str | None, silence_s: float | None, as_json: b
     found_key = find_key(key, settings)
     if not found_key and settings and address and is_safe(address):
         found_key = settings.admin_token
-    logger = logging.getLogger("grokflask")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)  # the findings say the same
-    try:
+    with silence_log("grokflask"):  # the findings say the same
         findings = [*_check_here(settings), *_check_there(address, found_key, silence_s)]
-    finally:
-        logger.setLevel(level)
     secrets = {*(settings.secrets if settings else ()), found_key or ""}
     findings = redact(findings, [text for text in secrets if len(text) >= MIN_SECRET_CHARS])
-    (print_document if as_json else print_findings)(findings)
-    sys.exit(has_failed(findings))
+    has_failed = any(each.state == "FAIL" for each in findings)
+    if as_json:
+        print_json({"healthy": not has_failed, "findings": [asdict(each) for each in findings]})
+    else:
+        print_findings(findings)
+    sys.exit(has_failed)
 
 
 def _check_here(settings: Settings | None) -> Iterator[Finding]:
@@ -91,19 +89,15 @@ def _check_here(settings: Settings | None) -> Iterator[Finding]:
     yield from check_database(settings, current_app.extensions["database"])
     yield from check_place(settings, os.environ)
     yield check_keys(settings, current_app.extensions["key_store"])
-    yield check_workers(settings)
+    counters = "Redis" if settings.redis_url else "memory"
+    yield Finding("workers", "ok", f"{settings.workers}, counting in {counters}")
     yield check_files(settings)
 
 
 def _check_there(address: str | None, key: str | None, silence_s: float | None) -> Iterator[Finding]:
     """Checks through the address of a running gateway."""
     if address is None:
-        yield Finding(
-            "url",
-            "skipped",
-            "not given",
-            "--url https://your.gateway checks proxies in front.",
-        )
+        yield Finding("url", "skipped", "not given", "--url https://your.gateway checks proxies in front.")
         return
     with Caller(address, key) as caller:
         yield from check_url(caller)

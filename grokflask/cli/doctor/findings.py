@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import click
 
-from grokflask.cli.tables import print_json
 from grokflask.cli.terminal import clean_line
 
 State = Literal["ok", "warn", "FAIL", "skipped"]
@@ -54,13 +53,3 @@ def print_findings(findings: Sequence[Finding]) -> None:
             click.echo(" " * (_STATE_CHARS + _NAME_CHARS + 4) + each.remedy)
     counts = {state: sum(each.state == state for each in findings) for state in _SIGNS}
     click.echo(", ".join(f"{count} {state}" for state, count in counts.items() if count))
-
-
-def print_document(findings: Sequence[Finding]) -> None:
-    """Prints the findings as JSON."""
-    print_json({"healthy": not has_failed(findings), "findings": [asdict(each) for each in findings]})
-
-
-def has_failed(findings: Sequence[Finding]) -> bool:
-    """At least one check failed."""
-    return any(each.state == "FAIL" for each in findings)

@@ -23,7 +23,7 @@ def check_place(settings: Settings, environ: Mapping[str, str]) -> Iterator[Find
         return  # check_database reports SQLite on Heroku
     path = Path(make_url(settings.database_url).database or "").absolute()
     found = judge_place(path, MOUNTS.read_text() if MOUNTS.exists() else "")
-    free = shutil.disk_usage(_find_folder(path)).free
+    free = shutil.disk_usage(next(folder for folder in path.parents if folder.is_dir())).free
     if found.state == "ok" and free < MIN_FREE_BYTES:
         text = f"only {free // 10**6} MB are free where the SQLite file is"
         found = Finding("place", "warn", text, "Make room: on a full disk keys and rows cannot be written.")
@@ -53,8 +53,3 @@ def find_filesystem(path: Path, mounts: str) -> str:
         if path.is_relative_to(point) and len(point) >= longest:
             longest, kind = len(point), fields[2]
     return kind
-
-
-def _find_folder(path: Path) -> Path:
-    """The nearest existing folder above `path`."""
-    return next(folder for folder in path.parents if folder.is_dir())

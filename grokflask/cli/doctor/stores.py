@@ -6,9 +6,8 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
-
-from sqlalchemy import Connection, text
 
 from grokflask.cli.doctor.findings import Finding, State
 from grokflask.config import Settings, find_unknown
@@ -19,29 +18,29 @@ from grokflask.storage.migrations import is_current
 
 SLOW_MS = 50
 SPARE_DESCRIPTORS = 100
-CLIENT_SETTINGS = ("GROKFLASK_KEY",)
-"""Settings of the commands that call a gateway."""
+WRITE_SQL = "UPDATE schema_version SET version = version WHERE version < 0"
+WRITE_SCRIPT = "redis.call('SET', KEYS[1], '1', 'EX', 10) return redis.call('DEL', KEYS[1])"
 
 
 def check_settings(environ: Mapping[str, str], problems: list[str]) -> Iterator[Finding]:
     """Reports every problem of the settings, and unknown names."""
+    finding = partial(Finding, "settings")
     for problem in problems:
-        yield Finding("settings", "FAIL", problem, "docs/settings.md describes each setting.")
+        yield finding("FAIL", problem, "docs/settings.md describes each setting.")
     for warning in find_unknown(environ):
-        if warning.split(" ", 1)[0] not in CLIENT_SETTINGS:
-            yield Finding(
-                "settings", "warn", warning, "Correct or remove it; docs/settings.md lists them all."
-            )
+        if not warning.startswith("GROKFLASK_KEY "):  # of the commands that call a gateway
+            yield finding("warn", warning, "Correct or remove it; docs/settings.md lists them all.")
     if not problems:
-        yield Finding("settings", "ok", "no problems")
+        yield finding("ok", "no problems")
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
     """Checks that Redis answers, accepts writes, and does not evict counters."""
+    finding = partial(Finding, "redis")
     if settings.redis_url is None:
-        yield Finding("redis", "skipped", "not configured: the only worker counts in memory")
+        yield finding("skipped", "not configured: the only worker counts in memory")
         return
-    from redis import Redis, RedisError
+    from redis import Redis, RedisError, ResponseError
 
     from grokflask.storage.redis import open_pool
 
@@ -55,152 +54,102 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
         client.ping()
         took_ms = (time.monotonic() - began) * 1000
         info: Any = client.info()
-        version = info.get("redis_version", "unknown")
-        refusal = _try_writing(client)
+        try:
+            client.eval(WRITE_SCRIPT, 1, f"grokflask:doctor:{secrets.token_hex(6)}")
+        except ResponseError as error:
+            remedy = (
+                "REDIS_URL must name a primary with free memory and a user that may write and run scripts."
+            )
+            yield finding("FAIL", f"it refuses writes: {error}", remedy)
     except RedisError as error:
-        yield Finding(
-            "redis",
-            "FAIL",
-            f"not usable: {error}",
-            "Start it, or correct REDIS_URL (rediss:// is TLS). Until then the settings "
-            "GROKFLASK_…_OUTAGE say what each limit does.",
-        )
+        remedy = "Start it, or correct REDIS_URL (rediss:// is TLS). Until then the settings "
+        remedy += "GROKFLASK_…_OUTAGE say what each limit does."
+        yield finding("FAIL", f"not usable: {error}", remedy)
         return
     finally:
         pool.disconnect()
-    summary = f"version {version}, {took_ms:.1f} ms (connecting {connected_ms:.0f} ms)"
-    yield Finding(
-        "redis",
-        "ok" if took_ms < SLOW_MS else "warn",
-        summary,
-        "" if took_ms < SLOW_MS else "Move it closer: each request waits for it.",
-    )
-    if refusal:
-        remedy = "REDIS_URL must name a primary with free memory and a user that may write and run scripts."
-        yield Finding("redis", "FAIL", f"it refuses writes: {refusal}", remedy)
+    version = info.get("redis_version", "unknown")
+    text = f"version {version}, {took_ms:.1f} ms (connecting {connected_ms:.0f} ms)"
+    if took_ms < SLOW_MS:
+        yield finding("ok", text)
+    else:
+        yield finding("warn", text, "Move it closer: each request waits for it.")
     yield judge_eviction(str(info.get("maxmemory_policy", "")), int(info.get("maxmemory", 0)))
-
-
-def _try_writing(client: Any) -> str:
-    """The error of a script that writes and deletes a key, or ""."""
-    from redis import RedisError
-    from redis.exceptions import ConnectionError as AwayError
-
-    script = "redis.call('SET', KEYS[1], '1', 'EX', 10) return redis.call('DEL', KEYS[1])"
-    try:
-        client.eval(script, 1, f"grokflask:doctor:{secrets.token_hex(6)}")
-    except AwayError:
-        raise
-    except RedisError as error:
-        return str(error)
-    return ""
 
 
 def judge_eviction(policy: str, max_bytes: int) -> Finding:
     """Whether a full Redis would evict counters."""
+    finding = partial(Finding, "eviction")
     remedy = "Set maxmemory-policy noeviction."
     if not policy:
-        return Finding("eviction", "skipped", "Redis does not report its maxmemory-policy", remedy)
+        return finding("skipped", "Redis does not report its maxmemory-policy", remedy)
     if policy == "noeviction":
-        return Finding("eviction", "ok", "maxmemory-policy is noeviction")
-    found = f"maxmemory-policy is {policy}: a full Redis would evict counters and reset limits"
+        return finding("ok", "maxmemory-policy is noeviction")
+    text = f"maxmemory-policy is {policy}: a full Redis would evict counters and reset limits"
     state: State = "FAIL" if policy.startswith("allkeys") and max_bytes else "warn"
-    return Finding("eviction", state, found, remedy)
+    return finding(state, text, remedy)
 
 
 def check_database(settings: Settings, database: Database) -> Iterator[Finding]:
     """Checks that the database answers, has current tables (the first use updates them) and is writable."""
-    began = time.monotonic()
+    finding = partial(Finding, "database")
     try:
         database.upgrade()
         began = time.monotonic()
         current = database.read(is_current)
         took_ms = (time.monotonic() - began) * 1000
-        database.write(_touch)
+        # Changes nothing, but fails on a read-only database.
+        database.write(lambda connection: connection.exec_driver_sql(WRITE_SQL))
     except StoreUnavailableError as error:
-        cause = error.__cause__
-        detail = str(getattr(cause, "orig", None) or cause or error)
-        yield Finding(
-            "database",
-            "FAIL",
-            f"not usable: {detail[:300]}",
-            "Check DATABASE_URL, that the server runs or the folder is writable, and the disk.",
-        )
+        remedy = "Check DATABASE_URL, that the server runs or the folder is writable, and the disk."
+        yield finding("FAIL", f"not usable: {error.detail}", remedy)
         return
+    text = f"writable, {took_ms:.1f} ms"
     kind = "SQLite" if database.is_sqlite else "PostgreSQL"
-    state = "up to date" if current else "not up to date"
-    yield Finding(
-        "database",
-        "ok" if current and took_ms < SLOW_MS else "warn",
-        f"{kind}, tables {state}, writable, {took_ms:.1f} ms",
-        "" if current else "Run flask --app wsgi db upgrade.",
-    )
+    if current:
+        yield finding("ok" if took_ms < SLOW_MS else "warn", f"{kind}, tables up to date, {text}")
+    else:
+        yield finding("warn", f"{kind}, tables not up to date, {text}", "Run flask --app wsgi db upgrade.")
     if database.is_sqlite and "DYNO" in os.environ:
-        yield Finding(
-            "database",
-            "FAIL",
-            "a SQLite file on Heroku is lost with each restart, with all keys",
-            "heroku addons:create heroku-postgresql sets DATABASE_URL.",
-        )
-
-
-def _touch(connection: Connection) -> None:
-    """A write that changes nothing, but fails on a read-only database."""
-    connection.execute(text("UPDATE schema_version SET version = version WHERE version < 0"))
+        text = "a SQLite file on Heroku is lost with each restart, with all keys"
+        yield finding("FAIL", text, "heroku addons:create heroku-postgresql sets DATABASE_URL.")
 
 
 def check_keys(settings: Settings, store: KeyStore) -> Finding:
     """Checks that there are keys, and that strangers cannot call."""
+    finding = partial(Finding, "keys")
     if settings.auth_mode == "passthrough":
-        return Finding("keys", "ok", "clients bring their own xAI keys")
+        return finding("ok", "clients bring their own xAI keys")
     if settings.auth_mode == "open":
         if settings.uses_sandbox:
-            return Finding("keys", "ok", "open to everyone, on the sandbox")
-        return Finding(
-            "keys",
-            "warn",
-            "GROKFLASK_AUTH=open: everyone who can reach the gateway spends your money",
-            "Set GROKFLASK_AUTH=keys and create keys.",
-        )
+            return finding("ok", "open to everyone, on the sandbox")
+        text = "GROKFLASK_AUTH=open: everyone who can reach the gateway spends your money"
+        return finding("warn", text, "Set GROKFLASK_AUTH=keys and create keys.")
     try:
         now = time.time()
         stored = [key for key in store.list() if key.to_fields(now)["status"] == "active"]
     except StoreUnavailableError:
-        return Finding(
-            "keys", "skipped", f"{len(settings.keys)} in GROKFLASK_KEYS; those of the database are unknown"
-        )
+        text = f"{len(settings.keys)} in GROKFLASK_KEYS; those of the database are unknown"
+        return finding("skipped", text)
     count = len(settings.keys) + len(stored)
     if not count:
-        return Finding(
-            "keys",
-            "warn",
-            "there are no keys: every call gets a 401",
-            "Create one: flask --app wsgi keys create NAME",
-        )
-    return Finding("keys", "ok", f"{count} active")
-
-
-def check_workers(settings: Settings) -> Finding:
-    """Reports the workers. Several share their counters, or the settings are refused."""
-    where = "Redis" if settings.redis_url else "memory"
-    return Finding("workers", "ok", f"{settings.workers}, counting in {where}")
+        text = "there are no keys: every call gets a 401"
+        return finding("warn", text, "Create one: flask --app wsgi keys create NAME")
+    return finding("ok", f"{count} active")
 
 
 def check_files(settings: Settings) -> Finding:
     """Checks the limit of open files: a stream takes two."""
+    finding = partial(Finding, "open files")
     try:
         import resource
     except ImportError:
-        return Finding("open files", "skipped", "this system has no such limit")
+        return finding("skipped", "this system has no such limit")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     needed = 2 * settings.worker_connections + SPARE_DESCRIPTORS
     if hard == resource.RLIM_INFINITY or hard >= needed:
-        return Finding("open files", "ok", f"room for {settings.worker_connections} connections a worker")
+        return finding("ok", f"room for {settings.worker_connections} connections a worker")
     room = max(1, (hard - SPARE_DESCRIPTORS) // 2)
-    return Finding(
-        "open files",
-        "warn",
-        f"the limit of {hard} has room for {room} connections a worker, not {settings.worker_connections}",
-        f"Raise it to {needed} (ulimit -n, LimitNOFILE= of systemd), or set GROKFLASK_WORKER_CONNECTIONS "
-        f"to {room}.",
-    )
+    text = f"the limit of {hard} has room for {room} connections a worker, not {settings.worker_connections}"
+    remedy = f"Raise it to {needed} (ulimit -n, LimitNOFILE=), or set GROKFLASK_WORKER_CONNECTIONS={room}."
+    return finding("warn", text, remedy)

@@ -8,18 +8,26 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.cli.caller import Caller, CallError, explain_status, is_safe, read_pieces, read_start
-from grokflask.cli.conversation import read_events
+from grokflask.cli.caller import Caller, CallError, explain_status, is_safe, read_events, read_start
 from grokflask.cli.doctor.findings import Finding
 from grokflask.errors import MALFORMED
 
-SILENCE_S = 60.0
+SILENCE_S = 70.0
+"""Longer than the 60 s of nginx and most load balancers, and the 55 s of Heroku."""
+
+MAX_SILENCE_S = 120.0
+"""The most that the gateway accepts."""
+
+ANSWER_S = 60.0
 MAX_EVENTS = 100
 TRIES = 2
 """A machine that is busy for a moment looks like a buffering proxy, so the best of two tries counts."""
@@ -32,6 +40,15 @@ _BUFFERS = {
     "apache": "Apache: flushpackets=on behind ProxyPass, and SetEnv no-gzip 1 for this path",
     "cloudflare": "Cloudflare: turn compression and Rocket Loader off for this host, by a Configuration Rule",
     "heroku": "Heroku's router does not buffer: check what else is in front (an nginx buildpack, a CDN)",
+}
+
+
+_TIMEOUTS = {
+    "nginx": "nginx: a longer proxy_read_timeout (120s)",
+    "apache": "Apache: a longer ProxyTimeout and Timeout",
+    "cloudflare": "Cloudflare ends connections after about 100 s of silence",
+    "heroku": "Heroku's router ends connections after 55 s of silence",
+    None: "Raise the idle and read timeouts of proxies in front to 120 s",
 }
 
 
@@ -58,12 +75,8 @@ class Passage:
 def check_url(caller: Caller) -> Iterator[Finding]:
     """Checks health, readiness, then the diagnostic stream. Stops at the first failed call."""
     if not is_safe(caller.url):
-        yield Finding(
-            "url",
-            "warn",
-            "http sends keys and answers unencrypted",
-            "Use TLS at the proxy (docs/deployment.md).",
-        )
+        text = "http sends keys and answers unencrypted"
+        yield Finding("url", "warn", text, "Use TLS at the proxy (docs/deployment.md).")
     try:
         for path in ("/health", "/ready"):
             yield _check_path(caller, path)
@@ -79,15 +92,32 @@ def check_url(caller: Caller) -> Iterator[Finding]:
 
 def _check_path(caller: Caller, path: str) -> Finding:
     """Checks that the gateway answers a path outside the API. Raises CallError."""
-    with caller.call("GET", path, silence_s=SILENCE_S) as reply:
-        body = read_start(reply)
-        try:
-            status = msgspec.json.decode(body)["status"]
-        except (*MALFORMED, LookupError, TypeError):
-            text = f"the answer to {path} is not a gateway's ({reply.status_code})"
-            return Finding(path, "FAIL", text, f"Let the proxy pass {path}: load balancers need it.")
-        remedy = "" if reply.status_code == 200 else "It is shutting down: another instance should take over."
-        return Finding(path, "ok" if reply.status_code == 200 else "warn", str(status), remedy)
+    with caller.call("GET", path, silence_s=ANSWER_S) as reply:
+        body, status = read_start(reply), reply.status_code
+    try:
+        text = str(msgspec.json.decode(body)["status"])
+    except (*MALFORMED, LookupError, TypeError):
+        text = f"the answer to {path} is not a gateway's ({status})"
+        return Finding(path, "FAIL", text, f"Let the proxy pass {path}: load balancers need it.")
+    if status != 200:
+        return Finding(path, "warn", text, "It is shutting down: another instance should take over.")
+    return Finding(path, "ok", text)
+
+
+def check_silence(caller: Caller, silence_s: float) -> Finding:
+    """Requests two events with `silence_s` between them, in which only heartbeats arrive."""
+    finding = partial(Finding, "silence")
+    began = time.monotonic()
+    try:
+        passage = receive(caller, f"/diagnose/stream?silence_s={silence_s:g}")
+    except CallError as error:
+        return finding("FAIL", error.message)
+    if passage.complete:
+        return finding("ok", f"a stream survives {silence_s:g} s without events")
+    text = f"a stream without events was cut after {time.monotonic() - began:.1f} s, with a heartbeat every "
+    text += f"{passage.event.get('heartbeat_s')} s"
+    remedy = f"{_TIMEOUTS[name_proxy(passage.headers)]}; or set a smaller GROKFLASK_HEARTBEAT_S."
+    return finding("FAIL", text, remedy)
 
 
 def _measure(caller: Caller) -> Passage:
@@ -104,58 +134,40 @@ def receive(caller: Caller, path: str = "/diagnose/stream") -> Passage:
     """Reads and times one diagnostic stream. Raises CallError if it does not begin."""
     request_id = f"doctor-{secrets.token_hex(8)}"
     headers = {"X-Request-ID": request_id, "Accept": "text/event-stream", "Accept-Encoding": "gzip"}
-    with caller.call("GET", path, silence_s=SILENCE_S, **headers) as reply:
+    with caller.call("GET", path, silence_s=ANSWER_S, headers=headers) as reply:
         if reply.status_code != 200:
             raise CallError(explain_status(reply))
         if not reply.headers.get("Content-Type", "").startswith("text/event-stream"):
             raise CallError("/diagnose/stream is not a stream: something else answers, or an older version.")
         passage = Passage(reply.headers, request_id)
-        try:
-            for data in read_events(read_pieces(reply)):
+        # A stream that is cut, or is not a gateway's, remains incomplete.
+        with suppress(CallError, *MALFORMED, LookupError, TypeError, ValueError):
+            for data in islice(read_events(reply), MAX_EVENTS):
                 if data == b"[DONE]":
                     passage.complete = True
                     break
-                _note(passage, data)
-        except CallError:
-            pass  # `complete` stays False
+                arrived_ms = time.monotonic() * 1000
+                event = msgspec.json.decode(data)
+                passage.sent_ms.append(float(event["sent_ms"]))
+                passage.arrived_ms.append(arrived_ms)
+                passage.event = passage.event or event
         return passage
-
-
-def _note(passage: Passage, data: bytes) -> None:
-    arrived_ms = time.monotonic() * 1000
-    if len(passage.sent_ms) >= MAX_EVENTS:
-        raise CallError("/diagnose/stream sends more events than a gateway does.")
-    try:
-        event = msgspec.json.decode(data)
-        passage.sent_ms.append(float(event["sent_ms"]))
-    except (*MALFORMED, LookupError, TypeError, ValueError):
-        raise CallError("/diagnose/stream does not send a gateway's events.") from None
-    passage.arrived_ms.append(arrived_ms)
-    passage.event = passage.event or event
 
 
 def judge_stream(passage: Passage) -> Finding:
     """Whether events arrive when they are sent."""
     if not passage.complete:
-        return Finding(
-            "stream",
-            "FAIL",
-            f"cut off after {len(passage.sent_ms)} events",
-            "Raise the proxy's read timeout (nginx: proxy_read_timeout 120s).",
-        )
+        remedy = "Raise the proxy's read timeout (nginx: proxy_read_timeout 120s)."
+        return Finding("stream", "FAIL", f"cut off after {len(passage.sent_ms)} events", remedy)
     sent_in_ms = passage.sent_ms[-1] - passage.sent_ms[0]
     arrived_in_ms = passage.arrived_ms[-1] - passage.arrived_ms[0]
     text = f"{len(passage.sent_ms)} events sent over {sent_in_ms:.0f} ms arrived over {arrived_in_ms:.0f} ms"
     if passage.share >= LUMP_SHARE:
         return Finding("stream", "ok", text)
     known = name_proxy(passage.headers)
-    remedies = [_BUFFERS[known]] if known else list(_BUFFERS.values())
-    return Finding(
-        "stream",
-        "FAIL",
-        f"a proxy buffers streams: {text}",
-        f"{'; or '.join(remedies)}. See docs/streaming.md.",
-    )
+    remedies = [_BUFFERS[known]] if known else _BUFFERS.values()
+    remedy = f"{'; or '.join(remedies)}. See docs/streaming.md."
+    return Finding("stream", "FAIL", f"a proxy buffers streams: {text}", remedy)
 
 
 def name_proxy(headers: Mapping[str, str]) -> str | None:
@@ -172,26 +184,20 @@ def judge_compression(passage: Passage) -> Finding:
     coding = passage.headers.get("Content-Encoding", "identity")
     if coding in ("", "identity"):
         return Finding("compression", "ok", "none")
-    return Finding(
-        "compression",
-        "warn",
-        f"a proxy compresses streams ({coding}), and may buffer events for that",
-        "Turn it off for text/event-stream (nginx: gzip_types, Apache: SetEnv no-gzip 1).",
-    )
+    text = f"a proxy compresses streams ({coding}), and may buffer events for that"
+    remedy = "Turn it off for text/event-stream (nginx: gzip_types, Apache: SetEnv no-gzip 1)."
+    return Finding("compression", "warn", text, remedy)
 
 
 def judge_request_id(passage: Passage) -> Finding:
     """Whether X-Request-ID passes in both directions."""
+    finding = partial(Finding, "request id")
+    remedy = "Let it pass: clients use it to find their requests in the log."
     if passage.event.get("request_id") != passage.request_id:
-        return Finding(
-            "request id",
-            "warn",
-            "a proxy replaces or drops X-Request-ID on the way in",
-            "Let it pass: clients use it to find their requests in the log.",
-        )
+        return finding("warn", "a proxy replaces or drops X-Request-ID on the way in", remedy)
     if passage.headers.get("X-Request-ID") != passage.request_id:
-        return Finding("request id", "warn", "a proxy drops X-Request-ID on the way out", "Let it pass.")
-    return Finding("request id", "ok", "X-Request-ID passes in both directions")
+        return finding("warn", "a proxy drops X-Request-ID on the way out", remedy)
+    return finding("ok", "X-Request-ID passes in both directions")
 
 
 def judge_forwarding(passage: Passage, scheme: str) -> Iterator[Finding]:
@@ -199,23 +205,16 @@ def judge_forwarding(passage: Passage, scheme: str) -> Iterator[Finding]:
     event = passage.event
     count, trusted = int(event.get("forwarded_for") or 0), int(event.get("trusted_proxies") or 0)
     hint = f"Set GROKFLASK_TRUSTED_PROXIES={count}"
+    finding = partial(Finding, "addresses")
+    text = f"X-Forwarded-For has {count} addresses, and {trusted} proxies are trusted"
     if count == trusted:
-        yield Finding("addresses", "ok", f"{count} proxies send X-Forwarded-For, and {trusted} are trusted")
+        yield finding("ok", text)
     elif count > trusted:
-        yield Finding(
-            "addresses",
-            "warn",
-            f"X-Forwarded-For has {count} addresses, but {trusted} are trusted: all callers may count as one",
-            f"{hint}, if that many proxies are yours.",
-        )
+        remedy = f"{hint}, if that many proxies are yours."
+        yield finding("warn", f"{text}: all callers may count as one", remedy)
     else:
-        yield Finding(
-            "addresses",
-            "FAIL",
-            f"{trusted} proxies are trusted, but X-Forwarded-For has {count} "
-            "addresses: callers can forge theirs",
-            f"{hint}, or have the proxy send X-Forwarded-For.",
-        )
+        remedy = f"{hint}, or have the proxy send X-Forwarded-For."
+        yield finding("FAIL", f"{text}: callers can forge theirs", remedy)
     if scheme == "https" and event.get("scheme") != "https":
         sent = event.get("forwarded_proto")
         remedy = hint if sent else "Have the proxy send X-Forwarded-Proto, and trust it."

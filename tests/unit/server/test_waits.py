@@ -17,7 +17,8 @@ import pytest
 import trustme
 from gevent.threadpool import ThreadPool
 
-from grokflask.server.waits import Offload, ReadWait, make_offload
+from grokflask.runtime import Offload
+from grokflask.server.waits import ReadWait, make_offload
 
 LONG_S = 20.0
 """A deadline that no wait of these tests reaches."""
