@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Response, g, redirect, render_template, request, url_for
+from flask import Response, abort, g, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from grokflask.errors import InvalidRequestError, Outcome, RouteNotFoundError, StoreUnavailableError
+from grokflask.errors import InvalidRequestError, Outcome, StoreUnavailableError
 from grokflask.ledger.overview import SpendBy, find_row, read_timings
 from grokflask.ledger.query import read_filter
 from grokflask.web.admin import ledger
@@ -28,7 +28,7 @@ from grokflask.web.dashboard.figures import (
 from grokflask.web.dashboard.keys import list_keys
 from grokflask.web.dashboard.login import blueprint
 from grokflask.web.health import describe_state
-from grokflask.web.pages import guard, reply_page
+from grokflask.web.pages import reply_page
 
 __all__ = ["blueprint"]
 
@@ -65,10 +65,10 @@ def show_overview() -> Response:
 def show_part(name: str) -> Response:
     """One section, for the page that refreshes it."""
     if name not in SECTIONS:
-        raise _make_not_found_error()
+        abort(404)
     ledger.flush_ledger()
-    text = render_template(f"dashboard/{name}.html", **{name: SECTIONS[name]()})
-    return guard(Response(text, content_type="text/html; charset=utf-8"))
+    values: dict[str, Any] = {name: SECTIONS[name]()}
+    return reply_page(f"dashboard/{name}.html", **values)
 
 
 @blueprint.get("/exchanges/<row_id>")
@@ -77,7 +77,7 @@ def show_exchange(row_id: str) -> Response:
     ledger.flush_ledger()
     row = find_row(get_database(), row_id) if ledger.is_row_id(row_id) else None
     if row is None:
-        raise _make_not_found_error()
+        abort(404)
     return reply_page("dashboard/exchange.html", row=row, fields=row.to_fields())
 
 
@@ -92,7 +92,7 @@ def ask_to_end(request_id: str) -> Response:
     """Explains what ending the stream does, and has the button."""
     streams = [each for each in find_streams()[0] if each["request_id"] == request_id]
     if not streams:
-        raise _make_not_found_error()
+        abort(404)
     return reply_page("dashboard/end_stream.html", request_id=request_id, streams=streams)
 
 
@@ -198,10 +198,6 @@ def _read_view() -> tuple[int, SpendBy]:
 
 def _read_filters() -> dict[str, str | None]:
     return {name: (request.args.get(name) or "").strip() or None for name in ledger.FILTERS}
-
-
-def _make_not_found_error() -> RouteNotFoundError:
-    return RouteNotFoundError(f"There is nothing at {request.path[:200]}.")
 
 
 assert set(WORDS) == set(Outcome)
