@@ -15,6 +15,7 @@ from grokflask.ledger.reports import RowFilter, iterate_rows, read_rows, summari
 from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow
 from grokflask.ledger.spreadsheet import write_csv
 from grokflask.ledger.writer import LedgerWriter
+from grokflask.times import to_day
 from grokflask.web.admin.api import blueprint, read_query, read_value, reply
 from grokflask.web.current import get_database
 from grokflask.web.dashboard.figures import (
@@ -77,7 +78,7 @@ def show_overview() -> Response:
     timings = read_period_timings(now, days)
     return reply(
         {
-            **read_overview(now, days, by).to_fields(),
+            **read_overview(now, days, by).fields,
             "timings": measure(timings),
             "stores": {**describe_state(), "upstream_state": judge_upstream(timings)},
         }
@@ -119,8 +120,8 @@ def reply_csv(row_filter: RowFilter) -> Response:
 
 def read_overview(now: float, days: int, by: SpendBy) -> Overview:
     """The numbers of the last `days` UTC days. Raises StoreUnavailableError."""
-    shown = list_days(now, days)
-    earliest = min(shown[0], list_days(now, SPARK_DAYS)[0], f"{shown[-1][:7]}-01")
+    shown, recent = (list_days(to_day(now), count) for count in (days, SPARK_DAYS))
+    earliest = min(shown[0], recent[0], f"{shown[-1][:7]}-01")
     return work_out(read_spend(get_database(), shown[0], earliest, by), shown, by)
 
 

@@ -16,6 +16,7 @@ from grokflask.ledger.query import read_filter
 from grokflask.web.admin import ledger
 from grokflask.web.admin.streams import end_streams, find_streams
 from grokflask.web.current import get_database
+from grokflask.web.dashboard.charts import draw_spark, stack_bars
 from grokflask.web.dashboard.figures import (
     DAY_S,
     PERIODS,
@@ -106,7 +107,12 @@ def end_stream(request_id: str) -> AnyResponse:
 @blueprint.context_processor
 def describe_links() -> dict[str, Any]:
     """Functions that templates use for links and outcomes."""
-    return {"link": make_link, "describe_outcome": describe_outcome, "now": time.time()}
+    return {
+        "link": make_link,
+        "describe_outcome": describe_outcome,
+        "draw_spark": draw_spark,
+        "now": time.time(),
+    }
 
 
 def make_link(anchor: str = "", path: str = "/admin", **changes: object) -> str:
@@ -120,7 +126,7 @@ def _build_numbers() -> dict[str, Any]:
     streams, complete = find_streams()
     keys = {each["key"] for each in streams}
     values = {"open": len(streams), "complete": complete, "open_keys": len(keys)}
-    return {**values, **_attempt(lambda: {"figures": _read_overview()})}
+    return {**values, **_attempt(lambda: {"overview": _read_overview()})}
 
 
 def _build_spend() -> dict[str, Any]:
@@ -128,7 +134,9 @@ def _build_spend() -> dict[str, Any]:
 
     def read() -> dict[str, Any]:
         timings = measure(ledger.read_period_timings(time.time(), days))
-        return {"figures": _read_overview(), "timings": timings}
+        figures = _read_overview().fields
+        top, columns = stack_bars([row["ticks_by_day"] for row in figures["series"]["rows"]])
+        return {"figures": figures, "timings": timings, "top": top, "columns": columns}
 
     return {"periods": PERIODS, "days": days, "by": by, **_attempt(read)}
 
