@@ -105,6 +105,8 @@ def test_a_key_from_its_making_to_its_end(admin: FlaskClient) -> None:
     for path in ("", "/keys/bob", "/parts/keys", "/keys/new"):
         assert secret not in get(admin, path)
     assert re.search(r'name="budget_day" value="2.5"', get(admin, "/keys/bob"))
+    limits = re.findall(r'<span class="breaks">([^<]+)</span>', get(admin, "/parts/keys"))
+    assert limits == ["grok-4* grok-3", "tools: client"]
 
     kept = {"budget_day": "2.5", "models": "grok-4*, grok-3", "tools": "client"}
     response = post(admin, "/keys/bob", **kept)

@@ -14,13 +14,7 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, current_app, g, request
 
-from grokflask.errors import (
-    MALFORMED,
-    AuthenticationError,
-    BodyTooLargeError,
-    InvalidRequestError,
-    RouteNotFoundError,
-)
+from grokflask.errors import MALFORMED, AuthenticationError, InvalidRequestError, RouteNotFoundError
 from grokflask.keys.ring import read_bearer
 from grokflask.web.attempts import is_admin_token, log_refusal
 from grokflask.web.body import read_body
@@ -76,14 +70,8 @@ def read_query(*names: str) -> dict[str, str]:
 
 def read_fields() -> dict[str, Any]:
     """The request's body, a JSON object. Raises ClientError."""
-    too_large = BodyTooLargeError(f"The request's body is larger than {MAX_BODY_BYTES} bytes.")
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise too_large
-    body = read_body(*get_current())
-    if len(body) > MAX_BODY_BYTES:  # a chunked body has no Content-Length
-        raise too_large
     try:
-        document = msgspec.json.decode(body)
+        document = msgspec.json.decode(read_body(*get_current(), MAX_BODY_BYTES))
     except MALFORMED as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(document, dict):
