@@ -95,6 +95,7 @@ def peek_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
         notes.body = b""
         if 0 < (flask_request.content_length or 0) <= PEEK_BYTES:
             with contextlib.suppress(BodyTimeoutError):
+                flask_request.max_content_length = PEEK_BYTES
                 timeout_s = min(PEEK_S, app.config["BODY_TIMEOUT_S"])
                 notes.body = _read_all(app, flask_request, timeout_s)
     body: bytes = notes.body

@@ -19,7 +19,6 @@ from grokflask.keys.ring import read_bearer
 from grokflask.web.attempts import is_admin_token, log_refusal
 from grokflask.web.body import read_body
 from grokflask.web.current import get_current
-from grokflask.web.responses import reply_json
 
 URL_PREFIX = "/admin/api"
 MAX_BODY_BYTES = 64 * 1024
@@ -52,7 +51,7 @@ def forbid_storing(response: Response) -> Response:
 
 def reply(document: dict[str, Any], status: int = 200) -> Response:
     """A response with `document` as JSON."""
-    return reply_json(msgspec.json.encode(document), status)
+    return Response(msgspec.json.encode(document), status, content_type="application/json")
 
 
 def read_query(*names: str) -> dict[str, str]:
