@@ -49,7 +49,7 @@ def find_route(app: Flask, flask_request: Request) -> Route | None:
 def _make_view(route: Route) -> Callable[..., Response]:
     def view(model_id: str | None = None, item_id: str | None = None) -> Response:
         app, flask_request, notes = get_current()
-        headers = flask_request.headers
+        headers, args = flask_request.headers, flask_request.args if route.query else {}
         client_request = ClientRequest(
             route=route,
             request_id=notes.request_id,
@@ -58,7 +58,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
             headers={name: headers[name] for name in FORWARDED_HEADERS if name in headers},
             model_id=model_id,
             item_id=item_id,
-            query=_read_query(route, flask_request) if route.query else "",
+            query=urlencode({name: args[name] for name in route.query if name in args}),
             wants_json=wants_json(flask_request),
             client=flask_request.environ.get("gunicorn.socket"),
         )
@@ -86,12 +86,6 @@ def _read(route: Route, app: Flask, flask_request: Request, notes: Notes) -> byt
         return b""
     read = read_upload if route.body == "form" else read_body
     return read(app, flask_request, notes)
-
-
-def _read_query(route: Route, flask_request: Request) -> str:
-    """The query string to send upstream: the parameters that the route forwards, the first value of each."""
-    args = flask_request.args
-    return urlencode({name: args[name] for name in route.query if name in args})
 
 
 def _open_once(

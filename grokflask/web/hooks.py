@@ -39,20 +39,14 @@ def _begin() -> None:
     app, flask_request, notes = get_current()
     background: Background = app.extensions["background"]
     background.start()
-    notes.request_id = _choose_id(flask_request.headers.get("X-Request-ID", ""))
+    client_id = flask_request.headers.get("X-Request-ID", "")
+    # A new id need not be secret, and the system's generator would cost a system call.
+    notes.request_id = client_id if is_sane_id(client_id) else f"{random.getrandbits(128):032x}"
     notes.route = route = None if flask_request.method == "OPTIONS" else find_route(app, flask_request)
     if route is not None:  # a browser's preflight has no key
         _authenticate(route, app, flask_request, notes)
         gateway: Gateway = app.extensions["gateway"]
         gateway.check()
-
-
-def _choose_id(client_id: str) -> str:
-    """The client's own id if it is sane, else a new one."""
-    if is_sane_id(client_id):
-        return client_id
-    # It need not be secret, and the system's generator would cost a system call.
-    return f"{random.getrandbits(128):032x}"
 
 
 def is_sane_id(text: str) -> bool:
