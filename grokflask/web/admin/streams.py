@@ -27,8 +27,7 @@ from grokflask.web.hooks import is_sane_id
 def list_streams() -> Response:
     """Open streams, oldest first; without those of other workers during an outage of the database."""
     read_query()
-    streams, complete = find_streams()
-    return reply({"streams": streams, "complete": complete})
+    return reply(find_streams())
 
 
 @blueprint.delete("/streams/<request_id>")
@@ -40,15 +39,15 @@ def stop_streams(request_id: str) -> Response:
     return reply(document, 200 if stopped else 202)
 
 
-def find_streams() -> tuple[list[dict[str, Any]], bool]:
-    """Open streams, oldest first, and whether those of other workers are among them."""
+def find_streams() -> dict[str, Any]:
+    """Open `streams`, oldest first, and whether they are `complete`: with those of other workers."""
     streams = [_show(each.row, *each.count_sent()) for each in _get_exchanges().streams]
     complete = True
     try:
         streams += [_show(row) for row in _find_elsewhere()]
     except StoreUnavailableError:
         complete = False
-    return sorted(streams, key=itemgetter("id")), complete
+    return {"streams": sorted(streams, key=itemgetter("id")), "complete": complete}
 
 
 def end_streams(request_id: str) -> tuple[int, int]:

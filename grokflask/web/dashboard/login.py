@@ -121,16 +121,6 @@ def log_out() -> AnyResponse:
 
 
 _PASSED_ON = {"Retry-After", "Allow"}
-TITLES = {
-    400: "That cannot be done",
-    401: "Sign in again",
-    404: "Not found",
-    405: "That cannot be done",
-    409: "That cannot be done now",
-    413: "That is too large",
-    429: "Too many attempts",
-    503: "Something is unavailable",
-}
 
 
 @blueprint.errorhandler(Exception)
@@ -142,9 +132,8 @@ def reply_failure(failure: Exception) -> Response:
     if not is_dashboard(request.path):
         return reply_error(error)
     error.__traceback__ = None  # as in `reply_error`
-    title = TITLES.get(error.status, "Something went wrong")
     inside = request.blueprint == blueprint.name and is_signed_in()
-    response = reply_page("dashboard/problem.html", error.status, error=error, title=title, signed_in=inside)
+    response = reply_page("dashboard/problem.html", error.status, error=error, signed_in=inside)
     response.headers.update({name: error.headers[name] for name in error.headers.keys() & _PASSED_ON})
     response.headers["Cache-Control"] = "no-store"
     return response

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from flask import Response, abort, g, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from grokflask.errors import InvalidRequestError, Outcome, StoreUnavailableError
+from grokflask.errors import InvalidRequestError, StoreUnavailableError
 from grokflask.ledger.overview import SpendBy, find_row, read_timings
 from grokflask.ledger.query import read_filter
 from grokflask.web.admin import ledger
@@ -35,16 +35,8 @@ __all__ = ["blueprint"]
 
 PAGE_ROWS = 25
 ROWS_TIMEOUT_S = 5.0
-MAX_STREAMS = 100
-"""Streams that are listed; the others are only counted."""
-
 KEPT = ("days", "by", *ledger.FILTERS, "before", "find", "page")
 """Parameters that links to the overview keep."""
-
-NOTICES = {
-    "ended": "The stream has been ended, or its worker has been asked to end it.",
-    "revoked": "The key has been revoked.",
-}
 
 TOO_SLOW = "The database is unavailable or too slow. What is missing will come back with it."
 
@@ -54,12 +46,7 @@ def show_overview() -> Response:
     """All sections on one page. A section whose data cannot be read says so."""
     ledger.flush_ledger()
     values: dict[str, Any] = {name: build() for name, build in SECTIONS.items()}
-    return reply_page(
-        "dashboard/overview.html",
-        sections=list(SECTIONS),
-        notice=NOTICES.get(request.args.get("notice", "")),
-        **values,
-    )
+    return reply_page("dashboard/overview.html", sections=list(SECTIONS), **values)
 
 
 @blueprint.get("/parts/<name>")
@@ -91,7 +78,7 @@ def export_exchanges() -> Response:
 @blueprint.get("/streams/<request_id>/end")
 def ask_to_end(request_id: str) -> Response:
     """Explains what ending the stream does, and has the button."""
-    streams = [each for each in find_streams()[0] if each["request_id"] == request_id]
+    streams = [each for each in find_streams()["streams"] if each["request_id"] == request_id]
     if not streams:
         abort(404)
     return reply_page("dashboard/end_stream.html", request_id=request_id, streams=streams)
@@ -123,10 +110,7 @@ def make_link(anchor: str = "", path: str = "/admin", **changes: object) -> str:
 
 
 def _build_numbers() -> dict[str, Any]:
-    streams, complete = find_streams()
-    keys = {each["key"] for each in streams}
-    values = {"open": len(streams), "complete": complete, "open_keys": len(keys)}
-    return {**values, **_attempt(lambda: {"overview": _read_overview()})}
+    return {**find_streams(), **_attempt(lambda: {"overview": _read_overview()})}
 
 
 def _build_spend() -> dict[str, Any]:
@@ -139,11 +123,6 @@ def _build_spend() -> dict[str, Any]:
         return {"figures": figures, "timings": timings, "top": top, "columns": columns}
 
     return {"periods": PERIODS, "days": days, "by": by, **_attempt(read)}
-
-
-def _build_streams() -> dict[str, Any]:
-    streams, complete = find_streams()
-    return {"rows": streams[:MAX_STREAMS], "more": max(0, len(streams) - MAX_STREAMS), "complete": complete}
 
 
 def _build_exchanges() -> dict[str, Any]:
@@ -163,14 +142,13 @@ def _build_stores() -> dict[str, Any]:
     def read() -> dict[str, Any]:
         return {"upstream": judge_upstream(read_timings(get_database(), time.time() - DAY_S, 50))}
 
-    values = {"upstream": None, **_attempt(read)}  # before the state, which this query may change
-    return {**values, "state": describe_state()}
+    return {**_attempt(read), "state": describe_state()}  # in this order: the query may change the state
 
 
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "numbers": _build_numbers,
     "spend": _build_spend,
-    "streams": _build_streams,
+    "streams": find_streams,
     "keys": lambda: _attempt(list_keys),
     "exchanges": _build_exchanges,
     "stores": _build_stores,
@@ -206,6 +184,3 @@ def _read_view() -> tuple[int, SpendBy]:
 
 def _read_filters() -> dict[str, str | None]:
     return {name: (request.args.get(name) or "").strip() or None for name in ledger.FILTERS}
-
-
-assert set(WORDS) == set(Outcome)
