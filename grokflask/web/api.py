@@ -75,7 +75,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
         notes.pop("body", None)  # a stream may last for an hour and must not keep megabytes in memory
         return reply_whole(reply) if isinstance(reply, Reply) else reply_stream(reply)
 
-    view_func: Callable[..., Response] = view if route.upstream_path else _OWN_VIEWS[route.name]
+    view_func: Callable[..., Response] = view if route.upstream_path else show_usage
     view_func.route = route  # type: ignore[attr-defined]
     return view_func
 
@@ -99,7 +99,3 @@ def _open_once(
         last_event_id=headers.get("Last-Event-ID", ""),
     )
     return replays.open(key, client_request, repetition)
-
-
-_OWN_VIEWS: dict[str, Callable[[], Response]] = {"usage": show_usage}
-"""The views of routes that have no upstream path."""

@@ -33,12 +33,7 @@ lock the operator out."""
 
 
 class Attempts:
-    """Counts wrong tokens.
-
-    Args:
-        token: the right one.
-        storage: where requests are counted.
-    """
+    """Counts tokens that are not `token`, in the storage that counts requests."""
 
     def __init__(self, token: str, storage: Storage) -> None:
         self._token = token

@@ -106,9 +106,8 @@ def _asks_for_stream(app: Flask, flask_request: Request, notes: Notes) -> bool:
     if not notes.get("route_streams", False):
         return False
     stream = asks_for_stream(peek_body(app, flask_request, notes))
-    if stream is None:
-        return "text/event-stream" in flask_request.headers.get("Accept", "").lower()
-    return stream
+    accepted = flask_request.headers.get("Accept", "").lower()
+    return "text/event-stream" in accepted if stream is None else stream
 
 
 def register_errors(app: Flask) -> None:

@@ -9,14 +9,12 @@ from flask import Response, jsonify
 from grokflask.config import Settings
 from grokflask.keys.ring import ApiKey
 from grokflask.ledger.reports import RowFilter, read_rows
-from grokflask.ledger.writer import LedgerWriter
 from grokflask.limits.admission import Limits
 from grokflask.times import to_day
-from grokflask.web.current import get_current
+from grokflask.web.current import flush_ledger, get_current
 from grokflask.web.request_limits import RequestLimiter
 
 RECENT_ROWS = 20
-FLUSH_TIMEOUT_S = 0.5
 
 
 def show_usage() -> Response:
@@ -26,10 +24,9 @@ def show_usage() -> Response:
     limits: Limits = app.extensions["limits"]
     settings: Settings = app.extensions["settings"]
     requests: RequestLimiter = app.extensions["request_limits"]
-    writer: LedgerWriter = app.extensions["ledger_writer"]
     notes.opened = True  # so that this is not logged as a refused exchange
     standing = limits.find_standing(key.limit_id, to_day(time.time()))
-    writer.flush(FLUSH_TIMEOUT_S)  # so that it includes an exchange that has just ended
+    flush_ledger()  # so that it includes an exchange that has just ended
     rows = []
     if settings.auth_mode != "open":  # without keys it is unknown whose rows they are
         rows = read_rows(app.extensions["database"], RowFilter(key=key.name), RECENT_ROWS)

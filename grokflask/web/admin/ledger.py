@@ -6,7 +6,7 @@ import re
 import time
 from itertools import chain, islice
 
-from flask import Response, current_app, stream_with_context
+from flask import Response, stream_with_context
 
 from grokflask.errors import InvalidRequestError
 from grokflask.ledger.overview import SpendBy, Timing, read_spend, read_timings
@@ -14,10 +14,9 @@ from grokflask.ledger.query import name_sums, read_days, read_filter, read_group
 from grokflask.ledger.reports import RowFilter, iterate_rows, read_rows, summarize
 from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow
 from grokflask.ledger.spreadsheet import write_csv
-from grokflask.ledger.writer import LedgerWriter
 from grokflask.times import to_day
 from grokflask.web.admin.api import blueprint, read_query, read_value, reply
-from grokflask.web.current import get_database
+from grokflask.web.current import flush_ledger, get_database
 from grokflask.web.dashboard.figures import (
     DAY_S,
     PERIODS,
@@ -34,7 +33,6 @@ FILTERS = ("since", "until", "key", "model", "outcome", "request_id")
 PAGE_ROWS = 100
 MAX_PAGE_ROWS = 1000
 DEFAULT_DAYS = 30
-FLUSH_TIMEOUT_S = 0.5
 PIECE_LINES = 200
 
 
@@ -83,12 +81,6 @@ def show_overview() -> Response:
             "stores": {**describe_state(), "upstream_state": judge_upstream(timings)},
         }
     )
-
-
-def flush_ledger() -> None:
-    """Stores the exchanges that this worker has just finished."""
-    writer: LedgerWriter = current_app.extensions["ledger_writer"]
-    writer.flush(FLUSH_TIMEOUT_S)
 
 
 def read_page(

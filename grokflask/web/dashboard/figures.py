@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -108,16 +108,11 @@ def describe_outcome(outcome: str | None) -> dict[str, Any]:
 
 def measure(timings: Sequence[Timing]) -> dict[str, Any]:
     """Percentiles in milliseconds: the time to the first token, and the duration of complete exchanges."""
-    first = sorted(each.ttft_ms for each in timings if each.ttft_ms is not None)
-    whole = sorted(
-        each.duration_ms
-        for each in timings
-        if each.duration_ms is not None and each.outcome == Outcome.COMPLETE
-    )
+    complete = (each.duration_ms for each in timings if each.outcome == Outcome.COMPLETE)
     return {
         "rows": len(timings),
-        "ttft_ms": _find_percentiles(first),
-        "duration_ms": _find_percentiles(whole),
+        "ttft_ms": _find_percentiles(each.ttft_ms for each in timings),
+        "duration_ms": _find_percentiles(complete),
     }
 
 
@@ -138,8 +133,9 @@ def judge_upstream(timings: Sequence[Timing]) -> str:
     return "failing" if share >= 0.5 else "shaky" if share >= 0.1 else "up"
 
 
-def _find_percentiles(values: Sequence[int]) -> dict[str, Any]:
-    """By nearest rank from sorted `values`; None if there are none."""
+def _find_percentiles(times: Iterable[int | None]) -> dict[str, Any]:
+    """By nearest rank; None if there are no times."""
+    values = sorted(each for each in times if each is not None)
     count = len(values)
     return {
         "count": count,

@@ -15,7 +15,7 @@ from grokflask.ledger.overview import SpendBy, find_row, read_timings
 from grokflask.ledger.query import read_filter
 from grokflask.web.admin import ledger
 from grokflask.web.admin.streams import end_streams, find_streams
-from grokflask.web.current import get_database
+from grokflask.web.current import flush_ledger, get_database
 from grokflask.web.dashboard.charts import draw_spark, stack_bars
 from grokflask.web.dashboard.figures import (
     DAY_S,
@@ -44,7 +44,7 @@ TOO_SLOW = "The database is unavailable or too slow. What is missing will come b
 @blueprint.get("")
 def show_overview() -> Response:
     """All sections on one page. A section whose data cannot be read says so."""
-    ledger.flush_ledger()
+    flush_ledger()
     values: dict[str, Any] = {name: build() for name, build in SECTIONS.items()}
     return reply_page("dashboard/overview.html", sections=list(SECTIONS), **values)
 
@@ -54,7 +54,7 @@ def show_part(name: str) -> Response:
     """One section, for the page that refreshes it."""
     if name not in SECTIONS:
         abort(404)
-    ledger.flush_ledger()
+    flush_ledger()
     values: dict[str, Any] = {name: SECTIONS[name]()}
     return reply_page(f"dashboard/{name}.html", **values)
 
@@ -62,7 +62,7 @@ def show_part(name: str) -> Response:
 @blueprint.get("/exchanges/<row_id>")
 def show_exchange(row_id: str) -> Response:
     """All fields of one exchange."""
-    ledger.flush_ledger()
+    flush_ledger()
     row = find_row(get_database(), row_id) if ledger.is_row_id(row_id) else None
     if row is None:
         abort(404)
