@@ -49,7 +49,7 @@ def find_route(app: Flask, flask_request: Request) -> Route | None:
 def _make_view(route: Route) -> Callable[..., Response]:
     def view(model_id: str | None = None, item_id: str | None = None) -> Response:
         app, flask_request, notes = get_current()
-        headers = flask_request.headers
+        headers, args = flask_request.headers, flask_request.args if route.query else {}
         client_request = ClientRequest(
             route=route,
             request_id=notes.request_id,
@@ -58,7 +58,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
             headers={name: headers[name] for name in FORWARDED_HEADERS if name in headers},
             model_id=model_id,
             item_id=item_id,
-            query=_read_query(route, flask_request) if route.query else "",
+            query=urlencode({name: args[name] for name in route.query if name in args}),
             wants_json=wants_json(flask_request),
             client=flask_request.environ.get("gunicorn.socket"),
         )
@@ -75,7 +75,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
         notes.pop("body", None)  # a stream may last for an hour and must not keep megabytes in memory
         return reply_whole(reply) if isinstance(reply, Reply) else reply_stream(reply)
 
-    view_func: Callable[..., Response] = view if route.upstream_path else _OWN_VIEWS[route.name]
+    view_func: Callable[..., Response] = view if route.upstream_path else show_usage
     view_func.route = route  # type: ignore[attr-defined]
     return view_func
 
@@ -86,12 +86,6 @@ def _read(route: Route, app: Flask, flask_request: Request, notes: Notes) -> byt
         return b""
     read = read_upload if route.body == "form" else read_body
     return read(app, flask_request, notes)
-
-
-def _read_query(route: Route, flask_request: Request) -> str:
-    """The query string to send upstream: the parameters that the route forwards, the first value of each."""
-    args = flask_request.args
-    return urlencode({name: args[name] for name in route.query if name in args})
 
 
 def _open_once(
@@ -105,7 +99,3 @@ def _open_once(
         last_event_id=headers.get("Last-Event-ID", ""),
     )
     return idempotency.open(key, client_request, idempotency_headers)
-
-
-_OWN_VIEWS: dict[str, Callable[[], Response]] = {"usage": show_usage}
-"""The views of routes that have no upstream path."""

@@ -33,12 +33,7 @@ lock the operator out."""
 
 
 class Attempts:
-    """Counts wrong tokens.
-
-    Args:
-        token: the right one.
-        storage: where requests are counted.
-    """
+    """Counts tokens that are not `token`, in the storage that counts requests."""
 
     def __init__(self, token: str, storage: Storage) -> None:
         self._token = token
@@ -52,20 +47,22 @@ class Attempts:
 
         Raises RateLimitError after too many wrong ones, whatever the token is.
         """
-        limits = self._find_limits(address)
+        limits: list[tuple[RateLimitItem, str]] = [(BY_ADDRESS, f"address:{address}")]
+        if address not in self._trusted:
+            limits.append((IN_TOTAL, "all"))
         for limit, scope in limits:
             if not self._ask("test", limit, scope):
                 raise self._explain(limit, scope)
         if compare_tokens(token, self._token):
-            self._trust(address)
+            with self._lock:
+                self._trusted[address] = None
+                self._trusted.move_to_end(address)
+                if len(self._trusted) > MAX_TRUSTED:
+                    self._trusted.popitem(last=False)
             return True
         for limit, scope in limits:
             self._ask("hit", limit, scope)
         return False
-
-    def _find_limits(self, address: str) -> list[tuple[RateLimitItem, str]]:
-        by_address: tuple[RateLimitItem, str] = (BY_ADDRESS, f"address:{address}")
-        return [by_address] if address in self._trusted else [by_address, (IN_TOTAL, "all")]
 
     def _ask(self, method: str, limit: RateLimitItem, scope: str) -> Any:
         try:
@@ -80,13 +77,6 @@ class Attempts:
         return RateLimitError(
             f"Too many wrong admin tokens. Try again in {wait}.", headers={"Retry-After": str(wait_s)}
         )
-
-    def _trust(self, address: str) -> None:
-        with self._lock:
-            self._trusted[address] = None
-            self._trusted.move_to_end(address)
-            while len(self._trusted) > MAX_TRUSTED:
-                self._trusted.popitem(last=False)
 
 
 def compare_tokens(token: str, other: str) -> bool:

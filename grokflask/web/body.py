@@ -25,24 +25,19 @@ PEEK_S = 1.0
 """Limits for reading the body of a refused request, to learn whether it asks for a stream."""
 
 
-def read_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
-    """The JSON body. Raises ClientError.
-
-    A Content-Length over the limit is refused unread, a chunked body when it exceeds the limit.
-    """
+def read_body(app: Flask, flask_request: Request, notes: Notes, limit: int | None = None) -> bytes:
+    """The JSON body, of at most `limit` bytes; the default is the setting. Raises ClientError."""
     if not flask_request.is_json:
         raise MediaTypeError
     coding = flask_request.headers.get("Content-Encoding", "identity").lower()
     if coding != "identity":
         raise MediaTypeError(f"The request's body is compressed as {coding[:64]!r}: send it as plain JSON.")
-    limit: int = app.config["MAX_CONTENT_LENGTH"]
-    # Werkzeug silently ends a chunked body at its limit. One byte more shows that there was more.
-    flask_request.max_content_length = limit + 1
     notes.body = b""  # the value if reading fails
     gateway: Gateway = app.extensions["gateway"]
     with gateway.exchanges.upload():
-        notes.body = body = _read_all(app, flask_request, app.config["BODY_TIMEOUT_S"])
-    _check_size(len(body), limit, flask_request)
+        notes.body = body = _read_limited(
+            app, flask_request, app.config["MAX_CONTENT_LENGTH"] if limit is None else limit
+        )
     return body
 
 
@@ -53,13 +48,11 @@ def read_upload(app: Flask, flask_request: Request, notes: Notes) -> Spool:
     if flask_request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise MediaTypeError("The request's body is compressed: send it as it is.")
     limit: int = app.extensions["settings"].max_upload_bytes
-    flask_request.max_content_length = limit + 1
     notes.body = b""
     gateway: Gateway = app.extensions["gateway"]
     spool = Spool()
     try:
-        if (flask_request.content_length or 0) > limit:
-            raise _make_size_error(limit)
+        _limit_size(flask_request, limit)
         with gateway.exchanges.upload(), _limit_time(app, flask_request, app.config["BODY_TIMEOUT_S"]):
             while (piece := flask_request.stream.read(PIECE_BYTES)) and len(spool) <= limit:
                 spool.append(piece)
@@ -70,29 +63,26 @@ def read_upload(app: Flask, flask_request: Request, notes: Notes) -> Spool:
     return spool
 
 
+def _limit_size(flask_request: Request, limit: int) -> None:
+    """Raises BodyTooLargeError for a Content-Length over the limit."""
+    _check_size(flask_request.content_length or 0, limit, flask_request)
+    # Werkzeug silently ends a chunked body at its limit. One byte more shows that there was more.
+    flask_request.max_content_length = limit + 1
+
+
 def _check_size(size: int, limit: int, flask_request: Request) -> None:
     """Raises BodyTooLargeError, or InvalidRequestError for a body that ended early."""
     if size > limit:
-        raise _make_size_error(limit)
+        raise BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
     if size < (flask_request.content_length or 0):
         raise InvalidRequestError("The request's body ended before the length that was announced.")
-
-
-def _make_size_error(limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
 
 
 def read_form(limit: int, app: Flask, flask_request: Request) -> dict[str, str]:
     """The fields of a page's form; the last value of each. `limit` is bytes. Raises ClientError."""
     if flask_request.mimetype != "application/x-www-form-urlencoded":
         raise MediaTypeError("Send the form as 'Content-Type: application/x-www-form-urlencoded'.")
-    too_large = BodyTooLargeError(f"The form is larger than {limit} bytes.")
-    if (flask_request.content_length or 0) > limit:
-        raise too_large
-    flask_request.max_content_length = limit + 1
-    body = _read_all(app, flask_request, app.config["BODY_TIMEOUT_S"])
-    if len(body) > limit:
-        raise too_large
+    body = _read_limited(app, flask_request, limit)
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS))
     except ValueError:
@@ -105,9 +95,18 @@ def peek_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
         notes.body = b""
         if 0 < (flask_request.content_length or 0) <= PEEK_BYTES:
             with contextlib.suppress(BodyTimeoutError):
+                flask_request.max_content_length = PEEK_BYTES
                 timeout_s = min(PEEK_S, app.config["BODY_TIMEOUT_S"])
                 notes.body = _read_all(app, flask_request, timeout_s)
     body: bytes = notes.body
+    return body
+
+
+def _read_limited(app: Flask, flask_request: Request, limit: int) -> bytes:
+    """The whole body. Raises ClientError."""
+    _limit_size(flask_request, limit)
+    body = _read_all(app, flask_request, app.config["BODY_TIMEOUT_S"])
+    _check_size(len(body), limit, flask_request)
     return body
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from flask import Flask, Request, current_app, g, request
 
 from grokflask.keys.store import KeyStore
+from grokflask.ledger.writer import LedgerWriter
 from grokflask.storage.database import Database
+
 
 Notes = Any
 """The object behind Flask's `g`: its attributes are what the hooks note about a request."""
@@ -34,6 +36,12 @@ def get_database() -> Database:
     """The current app's database."""
     database: Database = current_app.extensions["database"]
     return database
+
+
+def flush_ledger() -> None:
+    """Stores the exchanges that this worker has just finished."""
+    writer: LedgerWriter = current_app.extensions["ledger_writer"]
+    writer.flush()
 
 
 def get_key_store() -> KeyStore:

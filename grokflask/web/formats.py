@@ -82,12 +82,12 @@ def show_utc(moment: float | None) -> str:
     return "" if moment is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(moment))
 
 
-FILTERS: dict[str, Callable[..., str]] = {
-    "money": show_money,
-    "count": show_count,
-    "duration": show_duration,
-    "bytes": show_bytes,
-    "ago": show_ago,
-    "utc": show_utc,
-}
-"""By their names in templates."""
+FILTERS: tuple[Callable[..., str], ...] = (
+    show_money,
+    show_count,
+    show_duration,
+    show_bytes,
+    show_ago,
+    show_utc,
+)
+"""Templates name them without `show_`."""

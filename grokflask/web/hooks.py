@@ -13,12 +13,10 @@ import re
 
 from flask import Flask, Request, Response
 
-from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey, KeyRing
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.dialects import MESSAGES
 from grokflask.protocol.routes import Route
-from grokflask.runtime import Background
 from grokflask.web.api import find_route
 from grokflask.web.current import Notes, get_current
 from grokflask.web.request_limits import RequestLimiter
@@ -37,22 +35,14 @@ def register(app: Flask) -> None:
 def _begin() -> None:
     """One hook for all steps, because Flask's own work around a hook costs more than most steps."""
     app, flask_request, notes = get_current()
-    background: Background = app.extensions["background"]
-    background.start()
-    notes.request_id = _choose_id(flask_request.headers.get("X-Request-ID", ""))
+    app.extensions["background"].start()
+    client_id = flask_request.headers.get("X-Request-ID", "")
+    # A new id need not be secret, and the system's generator would cost a system call.
+    notes.request_id = client_id if is_sane_id(client_id) else f"{random.getrandbits(128):032x}"
     notes.route = route = None if flask_request.method == "OPTIONS" else find_route(app, flask_request)
     if route is not None:  # a browser's preflight has no key
         _authenticate(route, app, flask_request, notes)
-        gateway: Gateway = app.extensions["gateway"]
-        gateway.check()
-
-
-def _choose_id(client_id: str) -> str:
-    """The client's own id if it is sane, else a new one."""
-    if is_sane_id(client_id):
-        return client_id
-    # It need not be secret, and the system's generator would cost a system call.
-    return f"{random.getrandbits(128):032x}"
+        app.extensions["gateway"].check()
 
 
 def is_sane_id(text: str) -> bool:

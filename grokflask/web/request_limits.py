@@ -56,9 +56,6 @@ class RequestLimiter(DirectLimiter):
 
     Args:
         pool: connections to Redis; None counts in memory.
-
-    Attributes:
-        outages: how often Redis has failed since the start.
     """
 
     def __init__(self, app: Flask, settings: Settings, pool: ConnectionPool | None) -> None:
@@ -66,7 +63,7 @@ class RequestLimiter(DirectLimiter):
         self._default_rate = settings.rate_limit
         self._redis_pool = pool
         self._was_local = False
-        self.outages = 0
+        self.outages = 0  # of Redis, since the start
         options: dict[str, Any] = {"connection_pool": pool} if pool else {}
         super().__init__(
             key_func=lambda: get_notes().api_key.limit_id,  # never empty, which would skip the limit

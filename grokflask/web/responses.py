@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
 
 from flask import Flask, Request, Response, stream_with_context
 from flask_limiter import RateLimitExceeded
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from grokflask.delivery.answer import Reply, StreamReply
 from grokflask.errors import (
-    BodyTooLargeError,
     GrokflaskError,
     InvalidRequestError,
     MediaTypeError,
@@ -65,26 +63,17 @@ def reply_stream(reply: StreamReply) -> Response:
     return response
 
 
-def reply_json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A response with `body`, which is encoded JSON."""
-    return Response(body, status=status, headers=dict(headers or {}), content_type="application/json")
-
-
 def reply_whole(reply: Reply) -> Response:
     """A response with the whole reply. A large body is sent from its file, piece by piece."""
-    body, media_type = reply.body, reply.media_type
-    if not body and media_type == "application/json":
-        response = Response(b"", reply.status, reply.headers)
-        del response.headers["Content-Type"]  # an empty body is not JSON
-        return response
-    if isinstance(body, bytes) and media_type == "application/json":
-        return reply_json(body, reply.status, reply.headers)
-    headers = dict(reply.headers)
+    body, media_type, headers = reply.body, reply.media_type, dict(reply.headers)
     if media_type != "application/json":
         headers |= CONTENT_HEADERS  # a user's file, which a browser must not show as a page of this host
         media_type = media_type if _MEDIA_TYPE.fullmatch(media_type) else "application/octet-stream"
     if isinstance(body, bytes):
-        return Response(body, reply.status, headers, content_type=media_type)
+        response = Response(body, reply.status, headers, content_type=media_type)
+        if not body and media_type == "application/json":
+            del response.headers["Content-Type"]  # an empty body is not JSON
+        return response
     try:
         headers["Content-Length"] = str(len(body))
         response = Response(iter(body), reply.status, headers, content_type=media_type)
@@ -106,9 +95,10 @@ def reply_error(error: GrokflaskError) -> Response:
     dialect = route.dialect if route else CHAT
     in_stream = _asks_for_stream(app, flask_request, notes) if error.in_stream is None else error.in_stream
     if not (in_stream and dialect.errors_as_events) or wants_json(flask_request):
-        return reply_json(dialect.render_json(error), error.status, error.headers)
+        body = dialect.render_json(error)
+        return Response(body, error.status, error.headers, content_type="application/json")
     body = dialect.render_event(error, as_json=False, number=0)
-    return Response(body, status=error.status, headers={**error.headers, **STREAM_HEADERS})
+    return Response(body, error.status, {**error.headers, **STREAM_HEADERS})
 
 
 def _asks_for_stream(app: Flask, flask_request: Request, notes: Notes) -> bool:
@@ -116,9 +106,8 @@ def _asks_for_stream(app: Flask, flask_request: Request, notes: Notes) -> bool:
     if not notes.get("route_streams", False):
         return False
     stream = asks_for_stream(peek_body(app, flask_request, notes))
-    if stream is None:
-        return "text/event-stream" in flask_request.headers.get("Accept", "").lower()
-    return stream
+    accepted = flask_request.headers.get("Accept", "").lower()
+    return "text/event-stream" in accepted if stream is None else stream
 
 
 def register_errors(app: Flask) -> None:
@@ -131,16 +120,13 @@ def register_errors(app: Flask) -> None:
 
 def translate(error: Exception) -> GrokflaskError:
     """Any error as one of the gateway's own. Logs those that are not expected."""
-    app, flask_request, notes = get_current()
+    _, flask_request, notes = get_current()
     if isinstance(error, GrokflaskError):
         return error
     if isinstance(error, MethodNotAllowed):
         methods = ", ".join(sorted(error.valid_methods or ()))
         message = f"{flask_request.path} takes {methods}, not {flask_request.method}."
         return MethodNotAllowedError(message, headers={"Allow": methods})
-    if isinstance(error, RequestEntityTooLarge):
-        limit = app.config["MAX_CONTENT_LENGTH"]
-        return BodyTooLargeError(f"The request's body is larger than {limit} bytes.")
     status = error.code if isinstance(error, HTTPException) else None
     if status == 404:
         return RouteNotFoundError(f"There is nothing at {flask_request.path}.")

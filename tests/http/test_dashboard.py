@@ -105,6 +105,8 @@ def test_a_key_from_its_making_to_its_end(admin: FlaskClient) -> None:
     for path in ("", "/keys/bob", "/parts/keys", "/keys/new"):
         assert secret not in get(admin, path)
     assert re.search(r'name="budget_day" value="2.5"', get(admin, "/keys/bob"))
+    limits = re.findall(r'<span class="breaks">([^<]+)</span>', get(admin, "/parts/keys"))
+    assert limits == ["grok-4* grok-3", "tools: client"]
 
     kept = {"budget_day": "2.5", "models": "grok-4*, grok-3", "tools": "client"}
     response = post(admin, "/keys/bob", **kept)
@@ -212,6 +214,18 @@ def test_the_page_and_its_parts(admin: FlaskClient) -> None:
         assert "<html" not in part
     numbers = get(admin, "/parts/numbers")
     assert numbers.strip() in page
+
+
+def test_each_day_has_its_place_in_the_chart(admin: FlaskClient) -> None:
+    """Bars stand in the strip of their day, and the last strip ends at the chart's edge."""
+    seed(admin)
+    days = re.findall(r'<g class="day">(.*?)</g>', get(admin, "/parts/spend?days=7"), re.DOTALL)
+    assert len(days) == 7
+    for place, day in enumerate(days):
+        rects = re.findall(r'<rect class="([\w-]+)" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', day)
+        assert rects[0] == ("strip", str(place), "1")
+        assert len(rects) > 1
+        assert all(place < float(x) < float(x) + float(width) < place + 1 for _, x, width in rects[1:])
 
 
 def test_filters_and_pages(admin: FlaskClient) -> None:

@@ -139,6 +139,8 @@ def test_body_limit_by_length(make_client: Callable[..., FlaskClient]) -> None:
     client = make_client(GROKFLASK_MAX_BODY_BYTES="2000")
     reply = ask(client, messages=[{"role": "user", "content": "x" * 3000}])
     assert (reply.status_code, reply.json["error"]["code"]) == (413, "body_too_large")
+    stream = {"stream": True, "messages": [{"role": "user", "content": "x" * 3000}]}
+    assert client.post(CHAT, json=stream, headers={"Authorization": "Bearer wrong"}).status_code == 401
 
 
 @pytest.mark.parametrize(

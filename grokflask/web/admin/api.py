@@ -14,18 +14,11 @@ from typing import Any
 import msgspec
 from flask import Blueprint, Response, current_app, g, request
 
-from grokflask.errors import (
-    MALFORMED,
-    AuthenticationError,
-    BodyTooLargeError,
-    InvalidRequestError,
-    RouteNotFoundError,
-)
+from grokflask.errors import MALFORMED, AuthenticationError, InvalidRequestError, RouteNotFoundError
 from grokflask.keys.ring import read_bearer
 from grokflask.web.attempts import is_admin_token, log_refusal
 from grokflask.web.body import read_body
 from grokflask.web.current import get_current
-from grokflask.web.responses import reply_json
 
 URL_PREFIX = "/admin/api"
 MAX_BODY_BYTES = 64 * 1024
@@ -58,7 +51,7 @@ def forbid_storing(response: Response) -> Response:
 
 def reply(document: dict[str, Any], status: int = 200) -> Response:
     """A response with `document` as JSON."""
-    return reply_json(msgspec.json.encode(document), status)
+    return Response(msgspec.json.encode(document), status, content_type="application/json")
 
 
 def read_query(*names: str) -> dict[str, str]:
@@ -76,14 +69,8 @@ def read_query(*names: str) -> dict[str, str]:
 
 def read_fields() -> dict[str, Any]:
     """The request's body, a JSON object. Raises ClientError."""
-    too_large = BodyTooLargeError(f"The request's body is larger than {MAX_BODY_BYTES} bytes.")
-    if (request.content_length or 0) > MAX_BODY_BYTES:
-        raise too_large
-    body = read_body(*get_current())
-    if len(body) > MAX_BODY_BYTES:  # a chunked body has no Content-Length
-        raise too_large
     try:
-        document = msgspec.json.decode(body)
+        document = msgspec.json.decode(read_body(*get_current(), MAX_BODY_BYTES))
     except MALFORMED as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
     if not isinstance(document, dict):

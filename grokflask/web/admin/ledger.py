@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 
-from flask import Response, current_app, stream_with_context
+from flask import Response, stream_with_context
 
 from grokflask.errors import InvalidRequestError
 from grokflask.ledger.overview import SpendBy, Timing, read_spend, read_timings
@@ -15,9 +14,9 @@ from grokflask.ledger.query import name_sums, read_days, read_filter, read_group
 from grokflask.ledger.reports import RowFilter, iterate_rows, read_rows, summarize
 from grokflask.ledger.row import FIELDS, MORE_FIELDS, LedgerRow
 from grokflask.ledger.spreadsheet import write_csv
-from grokflask.ledger.writer import LedgerWriter
+from grokflask.times import to_day
 from grokflask.web.admin.api import blueprint, read_query, read_value, reply
-from grokflask.web.current import get_database
+from grokflask.web.current import flush_ledger, get_database
 from grokflask.web.dashboard.figures import (
     DAY_S,
     PERIODS,
@@ -34,7 +33,7 @@ FILTERS = ("since", "until", "key", "model", "outcome", "request_id")
 PAGE_ROWS = 100
 MAX_PAGE_ROWS = 1000
 DEFAULT_DAYS = 30
-PIECE_CHARS = 32 * 1024
+PIECE_LINES = 200
 
 
 @blueprint.get("/ledger")
@@ -77,17 +76,11 @@ def show_overview() -> Response:
     timings = read_period_timings(now, days)
     return reply(
         {
-            **read_overview(now, days, by).to_fields(),
+            **read_overview(now, days, by).fields,
             "timings": measure(timings),
             "stores": {**describe_state(), "upstream_state": judge_upstream(timings)},
         }
     )
-
-
-def flush_ledger() -> None:
-    """Stores the exchanges that this worker has just finished."""
-    writer: LedgerWriter = current_app.extensions["ledger_writer"]
-    writer.flush()
 
 
 def read_page(
@@ -108,30 +101,19 @@ def reply_csv(row_filter: RowFilter) -> Response:
     rows = iterate_rows(get_database(), row_filter)
     first = [row for row in [next(rows, None)] if row]  # an error here is still an error response
     lines = write_csv((*FIELDS, *MORE_FIELDS), (row.to_fields() for row in chain(first, rows)))
-    response = Response(stream_with_context(_join(lines)), content_type="text/csv; charset=utf-8")
-    response.headers["Content-Disposition"] = "attachment; filename=exchanges.csv"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
-    return response
-
-
-def _join(lines: Iterator[str]) -> Iterator[str]:
-    """The lines in larger pieces."""
-    piece: list[str] = []
-    size = 0
-    for line in lines:
-        piece.append(line)
-        size += len(line)
-        if size >= PIECE_CHARS:
-            yield "".join(piece)
-            piece, size = [], 0
-    yield "".join(piece)
+    pieces = iter(lambda: "".join(islice(lines, PIECE_LINES)), "")
+    headers = {
+        "Content-Disposition": "attachment; filename=exchanges.csv",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+    }
+    return Response(stream_with_context(pieces), headers=headers, content_type="text/csv; charset=utf-8")
 
 
 def read_overview(now: float, days: int, by: SpendBy) -> Overview:
     """The numbers of the last `days` UTC days. Raises StoreUnavailableError."""
-    shown = list_days(now, days)
-    earliest = min(shown[0], list_days(now, SPARK_DAYS)[0], f"{shown[-1][:7]}-01")
+    shown, recent = (list_days(to_day(now), count) for count in (days, SPARK_DAYS))
+    earliest = min(shown[0], recent[0], f"{shown[-1][:7]}-01")
     return work_out(read_spend(get_database(), shown[0], earliest, by), shown, by)
 
 
@@ -142,12 +124,11 @@ def read_period_timings(now: float, days: int) -> list[Timing]:
 
 def read_period(text: str | None) -> int:
     """Days. Raises InvalidRequestError."""
-    for days in PERIODS:
-        if text == str(days):
-            return days
-    if text is not None:
+    if text is None:
+        return DEFAULT_DAYS
+    if text not in map(str, PERIODS):
         raise InvalidRequestError(f"'days' expects one of: {', '.join(map(str, PERIODS))}.", param="days")
-    return DEFAULT_DAYS
+    return int(text)
 
 
 def read_by(text: str | None) -> SpendBy:

@@ -7,12 +7,13 @@ them through Redis.
 from __future__ import annotations
 
 import time
+from operator import itemgetter
 from typing import Any
 
 from flask import Response, current_app
 
 from grokflask.errors import RouteNotFoundError, StoreUnavailableError, StreamElsewhereError
-from grokflask.gateway import Gateway
+from grokflask.exchanges import OpenExchanges
 from grokflask.ledger.reports import read_open
 from grokflask.ledger.row import LedgerRow
 from grokflask.limits.admission import Limits
@@ -26,8 +27,7 @@ from grokflask.web.hooks import is_sane_id
 def list_streams() -> Response:
     """Open streams, oldest first; without those of other workers during an outage of the database."""
     read_query()
-    streams, complete = find_streams()
-    return reply({"streams": streams, "complete": complete})
+    return reply(find_streams())
 
 
 @blueprint.delete("/streams/<request_id>")
@@ -39,18 +39,15 @@ def stop_streams(request_id: str) -> Response:
     return reply(document, 200 if stopped else 202)
 
 
-def find_streams() -> tuple[list[dict[str, Any]], bool]:
-    """Open streams, oldest first, and whether those of other workers are among them."""
-    streams: list[tuple[LedgerRow, int | None, int | None]] = []  # rows with the events and bytes sent
-    streams += [(each.row, *each.count_sent()) for each in _get_gateway().exchanges.streams]
+def find_streams() -> dict[str, Any]:
+    """Open `streams`, oldest first, and whether they are `complete`: with those of other workers."""
+    streams = [_show(each.row, *each.count_sent()) for each in _get_exchanges().streams]
     complete = True
     try:
-        streams += [(row, None, None) for row in _find_elsewhere()]
+        streams += [_show(row) for row in _find_elsewhere()]
     except StoreUnavailableError:
         complete = False
-    streams.sort(key=lambda each: each[0].id)
-    now = time.time()
-    return [_show(row, now, events, bytes_out) for row, events, bytes_out in streams], complete
+    return {"streams": sorted(streams, key=itemgetter("id")), "complete": complete}
 
 
 def end_streams(request_id: str) -> tuple[int, int]:
@@ -58,7 +55,7 @@ def end_streams(request_id: str) -> tuple[int, int]:
 
     Raises RouteNotFoundError if there are none, and StreamElsewhereError if their worker cannot be reached.
     """
-    exchanges = _get_gateway().exchanges
+    exchanges = _get_exchanges()
     stopped = exchanges.stop([each.row.id for each in exchanges.streams if each.row.request_id == request_id])
     elsewhere = [] if stopped else [row.id for row in _find_elsewhere(request_id)]
     limits: Limits = current_app.extensions["limits"]
@@ -78,19 +75,19 @@ def _find_elsewhere(request_id: str | None = None) -> list[LedgerRow]:
     return [row for row in read_open(get_database(), request_id) if row.worker != worker]
 
 
-def _show(row: LedgerRow, now: float, events: int | None, bytes_out: int | None) -> dict[str, Any]:
+def _show(row: LedgerRow, events: int | None = None, bytes_out: int | None = None) -> dict[str, Any]:
     return {
         "request_id": row.request_id,
         "id": row.id,
         "key": row.key,
         "model": row.model,
         "started_at": to_iso(row.started_at),
-        "age_s": round(max(0.0, now - row.started_at), 1),
+        "age_s": round(max(0.0, time.time() - row.started_at), 1),
         "events": events,
         "bytes_out": bytes_out,
     }
 
 
-def _get_gateway() -> Gateway:
-    gateway: Gateway = current_app.extensions["gateway"]
-    return gateway
+def _get_exchanges() -> OpenExchanges:
+    exchanges: OpenExchanges = current_app.extensions["gateway"].exchanges
+    return exchanges

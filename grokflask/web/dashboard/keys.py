@@ -9,17 +9,15 @@ from typing import Any
 from flask import Response, current_app, g, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from grokflask.billing.money import TICKS_PER_USD
 from grokflask.config import Settings
 from grokflask.errors import ClientError, InvalidRequestError
 from grokflask.keys.limits import FIELDS
 from grokflask.keys.stored import StoredKey
-from grokflask.ledger.overview import KeyUse, read_uses
+from grokflask.ledger.overview import read_uses
 from grokflask.times import to_day
 from grokflask.web.admin import keys as admin_keys
 from grokflask.web.current import get_database, get_key_store
 from grokflask.web.dashboard.login import blueprint
-from grokflask.web.formats import show_count
 from grokflask.web.pages import reply_page
 
 PAGE_KEYS = 25
@@ -35,15 +33,19 @@ def list_keys() -> dict[str, Any]:
         **{name: None for name, _ in settings.keys},
         **{key.name: key for key in get_key_store().list()},
     }
-    names = [name for name in keys if search.lower() in name.lower()]
-    names.sort(key=lambda name: (_ORDER[_find_status(keys[name], now)], name))
-    pages = max(1, -(-len(names) // PAGE_KEYS))
-    page = min(max(1, _read_page()), pages)
-    shown = names[(page - 1) * PAGE_KEYS : page * PAGE_KEYS]
-    uses = read_uses(get_database(), shown, to_day(now))
+    found: list[dict[str, Any]] = [
+        {"name": name, "key": key, "status": key.find_status(now) if key else "environment"}
+        for name, key in keys.items()
+        if search.lower() in name.lower()
+    ]
+    found.sort(key=lambda row: (_ORDER[row["status"]], row["name"]))
+    pages = max(1, -(-len(found) // PAGE_KEYS))
+    page = min(max(1, request.args.get("page", 1, type=int)), pages)
+    shown = found[(page - 1) * PAGE_KEYS : page * PAGE_KEYS]
+    uses = read_uses(get_database(), [row["name"] for row in shown], to_day(now))
     return {
-        "rows": [_describe(name, keys[name], uses[name], now) for name in shown],
-        "total": len(names),
+        "rows": [row | {"use": uses[row["name"]]} for row in shown],
+        "total": len(found),
         "all": len(keys),
         "page": page,
         "pages": pages,
@@ -61,9 +63,8 @@ def show_form() -> Response:
 @blueprint.post("/keys")
 def create_key() -> Response:
     """A new key, on the only page that shows its secret; or the form again, with the error."""
-    texts = {field: text for field, text in _read_texts(g.form).items() if text is not None}
     try:
-        key, secret = admin_keys.create_key(g.form.get("name", "").strip(), texts)
+        key, secret = admin_keys.create_key(g.form.get("name", "").strip(), _read_texts(g.form))
     except ClientError as error:
         return reply_page("dashboard/key_new.html", error.status, values=g.form, problem=error)
     return reply_page("dashboard/secret.html", key=key, secret=secret, done="made")
@@ -118,12 +119,12 @@ def _reply_key(
     problem: InvalidRequestError | None = None,
 ) -> Response:
     now = time.time()
-    use = read_uses(get_database(), [key.name], to_day(now))[key.name]
     return reply_page(
         "dashboard/key.html",
         status,
-        key=_describe(key.name, key, use, now),
-        stored=key,
+        key=key,
+        state=key.find_status(now),
+        use=read_uses(get_database(), [key.name], to_day(now))[key.name],
         values=_show_fields(key) if values is None else values,
         problem=problem,
         saved=request.args.get("saved") if status == 200 else None,
@@ -131,49 +132,14 @@ def _reply_key(
     )
 
 
-def _describe(name: str, key: StoredKey | None, use: KeyUse, now: float) -> dict[str, Any]:
-    """A key as the list shows it; None is a key of GROKFLASK_KEYS."""
-    limits = key.limits if key else None
-    return {
-        "name": name,
-        "status": _find_status(key, now),
-        "hint": key.secrets[0].hint if key and key.secrets else None,
-        "expires_at": key.expires_at if key else None,
-        "use": use,
-        "day_budget": limits.budget_day_ticks if limits else None,
-        "month_budget": limits.budget_month_ticks if limits else None,
-        "limits": _list_limits(key) if key else [],
-    }
-
-
-def _list_limits(key: StoredKey) -> list[str]:
-    """The limits in words, without the budgets, which are shown as bars."""
-    limits, words = key.limits, []
-    if limits.requests is not None:
-        words.append(limits.requests)
-    if limits.tokens_per_minute is not None:
-        words.append(f"{show_count(limits.tokens_per_minute)} tokens/min")
-    if limits.streams is not None:
-        words.append(f"{limits.streams} {'stream' if limits.streams == 1 else 'streams'}")
-    if limits.models:
-        words.append(" ".join(limits.models))
-    if limits.tools != "all":
-        words.append(f"tools: {limits.tools}")
-    return words
-
-
-def _find_status(key: StoredKey | None, now: float) -> str:
-    return "environment" if key is None else key.find_status(now)
-
-
 def _show_fields(key: StoredKey) -> dict[str, Any]:
     """The limits as texts for the form; None is an empty field."""
-    fields = {**key.limits.to_fields(), "expires_at": key.to_fields(0)["expires_at"]}
-    budgets = {"budget_day": key.limits.budget_day_ticks, "budget_month": key.limits.budget_month_ticks}
-    for name, ticks in budgets.items():
-        fields[name] = None if ticks is None else f"{ticks / TICKS_PER_USD:.10f}".rstrip("0").rstrip(".")
-    texts = {name: None if value in (None, []) else str(value) for name, value in fields.items()}
-    return {**texts, "models": list(key.limits.models) or None}
+    fields = key.to_fields(0)
+    texts = {name: None if fields[name] in (None, []) else str(fields[name]) for name in FIELDS}
+    for name in ("budget_day", "budget_month"):
+        if fields[name] is not None:
+            texts[name] = f"{fields[name]:.10f}".rstrip("0").rstrip(".")
+    return {**texts, "models": fields["models"] or None}
 
 
 def _read_texts(form: Mapping[str, str]) -> dict[str, Any]:
@@ -183,8 +149,3 @@ def _read_texts(form: Mapping[str, str]) -> dict[str, Any]:
         texts["models"] = texts["models"].replace(",", " ").split()
     texts["tools"] = texts["tools"] or "all"
     return texts
-
-
-def _read_page() -> int:
-    text = request.args.get("page", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 1

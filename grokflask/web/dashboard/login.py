@@ -12,11 +12,10 @@ from typing import Any
 
 from flask import Blueprint, Response, g, redirect, request, session, url_for
 from flask_wtf.csrf import generate_csrf, validate_csrf
-from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as AnyResponse
 from wtforms import ValidationError
 
-from grokflask.errors import ClientError, GrokflaskError
+from grokflask.errors import ClientError
 from grokflask.web.attempts import is_admin_token, log_refusal
 from grokflask.web.body import read_form
 from grokflask.web.current import get_current
@@ -121,43 +120,23 @@ def log_out() -> AnyResponse:
     return redirect(url_for("dashboard.show_login"), 303)
 
 
-TITLES = {
-    400: "That cannot be done",
-    401: "Sign in again",
-    404: "Not found",
-    405: "That cannot be done",
-    409: "That cannot be done now",
-    413: "That is too large",
-    429: "Too many attempts",
-    503: "Something is unavailable",
-}
-
-
-def reply_problem(error: GrokflaskError) -> Response:
-    """An error as a page, with the request's id to quote."""
-    error.__traceback__ = None  # as in `reply_error`
-    title = TITLES.get(error.status, "Something went wrong")
-    inside = request.blueprint == blueprint.name and is_signed_in()
-    response = reply_page("dashboard/problem.html", error.status, error=error, title=title, signed_in=inside)
-    for name in ("Retry-After", "Allow"):
-        if name in error.headers:
-            response.headers[name] = error.headers[name]
-    response.headers["Cache-Control"] = "no-store"
-    return response
+_PASSED_ON = {"Retry-After", "Allow"}
 
 
 @blueprint.errorhandler(Exception)
-def reply_failure(error: Exception) -> Response:
-    """Any error of the dashboard's views."""
-    return reply_problem(translate(error))
-
-
 @blueprint.app_errorhandler(404)
 @blueprint.app_errorhandler(405)
-def reply_nowhere(error: HTTPException) -> Response:
-    """An unknown path or method: a page below the dashboard, JSON elsewhere."""
-    translated = translate(error)
-    return reply_problem(translated) if is_dashboard(request.path) else reply_error(translated)
+def reply_failure(failure: Exception) -> Response:
+    """A page with the request's id. An unknown path or method outside the dashboard gets JSON."""
+    error = translate(failure)
+    if not is_dashboard(request.path):
+        return reply_error(error)
+    error.__traceback__ = None  # as in `reply_error`
+    inside = request.blueprint == blueprint.name and is_signed_in()
+    response = reply_page("dashboard/problem.html", error.status, error=error, signed_in=inside)
+    response.headers.update({name: error.headers[name] for name in error.headers.keys() & _PASSED_ON})
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 @blueprint.get("/")

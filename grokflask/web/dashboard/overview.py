@@ -7,15 +7,16 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Response, g, redirect, render_template, request, url_for
+from flask import Response, abort, g, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from grokflask.errors import InvalidRequestError, Outcome, RouteNotFoundError, StoreUnavailableError
+from grokflask.errors import InvalidRequestError, StoreUnavailableError
 from grokflask.ledger.overview import SpendBy, find_row, read_timings
 from grokflask.ledger.query import read_filter
 from grokflask.web.admin import ledger
 from grokflask.web.admin.streams import end_streams, find_streams
-from grokflask.web.current import get_database
+from grokflask.web.current import flush_ledger, get_database
+from grokflask.web.dashboard.charts import draw_spark, stack_bars
 from grokflask.web.dashboard.figures import (
     DAY_S,
     PERIODS,
@@ -28,22 +29,14 @@ from grokflask.web.dashboard.figures import (
 from grokflask.web.dashboard.keys import list_keys
 from grokflask.web.dashboard.login import blueprint
 from grokflask.web.health import describe_state
-from grokflask.web.pages import guard, reply_page
+from grokflask.web.pages import reply_page
 
 __all__ = ["blueprint"]
 
 PAGE_ROWS = 25
 ROWS_TIMEOUT_S = 5.0
-MAX_STREAMS = 100
-"""Streams that are listed; the others are only counted."""
-
 KEPT = ("days", "by", *ledger.FILTERS, "before", "find", "page")
 """Parameters that links to the overview keep."""
-
-NOTICES = {
-    "ended": "The stream has been ended, or its worker has been asked to end it.",
-    "revoked": "The key has been revoked.",
-}
 
 TOO_SLOW = "The database is unavailable or too slow. What is missing will come back with it."
 
@@ -51,33 +44,28 @@ TOO_SLOW = "The database is unavailable or too slow. What is missing will come b
 @blueprint.get("")
 def show_overview() -> Response:
     """All sections on one page. A section whose data cannot be read says so."""
-    ledger.flush_ledger()
+    flush_ledger()
     values: dict[str, Any] = {name: build() for name, build in SECTIONS.items()}
-    return reply_page(
-        "dashboard/overview.html",
-        sections=list(SECTIONS),
-        notice=NOTICES.get(request.args.get("notice", "")),
-        **values,
-    )
+    return reply_page("dashboard/overview.html", sections=list(SECTIONS), **values)
 
 
 @blueprint.get("/parts/<name>")
 def show_part(name: str) -> Response:
     """One section, for the page that refreshes it."""
     if name not in SECTIONS:
-        raise _make_not_found_error()
-    ledger.flush_ledger()
-    text = render_template(f"dashboard/{name}.html", **{name: SECTIONS[name]()})
-    return guard(Response(text, content_type="text/html; charset=utf-8"))
+        abort(404)
+    flush_ledger()
+    values: dict[str, Any] = {name: SECTIONS[name]()}
+    return reply_page(f"dashboard/{name}.html", **values)
 
 
 @blueprint.get("/exchanges/<row_id>")
 def show_exchange(row_id: str) -> Response:
     """All fields of one exchange."""
-    ledger.flush_ledger()
+    flush_ledger()
     row = find_row(get_database(), row_id) if ledger.is_row_id(row_id) else None
     if row is None:
-        raise _make_not_found_error()
+        abort(404)
     return reply_page("dashboard/exchange.html", row=row, fields=row.to_fields())
 
 
@@ -90,9 +78,9 @@ def export_exchanges() -> Response:
 @blueprint.get("/streams/<request_id>/end")
 def ask_to_end(request_id: str) -> Response:
     """Explains what ending the stream does, and has the button."""
-    streams = [each for each in find_streams()[0] if each["request_id"] == request_id]
+    streams = [each for each in find_streams()["streams"] if each["request_id"] == request_id]
     if not streams:
-        raise _make_not_found_error()
+        abort(404)
     return reply_page("dashboard/end_stream.html", request_id=request_id, streams=streams)
 
 
@@ -106,7 +94,12 @@ def end_stream(request_id: str) -> AnyResponse:
 @blueprint.context_processor
 def describe_links() -> dict[str, Any]:
     """Functions that templates use for links and outcomes."""
-    return {"link": make_link, "describe_outcome": describe_outcome, "now": time.time()}
+    return {
+        "link": make_link,
+        "describe_outcome": describe_outcome,
+        "draw_spark": draw_spark,
+        "now": time.time(),
+    }
 
 
 def make_link(anchor: str = "", path: str = "/admin", **changes: object) -> str:
@@ -117,10 +110,7 @@ def make_link(anchor: str = "", path: str = "/admin", **changes: object) -> str:
 
 
 def _build_numbers() -> dict[str, Any]:
-    streams, complete = find_streams()
-    keys = {each["key"] for each in streams}
-    values = {"open": len(streams), "complete": complete, "open_keys": len(keys)}
-    return {**values, **_attempt(lambda: {"figures": _read_overview()})}
+    return {**find_streams(), **_attempt(lambda: {"overview": _read_overview()})}
 
 
 def _build_spend() -> dict[str, Any]:
@@ -128,14 +118,11 @@ def _build_spend() -> dict[str, Any]:
 
     def read() -> dict[str, Any]:
         timings = measure(ledger.read_period_timings(time.time(), days))
-        return {"figures": _read_overview(), "timings": timings}
+        figures = _read_overview().fields
+        top, columns = stack_bars([row["ticks_by_day"] for row in figures["series"]["rows"]])
+        return {"figures": figures, "timings": timings, "top": top, "columns": columns}
 
     return {"periods": PERIODS, "days": days, "by": by, **_attempt(read)}
-
-
-def _build_streams() -> dict[str, Any]:
-    streams, complete = find_streams()
-    return {"rows": streams[:MAX_STREAMS], "more": max(0, len(streams) - MAX_STREAMS), "complete": complete}
 
 
 def _build_exchanges() -> dict[str, Any]:
@@ -155,14 +142,13 @@ def _build_stores() -> dict[str, Any]:
     def read() -> dict[str, Any]:
         return {"upstream": judge_upstream(read_timings(get_database(), time.time() - DAY_S, 50))}
 
-    values = {"upstream": None, **_attempt(read)}  # before the state, which this query may change
-    return {**values, "state": describe_state()}
+    return {**_attempt(read), "state": describe_state()}  # in this order: the query may change the state
 
 
 SECTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "numbers": _build_numbers,
     "spend": _build_spend,
-    "streams": _build_streams,
+    "streams": find_streams,
     "keys": lambda: _attempt(list_keys),
     "exchanges": _build_exchanges,
     "stores": _build_stores,
@@ -198,10 +184,3 @@ def _read_view() -> tuple[int, SpendBy]:
 
 def _read_filters() -> dict[str, str | None]:
     return {name: (request.args.get(name) or "").strip() or None for name in ledger.FILTERS}
-
-
-def _make_not_found_error() -> RouteNotFoundError:
-    return RouteNotFoundError(f"There is nothing at {request.path[:200]}.")
-
-
-assert set(WORDS) == set(Outcome)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from datetime import timedelta
 
 from flask import Flask, Request, request
 from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
@@ -50,8 +49,8 @@ def set_up_sessions(app: Flask, admin_token: str | None) -> None:
     So a session is valid in all workers and after a restart, until the token changes.
     """
     app.session_interface = DashboardSessions()
-    app.permanent_session_lifetime = timedelta(seconds=SESSION_S)
     app.config.update(
+        PERMANENT_SESSION_LIFETIME=SESSION_S,
         SESSION_COOKIE_NAME=COOKIE,  # cookies are not separated by port
         SESSION_COOKIE_PATH=PATH,
         SESSION_COOKIE_SAMESITE="Strict",

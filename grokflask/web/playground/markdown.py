@@ -18,9 +18,7 @@ from contextvars import ContextVar
 
 import nh3
 from markdown_it import MarkdownIt
-from markdown_it.rules_block import StateBlock
 from markdown_it.rules_core import StateCore
-from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 from grokflask.errors import ClientError, GatewayFullError
@@ -61,9 +59,8 @@ class TooSlowError(ClientError):
 class _Turns:
     """Yields to others while a text is rendered, and adds up the time that it takes."""
 
-    def __init__(self, clock: Callable[[], float], work_s: float) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._work_s = work_s
         self._since = clock()
         self._worked_s = 0.0
 
@@ -73,7 +70,7 @@ class _Turns:
         if took_s < SLICE_S:
             return
         self._worked_s += took_s
-        if self._worked_s > self._work_s:
+        if self._worked_s > WORK_S:
             raise TooSlowError
         time.sleep(0)
         self._since = self._clock()
@@ -93,7 +90,7 @@ def render_markdown(text: str, clock: Callable[[], float] = time.thread_time) ->
         raise TooSlowError
     if not _rooms.acquire(timeout=WAIT_S):
         raise GatewayFullError
-    turns = _Turns(clock, WORK_S)
+    turns = _Turns(clock)
     token = _turns.set(turns)
     try:
         environ: dict[str, object] = {}
@@ -121,16 +118,12 @@ def _make_parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
     parser.disable(["html_block", "html_inline"])
 
-    def pause_at_block(_state: StateBlock, _start: int, _end: int, _silent: bool) -> bool:
+    def pause(*_state: object) -> bool:
         _turns.get().take()
         return False
 
-    def pause_at_inline(_state: StateInline, _silent: bool) -> bool:
-        _turns.get().take()
-        return False
-
-    parser.block.ruler.before("table", "pause", pause_at_block)
-    parser.inline.ruler.before("text", "pause", pause_at_inline)
+    parser.block.ruler.before("table", "pause", pause)
+    parser.inline.ruler.before("text", "pause", pause)
     parser.core.ruler.push("plain", _make_plain)
     return parser
 
@@ -160,18 +153,14 @@ def _sanitise(html: str) -> str:
             "th": {"align"},
             "td": {"align"},
         },
-        attribute_filter=_keep_attribute,
+        attribute_filter=lambda _tag, name, value: (
+            value if name != "class" or _LANGUAGE.fullmatch(value) else None
+        ),
         set_tag_attribute_values={"a": {"target": "_blank"}},
         link_rel="noopener noreferrer nofollow",
         url_schemes={"http", "https", "mailto"},
         url_relative="deny",
     )
-
-
-def _keep_attribute(_tag: str, name: str, value: str) -> str | None:
-    if name == "class":
-        return value if _LANGUAGE.fullmatch(value) else None
-    return value
 
 
 _PARSER = _make_parser()

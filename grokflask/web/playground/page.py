@@ -16,7 +16,6 @@ from grokflask.web.body import read_body
 from grokflask.web.current import get_current
 from grokflask.web.pages import STATIC, reply_page
 from grokflask.web.playground.markdown import render_markdown
-from grokflask.web.responses import reply_json
 
 MAX_BODY_BYTES = 256 * 1024
 """Size of the JSON with a text to render."""
@@ -58,5 +57,5 @@ def render_text() -> Response:
         text = msgspec.json.decode(read_body(app, flask_request, notes), type=_Text).text
     except MALFORMED as error:
         raise InvalidRequestError(f"The body must be {{'text': '…'}}: {error}.") from None
-    html = render_markdown(text)
-    return reply_json(msgspec.json.encode({"html": html}), headers={"Cache-Control": "no-store"})
+    body = msgspec.json.encode({"html": render_markdown(text)})
+    return Response(body, headers={"Cache-Control": "no-store"}, content_type="application/json")

@@ -114,11 +114,8 @@ def _list_components() -> dict[str, Any]:
 
 def _complete(route: Route) -> Operation:
     """The route's operation, with all that follows from its row in the table."""
-    posts, from_upstream, messages = (
-        route.method == "POST",
-        bool(route.upstream_path),
-        route.dialect is MESSAGES,
-    )
+    posts, messages = route.method == "POST", route.dialect is MESSAGES
+    from_upstream = bool(route.upstream_path)
     errors = {401, 403, 429, 500, 503}
     errors |= {502, 504} if from_upstream else set()
     errors |= {404} if "<" in route.path else set()

@@ -6,7 +6,6 @@ They come from the classes in `grokflask.errors`, so that a new error is documen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 from grokflask.errors import ClientGoneError, ConfigError, GrokflaskError, UpstreamStatusError, render_json
@@ -42,16 +41,12 @@ _HEADERS = {
 def list_errors() -> dict[int, dict[str, type[GrokflaskError]]]:
     """The errors that clients may see, by status and code. Of classes with the same code, the base class."""
     errors: dict[int, dict[str, type[GrokflaskError]]] = {}
-    for kind in _walk(GrokflaskError):
-        errors.setdefault(kind.status, {}).setdefault(kind.code, kind)
+    kinds = [GrokflaskError]
+    for kind in kinds:  # which grows by the subclasses of each
+        kinds += kind.__subclasses__()
+        if kind not in _NEVER_SENT:
+            errors.setdefault(kind.status, {}).setdefault(kind.code, kind)
     return dict(sorted(errors.items()))
-
-
-def _walk(kind: type[GrokflaskError]) -> Iterator[type[GrokflaskError]]:
-    if kind not in _NEVER_SENT:
-        yield kind
-    for each in kind.__subclasses__():
-        yield from _walk(each)
 
 
 def build_responses(headers: list[str]) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from grokflask.errors import Outcome
@@ -133,28 +134,28 @@ def _admin(
     return Operation("Admin", summary, body, answer=answer, errors=errors, tokens=("adminToken",), **more)
 
 
-def _operate(summary: str, answer: str = "", errors: tuple[int, ...] = (500,), **more: Any) -> Operation:
-    return Operation("Operation", summary, answer=answer, errors=errors, **more)
-
+_operate = partial(Operation, "Operation", answer="")
 
 OWN: dict[tuple[str, str], Operation] = {
-    ("GET", "/health"): _operate("Is the process running?", "Health"),
+    ("GET", "/health"): _operate("Is the process running?", answer="Health"),
     ("GET", "/ready"): _operate(
-        "Does the process accept new requests?", "Readiness", more={503: "It is shutting down."}
+        "Does the process accept new requests?", answer="Readiness", more={503: "It is shutting down."}
     ),
     ("GET", "/metrics"): _operate(
-        "Metrics for Prometheus", "", (401, 404, 429, 500), tokens=("metricsToken",), media_type="text/plain"
+        "Metrics for Prometheus",
+        errors=(401, 404, 429, 500),
+        tokens=("metricsToken",),
+        media_type="text/plain",
     ),
     ("GET", "/diagnose/stream"): _operate(
         "A short timed stream that `flask doctor` uses to find proxies that buffer",
-        "",
-        (401, 403, 429, 500, 503),
+        errors=(401, 403, 429, 500, 503),
         media_type="text/event-stream",
         events="DiagnosisEvent",
         tokens=("clientKey", "adminToken"),
     ),
     ("GET", "/openapi.json"): _operate(
-        "This document", "OpenApi", more={304: "Not modified."}, headers=("X-Request-ID", "ETag")
+        "This document", answer="OpenApi", more={304: "Not modified."}, headers=("X-Request-ID", "ETag")
     ),
     ("GET", "/admin/api/keys"): _admin("List the keys", "Keys"),
     ("POST", "/admin/api/keys"): _admin(

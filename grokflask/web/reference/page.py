@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache, partial
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 import msgspec
@@ -24,10 +24,7 @@ FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
 
 CACHE_S = 300
 
-_SPEC = find_spec("flask_swagger_ui")  # found, not imported
-assert _SPEC is not None
-assert _SPEC.origin is not None
-_DIRECTORY = Path(_SPEC.origin).parent / "dist"
+_DIRECTORY = Path(str(distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")))
 
 blueprint = Blueprint("reference", __name__)
 
