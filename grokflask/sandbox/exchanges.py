@@ -55,10 +55,8 @@ class ModelExchange:
             self.status = 200
             self.wire.play(plan.steps, pause_s, self.progress)
             self.wire.end_body()
-        if self.progress.cut or (plan.stream and not self.progress.done):
+        if self.progress.cut or not self.progress.done:
             self.outcome = "fault"
-        elif not plan.stream:
-            self.progress.usage = plan.usage
 
     def _make_note(self, client_left: bool) -> Exchange:
         request, progress, fields = self.request, self.progress, _read_fields(self.request.body)

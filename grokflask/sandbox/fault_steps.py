@@ -1,18 +1,16 @@
 """Fault steps: how a fault model spoils an answer. Functions from steps to steps.
 
-`Alter` changes the events of a stream, `Spoil` the body of a reply that is not streamed. Their second
-argument is the number of seconds from the fault model's name.
+The second argument of an `Alter` is the number of seconds from the fault model's name.
 """
 
 import itertools
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 
-from grokflask.sandbox.steps import Cut, Data, Event, Pause, Step
+from grokflask.sandbox.steps import Cut, Event, Pause, Step
 
 Delay = Callable[[float], Iterable[Step]]
 Alter = Callable[[Iterator[Event], float], Iterable[Step]]
-Spoil = Callable[[bytes, float], Iterable[Step]]
 
 BROKEN_AFTER_EVENTS = 6
 """How many events arrive before a stream is broken."""
@@ -49,7 +47,7 @@ def break_off_in_event(events: Iterator[Event], _: float) -> Iterator[Step]:
     """Send a few events and half of another, then a FIN."""
     yield from itertools.islice(events, BROKEN_AFTER_EVENTS)
     data = next(events).data
-    yield Data(data[: len(data) // 2])
+    yield Event(data[: len(data) // 2], events=0)
     yield Cut(reset=False)
 
 
@@ -68,14 +66,14 @@ def put_bom_first(events: Iterator[Event], _: float) -> Iterator[Step]:
 def put_comments_between(events: Iterator[Event], _: float) -> Iterator[Step]:
     """Send comment lines between events, and one within each."""
     for event in events:
-        yield Data(b": the sandbox is still here\n\n:\n\n")
+        yield Event(b": the sandbox is still here\n\n:\n\n", events=0)
         yield event._replace(data=b": within an event\n" + event.data)
 
 
 def send_bytewise(events: Iterator[Event], _: float) -> Iterator[Step]:
     """Send every byte by itself."""
     for event in events:
-        yield from (Data(event.data[i : i + 1]) for i in range(len(event.data) - 1))
+        yield from (Event(event.data[i : i + 1], events=0) for i in range(len(event.data) - 1))
         yield event._replace(data=event.data[-1:])
 
 
@@ -84,7 +82,8 @@ def send_at_once(events: Iterator[Event], _: float) -> Iterator[Step]:
     every = list(events)
     usage = next((event.usage for event in reversed(every) if event.usage), None)
     tokens = sum(event.tokens for event in every)
-    yield Event(b"".join(event.data for event in every), tokens, usage, len(every), every[-1].done)
+    count = sum(event.events for event in every)
+    yield Event(b"".join(event.data for event in every), tokens, usage, count, every[-1].done)
 
 
 def cut_characters(events: Iterator[Event], _: float) -> Iterator[Step]:
@@ -92,7 +91,7 @@ def cut_characters(events: Iterator[Event], _: float) -> Iterator[Step]:
     for event in events:
         starts = (i for i, byte in enumerate(event.data) if byte >= 0xC0)
         middle = next(starts, len(event.data) // 2) + 1
-        yield Data(event.data[:middle])
+        yield Event(event.data[:middle], events=0)
         yield Pause(_SEGMENT_GAP_S)
         yield event._replace(data=event.data[middle:])
 
@@ -102,19 +101,4 @@ def compress(events: Iterator[Event], _: float) -> Iterator[Step]:
     packer = zlib.compressobj(wbits=31)
     for event in events:
         yield event._replace(data=packer.compress(event.data) + packer.flush(zlib.Z_SYNC_FLUSH))
-    yield Data(packer.flush())
-
-
-def spoil_by_cut(reset: bool) -> Spoil:
-    """Send half of the body that Content-Length promised, then an RST or a FIN."""
-    return lambda body, _: (Data(body[: len(body) // 2]), Pause(_SEGMENT_GAP_S), Cut(reset))
-
-
-def spoil_by_delay(body: bytes, seconds: float) -> Iterable[Step]:
-    """Send the headers at once, the body later."""
-    return Pause(seconds), Data(body)
-
-
-def spoil_by_stall(body: bytes, seconds: float) -> Iterable[Step]:
-    """Send half of the body, and the rest later."""
-    return Data(body[: len(body) // 2]), Pause(seconds), Data(body[len(body) // 2 :])
+    yield Event(packer.flush(), events=0)

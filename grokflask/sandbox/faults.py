@@ -31,7 +31,8 @@ class Fault:
     """What one fault model does differently from grok-4.3.
 
     `refuse` answers instead of the model; where there is `alter` too, only if no stream was asked for.
-    `before_headers` makes the answer wait or cuts it off, `alter` spoils a stream, `spoil` any other reply.
+    `before_headers` makes the answer wait or cuts it off. `alter` spoils a stream, and any other reply too if
+    it `alters_replies`: it gets the body in pieces.
     Those that are `timed` take `seconds` from the end of the model's name.
     """
 
@@ -39,7 +40,7 @@ class Fault:
     style: Style = PLAIN_STYLE
     frame: Frame = frame_plainly
     alter: steps.Alter | None = None
-    spoil: steps.Spoil | None = None
+    alters_replies: bool = False
     before_headers: steps.Delay = lambda _: ()
     headers: Mapping[str, str] = field(default_factory=dict)
     strict_content: bool = False
@@ -109,12 +110,12 @@ FAULTS = {
     # Silence and breaking off.
     "drop-before-headers": Fault(before_headers=lambda _: [Cut(reset=False)]),
     "slow-headers": Fault(before_headers=lambda seconds: [Pause(seconds)], timed=True),
-    "slow-first-event": Fault(alter=steps.pause_after(0), spoil=steps.spoil_by_delay, timed=True),
-    "stall": Fault(alter=steps.pause_after(BROKEN_AFTER_EVENTS), spoil=steps.spoil_by_stall, timed=True),
+    "slow-first-event": Fault(alter=steps.pause_after(0), alters_replies=True, timed=True),
+    "stall": Fault(alter=steps.pause_after(BROKEN_AFTER_EVENTS), alters_replies=True, timed=True),
     "linger": Fault(alter=steps.pause_after(None), timed=True),
-    "drop-rst": Fault(alter=steps.break_off(reset=True), spoil=steps.spoil_by_cut(reset=True)),
-    "drop-fin": Fault(alter=steps.break_off(reset=False), spoil=steps.spoil_by_cut(reset=False)),
-    "drop-mid-event": Fault(alter=steps.break_off_in_event, spoil=steps.spoil_by_cut(reset=False)),
+    "drop-rst": Fault(alter=steps.break_off(reset=True), alters_replies=True),
+    "drop-fin": Fault(alter=steps.break_off(reset=False), alters_replies=True),
+    "drop-mid-event": Fault(alter=steps.break_off_in_event, alters_replies=True),
     "truncated": Fault(alter=stop_early()),
     "no-done": Fault(alter=steps.leave_out_done),
     "error-mid-stream": Fault(alter=stop_early(Event(frame_plainly(_FLAT)))),

@@ -9,6 +9,7 @@ from grokflask.sandbox import messages, responses
 from grokflask.sandbox.answers import Answer, list_tokens, make_answer
 from grokflask.sandbox.chat_request import ChatRequest, check_request
 from grokflask.sandbox.chunks import Chunk, frame_chunks, make_chunks, make_reply
+from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
 from grokflask.sandbox.faults import NO_FAULT, Fault, find_fault
 from grokflask.sandbox.kept import StoredResponse
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS
@@ -18,8 +19,11 @@ from grokflask.sandbox.refusals import refuse, refuse_model
 from grokflask.sandbox.request import Request, decode
 from grokflask.sandbox.responses_request import ResponsesRequest
 from grokflask.sandbox.responses_request import to_chat as read_responses_chat
-from grokflask.sandbox.steps import Data, Step
+from grokflask.sandbox.steps import Event, Step
 from grokflask.sandbox.videos import VideoRequest, make_video
+
+_SPOILT_PIECES = 2 * BROKEN_AFTER_EVENTS
+"""How many pieces a fault gets of a body that is not a stream."""
 
 
 class TokenizeRequest(msgspec.Struct):
@@ -32,7 +36,7 @@ class TokenizeRequest(msgspec.Struct):
 class Plan(NamedTuple):
     """An answer to send. A chat costs what its `answer` does, anything else `cost_ticks`.
 
-    `usage` is what a reply that is not streamed says; `length` is that of its body in bytes.
+    `length` is that of the body in bytes, None for a stream.
     """
 
     fault: Fault
@@ -40,7 +44,6 @@ class Plan(NamedTuple):
     headers: Mapping[str, str]
     answer: Answer | None = None
     cost_ticks: int = 0
-    usage: dict[str, Any] | None = None
     length: int | None = None
 
     @property
@@ -193,9 +196,12 @@ def _plan_stream(chunks: Iterable[Chunk], fault: Fault, answer: Answer, *, done:
 
 def _plan_json(reply: Any, fault: Fault, answer: Answer | None = None, cost_ticks: int = 0) -> Plan:
     body = msgspec.json.encode(reply)
-    steps = fault.spoil(body, fault.seconds) if fault.spoil else [Data(body)]
+    size = -(-len(body) // _SPOILT_PIECES) if fault.alters_replies else len(body)
+    pieces = [Event(body[at : at + size], events=0) for at in range(0, len(body), size)]
+    pieces[-1] = pieces[-1]._replace(usage=reply.get("usage"), done=True)
+    steps = fault.alter(iter(pieces), fault.seconds) if fault.alter and fault.alters_replies else pieces
     headers = {"Content-Type": "application/json"}
-    return Plan(fault, steps, headers, answer, cost_ticks, reply.get("usage"), len(body))
+    return Plan(fault, steps, headers, answer, cost_ticks, len(body))
 
 
 def _convert(convert: Callable[[], ChatRequest]) -> ChatRequest:

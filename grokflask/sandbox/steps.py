@@ -16,19 +16,16 @@ _SLICE_S = 0.05  # a pause checks at this interval whether the client is still c
 
 
 class Event(NamedTuple):
-    """Send the bytes of `events` SSE events, after the pace's pause; `done` if that ends the stream."""
+    """Send the bytes of `events` SSE events, after the pace's pause; `done` if that ends the answer.
+
+    With 0 events the bytes complete none, and are sent without a pause.
+    """
 
     data: bytes
     tokens: int = 0
     usage: dict[str, Any] | None = None
     events: int = 1
     done: bool = False
-
-
-class Data(NamedTuple):
-    """Send bytes that complete no event, without a pause."""
-
-    data: bytes
 
 
 class Pause(NamedTuple):
@@ -38,17 +35,20 @@ class Pause(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Close the connection before the body's end; with an RST, or in order (FIN)."""
+    """Close the connection before the body's end; with an RST, or in order (FIN).
+
+    The connection's owner closes it afterwards; an RST is sent only then.
+    """
 
     reset: bool
 
 
-Step = Event | Data | Pause | Cut
+Step = Event | Pause | Cut
 
 
 @dataclass
 class Progress:
-    """What was sent: whole events, their tokens, the last usage, the stream's end; `cut` on purpose."""
+    """What was sent: whole events, their tokens, the last usage, the end; `cut` on purpose."""
 
     events: int = 0
     tokens: int = 0
@@ -107,26 +107,21 @@ class Wire:
             time.sleep(min(left, _SLICE_S))
             self._check_client()
 
-    def cut(self, reset: bool) -> None:
-        """Break off. The connection's owner closes it afterwards; an RST is sent only then."""
-        self.open = False
-        if reset:  # linger for 0 s: closing then discards and resets (socket(7), SO_LINGER)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
     def play(self, steps: Iterable[Step], pause_s: float, progress: Progress) -> None:
         """Do the steps in order, with `pause_s` before each event but the first; stops at a cut."""
         for step in steps:
             if isinstance(step, Pause):
                 self.pause(step.seconds)
-                continue
-            if isinstance(step, Cut):
+            elif isinstance(step, Cut):
                 progress.cut = True
-                self.cut(step.reset)
+                self.open = False
+                if step.reset:  # linger for 0 s: closing then discards and resets (socket(7), SO_LINGER)
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return
-            if isinstance(step, Event) and progress.events:
-                self.pause(pause_s)
-            self.send_part(step.data)
-            if isinstance(step, Event):
+            else:
+                if step.events and progress.events:
+                    self.pause(pause_s)
+                self.send_part(step.data)
                 progress.events += step.events
                 progress.tokens += step.tokens
                 progress.usage = step.usage or progress.usage
