@@ -4,22 +4,17 @@ import hmac
 import re
 import socket
 import uuid
-from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import Any, cast
 
 import msgspec
 
-from grokflask.sandbox.exchanges import ModelExchange
+from grokflask.sandbox.exchanges import serve_model
 from grokflask.sandbox.plans import PLANNERS
 from grokflask.sandbox.refusals import RefusalError, refuse, refuse_key
 from grokflask.sandbox.request import Reply, Request, State
+from grokflask.sandbox.routes import find_route
 from grokflask.sandbox.steps import ClientLeftError, Wire
-
-Action = Callable[..., Any]
-"""Takes the Request and the ids of its path; returns a Reply, or the JSON value of one with status 200."""
-FindRoute = Callable[[str], tuple[Mapping[str, Action], tuple[str, ...]] | None]
-"""Returns a path's actions by method, and the ids in the path."""
 
 MAX_BODY_BYTES = 128 * 1024 * 1024
 _IDLE_S = 600.0  # time limit for a silent connection, and for a write to a client that does not read
@@ -41,12 +36,9 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     timeout = _IDLE_S
 
-    def __init__(
-        self, connection: socket.socket, address: Any, state: State, origin: str, find_route: FindRoute
-    ) -> None:
+    def __init__(self, connection: socket.socket, address: Any, state: State, origin: str) -> None:
         self._state = state
         self._origin = origin
-        self._find_route = find_route
         self.wire = Wire(connection)
         super().__init__(connection, address, cast(Any, None))
 
@@ -98,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         return Request(path, query, self.headers, body, origin, request_id, self._state)
 
     def _serve(self, request: Request) -> None:
-        route = self._find_route(request.path)
+        route = find_route(request.path)
         if request.path.startswith("/v1/"):
             self._check_key(request.bearer)
         if route is None:
@@ -111,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
             content_type = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
             if content_type != "application/json" or not request.body.strip():
                 raise refuse(415, "The request must have a body, and the Content-Type application/json.")
-            ModelExchange(request, action, self.wire).serve()
+            serve_model(request, action, self.wire)
             return
         found = action(request, *ids)
         reply = found if isinstance(found, Reply) else Reply(msgspec.json.encode(found))

@@ -45,22 +45,24 @@ class Plan(NamedTuple):
     answer: Answer | None = None
     cost_ticks: int = 0
     length: int | None = None
+    status: int = 200
 
-    @property
-    def stream(self) -> bool:
-        """Whether the answer is a stream of events."""
-        return self.length is None
+    def charge(self, tokens_sent: int) -> dict[str, Any]:
+        """Return the charged tokens and their cost in ticks, by the names of an Exchange.
 
-    def charge(self, tokens_sent: int) -> tuple[int, int, int, int]:
-        """Return the charged tokens of prompt, cached part and output, and their cost in ticks.
-
-        A stream is charged for the tokens sent and for silent reasoning; a reply for all of it.
+        The prompt is charged even if the client did not wait for the answer. A stream is charged for the
+        tokens sent and for silent reasoning; a reply for all of it.
         """
         answer = self.answer
         if answer is None:
-            return 0, 0, 0, self.cost_ticks
-        output = answer.silent_tokens + tokens_sent if self.stream else answer.output_tokens
-        return answer.prompt_tokens, answer.cached_tokens, output, answer.cost_ticks(output)
+            return {"cost_ticks": self.cost_ticks}
+        output = answer.output_tokens if self.length is not None else answer.silent_tokens + tokens_sent
+        return {
+            "prompt_tokens": answer.prompt_tokens,
+            "cached_tokens": answer.cached_tokens,
+            "output_tokens": output,
+            "cost_ticks": answer.cost_ticks(output),
+        }
 
 
 def answer_chat(request: Request, body: bytes) -> dict[str, Any]:

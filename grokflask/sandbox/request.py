@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from email.message import Message
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -14,6 +14,8 @@ from grokflask.sandbox.refusals import refuse
 T = TypeVar("T")
 Clock = Callable[[], float]
 """Returns seconds since 1970."""
+Action = Callable[..., Any]
+"""Takes the Request and the ids of its path; returns a Reply, or the JSON value of one with status 200."""
 
 
 class State:

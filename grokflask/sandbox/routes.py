@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from grokflask.sandbox.faults import find_fault
-from grokflask.sandbox.handler import Action
 from grokflask.sandbox.kept_routes import KEPT_ROUTES
 from grokflask.sandbox.models import (
     IMAGE_TICKS,
@@ -21,7 +20,7 @@ from grokflask.sandbox.models import (
 from grokflask.sandbox.pictures import draw_named
 from grokflask.sandbox.plans import PLANNERS
 from grokflask.sandbox.refusals import API_KEY_ID, TEAM_ID, mask_key, refuse, refuse_model
-from grokflask.sandbox.request import Reply, Request
+from grokflask.sandbox.request import Action, Reply, Request
 
 
 def _list_models(request: Request) -> dict[str, Any]:

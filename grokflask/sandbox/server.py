@@ -12,7 +12,6 @@ from typing import Self
 
 from grokflask.sandbox.handler import Handler
 from grokflask.sandbox.request import Clock, State
-from grokflask.sandbox.routes import find_route
 
 _BACKLOG = 1024
 _ACCEPT_S = 0.5  # the accept loop checks at this interval whether it should end
@@ -123,7 +122,7 @@ class Sandbox(State):
         try:
             with contextlib.suppress(OSError):  # the client may have left
                 connection.settimeout(None)
-                if Handler(connection, address, self, self.origin, find_route).wire.open:
+                if Handler(connection, address, self, self.origin).wire.open:
                     connection.shutdown(socket.SHUT_WR)
         finally:
             with self._lock:

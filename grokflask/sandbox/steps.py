@@ -48,13 +48,13 @@ Step = Event | Pause | Cut
 
 @dataclass
 class Progress:
-    """What was sent: whole events, their tokens, the last usage, the end; `cut` on purpose."""
+    """What was sent: the status, whole events, their tokens, the last usage, the end."""
 
+    status: int = 0
     events: int = 0
     tokens: int = 0
     usage: dict[str, Any] | None = None
     done: bool = False
-    cut: bool = False
 
 
 class ClientLeftError(Exception):
@@ -113,7 +113,6 @@ class Wire:
             if isinstance(step, Pause):
                 self.pause(step.seconds)
             elif isinstance(step, Cut):
-                progress.cut = True
                 self.open = False
                 if step.reset:  # linger for 0 s: closing then discards and resets (socket(7), SO_LINGER)
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
