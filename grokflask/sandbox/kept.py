@@ -18,7 +18,7 @@ class Shelf(Generic[T]):
     """The last thousand items of one kind, by id. Thread-safe."""
 
     def __init__(self, kind: str) -> None:
-        self._kind = kind
+        self.kind = kind
         self._items: dict[str, T] = {}
         self._lock = threading.Lock()
 
@@ -34,14 +34,13 @@ class Shelf(Generic[T]):
         try:
             return self._items[id]
         except KeyError:
-            raise refuse(404, f"No {self._kind} was found with the id {id}.") from None
+            raise refuse(404, f"No {self.kind} was found with the id {id}.") from None
 
-    def remove(self, id: str) -> T:
-        """Delete and return an item; raises RefusalError (404)."""
+    def remove(self, id: str) -> None:
+        """Delete an item; raises RefusalError (404)."""
         with self._lock:
-            item = self.find(id)
+            self.find(id)
             del self._items[id]
-            return item
 
     def list(self) -> list[tuple[str, T]]:
         """Return all ids and items, newest first."""
@@ -54,6 +53,10 @@ class StoredResponse(NamedTuple):
 
     response: dict[str, Any]
     messages: list[Any]
+
+    def show(self, _: str) -> dict[str, Any]:
+        """Return the response's object."""
+        return self.response
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""The routes of what is kept: deferred answers, videos, files and batches."""
+"""The routes of what is kept: responses, deferred answers, videos, files and batches."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from email.message import Message
 from email.parser import BytesParser
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -13,7 +14,7 @@ from grokflask.sandbox.journal import Exchange
 from grokflask.sandbox.kept import MAX_FILE_BYTES, Batch, File
 from grokflask.sandbox.plans import answer_chat
 from grokflask.sandbox.refusals import RefusalError, refuse
-from grokflask.sandbox.request import Reply, Request, decode
+from grokflask.sandbox.request import Action, Reply, Request, decode
 
 BATCH_DISCOUNT = 2
 """A chat in a batch costs half its price."""
@@ -49,6 +50,22 @@ class Line(msgspec.Struct):
     body: msgspec.Raw
 
 
+def _list(shelf: str, key: str, request: Request) -> dict[str, Any]:
+    page, token = _cut_page(request, getattr(request.state.kept, shelf).list(), _PAGE)
+    return {key: [item.show(id) for id, item in page], "pagination_token": token}
+
+
+def _get(shelf: str, request: Request, id: str) -> dict[str, Any]:
+    shown: dict[str, Any] = getattr(request.state.kept, shelf).find(id).show(id)
+    return shown
+
+
+def _delete(shelf: str, request: Request, id: str) -> dict[str, Any]:
+    kept = getattr(request.state.kept, shelf)
+    kept.remove(id)
+    return {"id": id, "object": kept.kind, "deleted": True}
+
+
 def _get_deferred(request: Request, id: str) -> Any:
     """Return a deferred answer once; 202 without a body while it is pending."""
     shelf = request.state.kept.deferred
@@ -79,20 +96,6 @@ def _post_file(request: Request) -> dict[str, Any]:
     return file.show(id)
 
 
-def _list_files(request: Request) -> dict[str, Any]:
-    page, token = _cut_page(request, request.state.kept.files.list(), _PAGE)
-    return {"data": [file.show(id) for id, file in page], "pagination_token": token}
-
-
-def _get_file(request: Request, id: str) -> dict[str, Any]:
-    return request.state.kept.files.find(id).show(id)
-
-
-def _delete_file(request: Request, id: str) -> dict[str, Any]:
-    request.state.kept.files.remove(id)
-    return {"id": id, "object": "file", "deleted": True}
-
-
 def _get_content(request: Request, id: str) -> Reply:
     return Reply(request.state.kept.files.find(id).content, headers=FILE_HEADERS)
 
@@ -108,15 +111,6 @@ def _post_batch(request: Request) -> dict[str, Any]:
     id = f"batch_{uuid.uuid4()}"
     kept.batches.add(id, batch)
     return batch.show(id)
-
-
-def _list_batches(request: Request) -> dict[str, Any]:
-    page, token = _cut_page(request, request.state.kept.batches.list(), _PAGE)
-    return {"batches": [batch.show(id) for id, batch in page], "pagination_token": token}
-
-
-def _get_batch(request: Request, id: str) -> dict[str, Any]:
-    return request.state.kept.batches.find(id).show(id)
 
 
 def _cancel_batch(request: Request, id: str) -> dict[str, Any]:
@@ -189,15 +183,16 @@ def _read_form(request: Request) -> dict[str, tuple[str | None, bytes]]:
     return found
 
 
-KEPT_ROUTES: list[tuple[str, dict[str, Callable[..., Any]]]] = [
+KEPT_ROUTES: list[tuple[str, dict[str, Action]]] = [
+    ("/v1/responses/([^/]+)", {"GET": partial(_get, "responses"), "DELETE": partial(_delete, "responses")}),
     ("/v1/chat/deferred-completion/([^/]+)", {"GET": _get_deferred}),
     ("/v1/videos/([^/]+)", {"GET": _get_video}),
-    ("/v1/files", {"POST": _post_file, "GET": _list_files}),
-    ("/v1/files/([^/]+)", {"GET": _get_file, "DELETE": _delete_file}),
+    ("/v1/files", {"POST": _post_file, "GET": partial(_list, "files", "data")}),
+    ("/v1/files/([^/]+)", {"GET": partial(_get, "files"), "DELETE": partial(_delete, "files")}),
     ("/v1/files/([^/]+)/content", {"GET": _get_content}),
-    ("/v1/batches", {"POST": _post_batch, "GET": _list_batches}),
+    ("/v1/batches", {"POST": _post_batch, "GET": partial(_list, "batches", "batches")}),
     ("/v1/batches/([^/]+):cancel", {"POST": _cancel_batch}),
-    ("/v1/batches/([^/]+)", {"GET": _get_batch}),
+    ("/v1/batches/([^/]+)", {"GET": partial(_get, "batches")}),
     ("/v1/batches/([^/]+)/requests", {"POST": _add_requests, "GET": _list_requests}),
     ("/v1/batches/([^/]+)/results", {"GET": _list_results}),
 ]

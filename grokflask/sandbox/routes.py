@@ -1,4 +1,4 @@
-"""The table of routes, and those that show models, responses, pictures and the journal."""
+"""The table of routes, and those that show models, pictures and the journal."""
 
 import re
 from collections.abc import Mapping
@@ -48,15 +48,6 @@ def _get_models_of_kind(_: Request, kind: str, asked: str | None) -> dict[str, A
     return detailed_item(find_served(asked))
 
 
-def _get_response(request: Request, id: str) -> dict[str, Any]:
-    return request.state.kept.responses.find(id).response
-
-
-def _delete_response(request: Request, id: str) -> dict[str, Any]:
-    request.state.kept.responses.remove(id)
-    return {"id": id, "object": "response", "deleted": True}
-
-
 def _get_api_key(request: Request) -> dict[str, Any]:
     return {
         "redacted_api_key": mask_key(request.bearer or "sandbox"),
@@ -89,7 +80,6 @@ def _delete_journal(request: Request) -> dict[str, Any]:
 _ROUTES: list[tuple[str, Mapping[str, Action]]] = [
     *((path, {"POST": planner}) for path, planner in PLANNERS.items()),
     *KEPT_ROUTES,
-    ("/v1/responses/([^/]+)", {"GET": _get_response, "DELETE": _delete_response}),
     ("/v1/models", {"GET": _list_models}),
     ("/v1/models/([^/]+)", {"GET": _get_model}),
     ("/v1/(language|image-generation|video-generation)-models(?:/([^/]+))?", {"GET": _get_models_of_kind}),
