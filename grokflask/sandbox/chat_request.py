@@ -10,6 +10,7 @@ import msgspec
 
 from grokflask.sandbox.models import ChatModel
 from grokflask.sandbox.refusals import refuse
+from grokflask.sandbox.request import ModelRequest
 
 _PENALTIES = {"presence_penalty": "presencePenalty", "frequency_penalty": "frequencyPenalty"}
 """The names of fields in a request and in xAI's errors."""
@@ -72,18 +73,26 @@ class ResponseFormat(msgspec.Struct):
     json_schema: dict[str, Any] | None = None
 
 
-class ChatRequest(msgspec.Struct):
-    """The body of a chat request."""
+class TextRequest(ModelRequest, kw_only=True):
+    """The fields that chat, Responses and Messages have in common."""
 
-    model: str
-    messages: list[Message]
     stream: bool | None = None
-    stream_options: dict[str, bool | None] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
+    parallel_tool_calls: bool | None = None
+
+    def shared_fields(self) -> dict[str, Any]:
+        """Return these fields by name."""
+        return {name: getattr(self, name) for name in TextRequest.__struct_fields__}
+
+
+class ChatRequest(TextRequest, kw_only=True):
+    """The body of a chat request."""
+
+    messages: list[Message]
+    stream_options: dict[str, bool | None] | None = None
     n: int | None = None
-    user: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     presence_penalty: float | None = None
@@ -93,7 +102,6 @@ class ChatRequest(msgspec.Struct):
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     deferred: bool | None = None
 
     def stops(self) -> list[str]:
@@ -127,11 +135,6 @@ def _read_source(source: dict[str, Any]) -> str:
     if source.get("type") == "url":
         return str(source.get("url"))
     raise refuse(422, "An image's source must have the type base64 or url.")
-
-
-def name_tool(name: Any) -> dict[str, Any]:
-    """Return chat's `tool_choice` for a function."""
-    return {"type": "function", "function": {"name": str(name)}}
 
 
 def check_request(asked: ChatRequest, model: ChatModel) -> None:

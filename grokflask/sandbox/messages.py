@@ -4,12 +4,12 @@ Each event's type is its name as well. `usage` has the four documented figures a
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments, zero
-from grokflask.sandbox.chat_request import ChatRequest, name_tool, read_content
+from grokflask.sandbox.chat_request import ChatRequest, TextRequest, read_content
 from grokflask.sandbox.chunks import Chunk
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
@@ -19,32 +19,14 @@ _Block = tuple[dict[str, Any], dict[str, Any], list[tuple[dict[str, Any], int]]]
 """A block, its fields as they are before its deltas, and the deltas with their tokens."""
 
 
-class Turn(msgspec.Struct):
-    """One message: a text, or blocks."""
-
-    role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
-
-
-class ClientTool(msgspec.Struct):
-    """A function that the model may call."""
-
-    name: str
-    input_schema: dict[str, Any]
-
-
-class MessagesRequest(msgspec.Struct):
+class MessagesRequest(TextRequest, kw_only=True):
     """The body of a request to `/v1/messages`."""
 
-    model: str
     max_tokens: int
-    messages: list[Turn]
+    messages: list[dict[str, Any]]
     system: str | list[dict[str, Any]] | None = None
-    stream: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     stop_sequences: list[str] | None = None
-    tools: list[ClientTool] | None = None
+    tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     metadata: dict[str, str | None] | None = None
 
@@ -56,35 +38,35 @@ def to_chat(asked: MessagesRequest) -> ChatRequest:
         messages += _read_turn(turn)
     choice: Any = asked.tool_choice
     if choice is not None:
-        named = choice.get("type") == "tool"
-        choice = name_tool(choice.get("name")) if named else _CHOICES.get(str(choice.get("type")), "auto")
-    tools = None
-    if asked.tools is not None:
-        functions = [{"name": tool.name, "parameters": tool.input_schema} for tool in asked.tools]
-        tools = [{"type": "function", "function": function} for function in functions]
+        named = {"type": "function", "function": {"name": str(choice.get("name"))}}
+        choice = named if choice.get("type") == "tool" else _CHOICES.get(str(choice.get("type")), "auto")
+    functions = [{**tool, "parameters": tool.get("input_schema")} for tool in asked.tools or []]
+    tools = [{"type": "function", "function": function} for function in functions]
     fields = {
-        **{name: getattr(asked, name) for name in ("model", "stream", "temperature", "top_p", "max_tokens")},
+        **asked.shared_fields(),
+        "max_tokens": asked.max_tokens,
         "messages": messages,
         "user": (asked.metadata or {}).get("user_id"),
         "stop": asked.stop_sequences,
-        "tools": tools,
+        "tools": tools if asked.tools is not None else None,
         "tool_choice": choice,
     }
     return msgspec.convert(fields, ChatRequest)
 
 
-def _read_turn(turn: Turn) -> Iterator[dict[str, Any]]:
+def _read_turn(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a turn's messages: one for each tool result, then one for everything else."""
-    if isinstance(turn.content, str):
-        yield {"role": turn.role, "content": turn.content}
+    role, content = turn.get("role"), turn.get("content")
+    if not isinstance(content, list):
+        yield {"role": role, "content": content}
         return
-    for block in turn.content:
+    for block in content:
         if block.get("type") == "tool_result":
             yield {"role": "tool", "content": read_content(block.get("content") or "")}
-    parts = read_content([block for block in turn.content if block.get("type") != "tool_result"])
-    calls = [block for block in turn.content if block.get("type") == "tool_use"]
+    parts = read_content([block for block in content if block.get("type") != "tool_result"])
+    calls = [block for block in content if block.get("type") == "tool_use"]
     if parts or calls:
-        yield {"role": turn.role, "content": parts, "tool_calls": calls or None}
+        yield {"role": role, "content": parts, "tool_calls": calls or None}
 
 
 def make_message(answer: Answer, style: Style) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from grokflask.sandbox.refusals import refuse
+from grokflask.sandbox.request import ModelRequest
 
 MAX_PICTURE_BYTES = 20 * 1024 * 1024
 """xAI's documented limit for a picture that is shown."""
@@ -27,17 +28,15 @@ _NAME = re.compile(r"([0-9a-f]{6})-(\d{1,3})x(\d{1,3})")
 _RATIOS = "1:1 3:4 4:3 9:16 16:9 2:3 3:2 9:19.5 19.5:9 9:20 20:9 1:2 2:1 auto"
 
 
-class ImageRequest(msgspec.Struct):
+class ImageRequest(ModelRequest, kw_only=True):
     """The body of an image request. As at xAI, `size`, `style` and unknown fields are ignored."""
 
-    model: str
     prompt: Annotated[str, msgspec.Meta(min_length=1)]
     n: int | None = None
     response_format: Literal["url", "b64_json"] | None = None
     aspect_ratio: str | None = None
     resolution: Literal["1k", "2k"] | None = None
     quality: str | None = None
-    user: str | None = None
 
 
 class Source(msgspec.Struct):
@@ -47,7 +46,7 @@ class Source(msgspec.Struct):
     file_id: str | None = None
 
 
-class EditRequest(ImageRequest):
+class EditRequest(ImageRequest, kw_only=True):
     """The body of an edit of one picture or of several."""
 
     image: Source | None = None

@@ -16,7 +16,7 @@ from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS
 from grokflask.sandbox.pictures import EditRequest, ImageRequest, check_image_request, make_images
 from grokflask.sandbox.prose import split_tokens
 from grokflask.sandbox.refusals import refuse, refuse_model
-from grokflask.sandbox.request import Request, decode
+from grokflask.sandbox.request import ModelRequest, Request, decode
 from grokflask.sandbox.responses_request import ResponsesRequest
 from grokflask.sandbox.responses_request import to_chat as read_responses_chat
 from grokflask.sandbox.steps import Event, Step
@@ -174,7 +174,7 @@ def _answer(asked: ChatRequest, request: Request, conv_id: str | None = None) ->
 
 
 def _choose_fault(
-    asked: ChatRequest | ImageRequest | VideoRequest, request: Request, default: str, stream: bool = False
+    asked: ModelRequest, request: Request, default: str, stream: bool = False
 ) -> tuple[Fault, str]:
     """Return the fault and the model that serves; raises the fault's refusal if it has one.
 

@@ -61,6 +61,13 @@ class Reply(NamedTuple):
     headers: Mapping[str, str] = {"Content-Type": "application/json"}
 
 
+class ModelRequest(msgspec.Struct, kw_only=True):
+    """The fields that a model's routes have in common."""
+
+    model: str
+    user: str | None = None
+
+
 def decode(body: bytes, kind: type[T]) -> T:
     """Return a JSON body as `kind`; raises RefusalError: 400 if it is not JSON, 422 if it does not fit."""
     try:

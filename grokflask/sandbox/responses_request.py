@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from grokflask.sandbox.answers import TOOL_TICKS
-from grokflask.sandbox.chat_request import ChatRequest, name_tool, read_content
+from grokflask.sandbox.chat_request import ChatRequest, TextRequest, read_content
 from grokflask.sandbox.refusals import refuse
 
 _REFUSED_OPTIONS = {
@@ -20,25 +20,18 @@ _REFUSED_OPTIONS = {
 }
 
 
-class ResponsesRequest(msgspec.Struct):
+class ResponsesRequest(TextRequest, kw_only=True):
     """The body of a request to `/v1/responses` or `/v1/responses/compact`."""
 
-    model: str
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     previous_response_id: str | None = None
-    stream: bool | None = None
     store: bool | None = None
     max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_logprobs: int | None = None
-    user: str | None = None
     reasoning: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     include: list[str] | None = None
     prompt_cache_key: str | None = None
 
@@ -60,11 +53,10 @@ def to_chat(asked: ResponsesRequest, before: list[Any]) -> ChatRequest:
     messages = [message for message in map(_read_item, items) if message]
     tools, choice, form = _read_tools(asked), asked.tool_choice, (asked.text or {}).get("format")
     if isinstance(choice, dict):
-        choice = name_tool(choice.get("name"))
+        choice = {"type": "function", "function": {"name": str(choice.get("name"))}}
     fields = {
-        **{name: getattr(asked, name) for name in ("model", "stream", "temperature", "top_p", "user")},
+        **asked.shared_fields(),
         "messages": [*system, *before, *messages],
-        "top_logprobs": asked.top_logprobs,
         "reasoning_effort": (asked.reasoning or {}).get("effort"),
         "response_format": {"type": form.get("type"), "json_schema": form} if form else None,
         "tools": tools,

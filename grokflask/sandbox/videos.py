@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import msgspec
-
 from grokflask.sandbox.models import VIDEO_TICKS
 from grokflask.sandbox.refusals import TEAM_ID, refuse, refuse_model
+from grokflask.sandbox.request import ModelRequest
 
 _FAILING_PROMPT = "sandbox-failed"
 """A video whose prompt begins with this fails."""
@@ -13,13 +12,11 @@ _DURATION_S = 8
 _LONGEST_S = 15
 
 
-class VideoRequest(msgspec.Struct):
+class VideoRequest(ModelRequest, kw_only=True):
     """The body of a request for a video, an edit or an extension."""
 
-    model: str
     prompt: str
     duration: int | None = None
-    user: str | None = None
 
 
 def make_video(asked: VideoRequest, model: str, origin: str) -> tuple[dict[str, Any], int]:
