@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments, zero
+from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments
 from grokflask.sandbox.chat_request import ChatRequest, TextRequest, read_content
 from grokflask.sandbox.chunks import Chunk
 
@@ -86,7 +86,7 @@ def _make_usage(answer: Answer, style: Style, output_tokens: int) -> dict[str, A
         "cache_read_input_tokens": answer.cached_tokens,
         "output_tokens": output_tokens,
     }
-    return zero(usage) if style.usage == "zero" else usage
+    return style.show_usage(usage) or usage
 
 
 def make_events(answer: Answer, style: Style) -> Iterator[Chunk]:

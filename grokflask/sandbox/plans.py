@@ -26,10 +26,9 @@ _SPOILT_PIECES = 2 * BROKEN_AFTER_EVENTS
 """How many pieces a fault gets of a body that is not a stream."""
 
 
-class TokenizeRequest(msgspec.Struct):
+class TokenizeRequest(ModelRequest, kw_only=True):
     """The body of a request for a text's tokens."""
 
-    model: str
     text: str
 
 
@@ -165,11 +164,12 @@ def _answer(asked: ChatRequest, request: Request, conv_id: str | None = None) ->
     check_request(asked, model)
     if fault.strict_content and any(message.content is None for message in asked.messages):
         raise refuse(400, "Each message must have at least one content element.")
-    answer = make_answer(asked, model, fault.style)
+    tokens = list(list_tokens(asked))
+    answer = make_answer(asked, model, fault.style, len(tokens))
     conv_id = request.headers.get("x-grok-conv-id") or conv_id
     if conv_id:
         before = model.served.encode() + msgspec.json.encode(asked.tools)  # the model reads these first
-        answer.cached_tokens = request.state.prompts.read(conv_id, before, list_tokens(asked))
+        answer.cached_tokens = request.state.prompts.read(conv_id, before, tokens)
     return fault, answer
 
 

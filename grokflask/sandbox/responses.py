@@ -7,7 +7,7 @@ are stubs; they follow the schemas of xAI's clients.
 from collections.abc import Iterator
 from typing import Any
 
-from grokflask.sandbox.answers import PLAIN_STYLE, Answer, Style, call_tokens, split_arguments, zero
+from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments
 from grokflask.sandbox.chunks import Chunk
 from grokflask.sandbox.request import Clock
 from grokflask.sandbox.responses_request import ResponsesRequest, seal
@@ -17,12 +17,10 @@ Item = dict[str, Any]
 _COUNTED_TOOLS = "web_search x_search code_interpreter file_search mcp document_search image_generation"
 
 
-def _make_usage(answer: Answer, style: Style) -> dict[str, Any] | None:
+def _make_usage(answer: Answer) -> dict[str, Any]:
     """Return `usage`: output_tokens includes reasoning."""
-    if style.usage == "none":
-        return None
     tools = answer.server_tools
-    usage = {
+    return {
         "input_tokens": answer.prompt_tokens,
         "input_tokens_details": {"cached_tokens": answer.cached_tokens},
         "output_tokens": answer.output_tokens,
@@ -35,7 +33,6 @@ def _make_usage(answer: Answer, style: Style) -> dict[str, Any] | None:
             f"{tool}_calls": tools.count(tool) for tool in _COUNTED_TOOLS.split()
         },
     }
-    return zero(usage) if style.usage == "zero" else usage
 
 
 def _list_output(asked: ResponsesRequest, answer: Answer, status: str) -> list[Item]:
@@ -66,7 +63,7 @@ def _list_output(asked: ResponsesRequest, answer: Answer, status: str) -> list[I
 def make_response(asked: ResponsesRequest, answer: Answer, style: Style, clock: Clock) -> dict[str, Any]:
     """Return the whole object."""
     same = ("instructions", "max_output_tokens", "previous_response_id", "prompt_cache_key", "temperature")
-    usage = _make_usage(answer, style)
+    usage = style.show_usage(_make_usage(answer))
     is_cut = answer.finish_reason == "length"
     response = {
         "id": answer.id,
@@ -162,5 +159,5 @@ def make_compaction(answer: Answer, clock: Clock) -> dict[str, Any]:
         "created_at": int(clock()),
         "model": answer.model,
         "output": [{"id": f"cmp_{answer.id}", "type": "compaction", "encrypted_content": sealed}],
-        "usage": _make_usage(answer, PLAIN_STYLE),
+        "usage": _make_usage(answer),
     }
