@@ -4,6 +4,7 @@ Requests to Responses and Messages are converted to it. Unknown fields are ignor
 it does with them.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -12,8 +13,7 @@ from grokflask.sandbox.models import ChatModel
 from grokflask.sandbox.refusals import refuse
 from grokflask.sandbox.request import ModelRequest
 
-_PENALTIES = {"presence_penalty": "presencePenalty", "frequency_penalty": "frequencyPenalty"}
-"""The names of fields in a request and in xAI's errors."""
+NO_CONTENT = "Each message must have at least one content element."
 _RANGES = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
@@ -139,45 +139,41 @@ def _read_source(source: dict[str, Any]) -> str:
 
 def check_request(asked: ChatRequest, model: ChatModel) -> None:
     """Raise RefusalError (400) for values that xAI refuses."""
-    if not asked.messages:
-        raise refuse(400, "messages must not be empty.")
-    for message in asked.messages:
-        if message.content is None and message.role != "assistant":
-            raise refuse(400, "Each message must have at least one content element.")
+    for is_wrong, text in (*_check_values(asked), *_check_arguments(asked, model), *_check_tools(asked)):
+        if is_wrong:
+            raise refuse(400, text)
+
+
+def _check_values(asked: ChatRequest) -> Iterator[tuple[bool, str]]:
+    yield not asked.messages, "messages must not be empty."
+    empty = [each for each in asked.messages if each.content is None and each.role != "assistant"]
+    yield bool(empty), NO_CONTENT
     for field, (low, high) in _RANGES.items():
         value = getattr(asked, field)
-        if value is not None and not low <= value <= high:
-            raise refuse(400, f"{field} must be between {low} and {high}.")
-    _check_model_arguments(asked, model)
-    _check_tools(asked)
+        yield value is not None and not low <= value <= high, f"{field} must be between {low} and {high}."
 
 
-def _check_model_arguments(asked: ChatRequest, model: ChatModel) -> None:
-    """Refuse what the model does not support; the penalties even when they are 0."""
+def _check_arguments(asked: ChatRequest, model: ChatModel) -> Iterator[tuple[bool, str]]:
+    """Check what the model does not support; the penalties even when they are 0."""
     unsupported = f"Model {asked.model} does not support parameter"
-    for field, spelling in _PENALTIES.items():
-        if getattr(asked, field) is not None:
-            raise refuse(400, f"{unsupported} {spelling}.")
-    if asked.stop is not None and not model.takes_stop:
-        raise refuse(400, f"{unsupported} stop.")
-    if len(asked.stops()) > 4:
-        raise refuse(400, "stop takes up to 4 sequences.")
-    if asked.reasoning_effort is not None and asked.reasoning_effort not in model.efforts:
-        value = f" with the value {asked.reasoning_effort}" if model.efforts else ""
-        raise refuse(400, f"{unsupported} reasoningEffort{value}.")
+    yield asked.presence_penalty is not None, f"{unsupported} presencePenalty."
+    yield asked.frequency_penalty is not None, f"{unsupported} frequencyPenalty."
+    yield asked.stop is not None and not model.takes_stop, f"{unsupported} stop."
+    yield len(asked.stops()) > 4, "stop takes up to 4 sequences."
+    effort = asked.reasoning_effort
+    value = f" with the value {effort}" if model.efforts else ""
+    yield effort is not None and effort not in model.efforts, f"{unsupported} reasoningEffort{value}."
 
 
-def _check_tools(asked: ChatRequest) -> None:
+def _check_tools(asked: ChatRequest) -> Iterator[tuple[bool, str]]:
     if asked.tools is None:
         for field in ("tool_choice", "parallel_tool_calls"):
-            if getattr(asked, field) is not None:
-                raise refuse(400, f"A {field} was set on the request but no tools were specified.")
+            is_set = getattr(asked, field) is not None
+            yield is_set, f"A {field} was set on the request but no tools were specified."
         return
-    if not 1 <= len(asked.tools) <= _MAX_TOOLS:
-        raise refuse(400, f"tools must hold between 1 and {_MAX_TOOLS} tools.")
+    yield not 1 <= len(asked.tools) <= _MAX_TOOLS, f"tools must hold between 1 and {_MAX_TOOLS} tools."
     if isinstance(asked.tool_choice, dict):
         known = asked.chosen_tool() in [tool.function.name for tool in asked.tools]
     else:
         known = asked.tool_choice in (None, "none", "auto", "required")
-    if not known:
-        raise refuse(400, "tool_choice must be none, auto, required or one of the functions.")
+    yield not known, "tool_choice must be none, auto, required or one of the functions."

@@ -54,15 +54,11 @@ class Journal:
         return len(self._exchanges)
 
     def __iter__(self) -> Iterator[Exchange]:
-        return iter(self.exchanges())
+        with self._changed:
+            return iter(list(self._exchanges))
 
     def __getitem__(self, index: int) -> Exchange:
-        return self.exchanges()[index]
-
-    def exchanges(self) -> list[Exchange]:
-        """Return all exchanges noted so far."""
-        with self._changed:
-            return list(self._exchanges)
+        return self._exchanges[index]
 
     def add(self, exchange: Exchange) -> None:
         """Note an exchange that has ended."""
@@ -80,13 +76,11 @@ class Journal:
 
         An exchange is noted just after its last byte was written, so a client may look too early.
         """
-        found: list[Exchange] = []
 
-        def look() -> bool:
-            found[:] = [exchange for exchange in self._exchanges if wanted(exchange)]
-            return bool(found)
+        def find_newest() -> Exchange | None:
+            return next(filter(wanted, reversed(self._exchanges)), None)
 
         with self._changed:
-            if not self._changed.wait_for(look, timeout_s):
-                raise TimeoutError(f"no such exchange within {timeout_s} s")
-            return found[-1]
+            if found := self._changed.wait_for(find_newest, timeout_s):
+                return found
+        raise TimeoutError(f"no such exchange within {timeout_s} s")

@@ -7,7 +7,7 @@ import msgspec
 
 from grokflask.sandbox import messages, responses
 from grokflask.sandbox.answers import Answer, list_tokens, make_answer
-from grokflask.sandbox.chat_request import ChatRequest, check_request
+from grokflask.sandbox.chat_request import NO_CONTENT, ChatRequest, check_request
 from grokflask.sandbox.chunks import Chunk, frame_chunks, make_chunks, make_reply
 from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
 from grokflask.sandbox.faults import NO_FAULT, Fault, find_fault
@@ -163,7 +163,7 @@ def _answer(asked: ChatRequest, request: Request, conv_id: str | None = None) ->
         raise refuse_model(model_id)
     check_request(asked, model)
     if fault.strict_content and any(message.content is None for message in asked.messages):
-        raise refuse(400, "Each message must have at least one content element.")
+        raise refuse(400, NO_CONTENT)
     tokens = list(list_tokens(asked))
     answer = make_answer(asked, model, fault.style, len(tokens))
     conv_id = request.headers.get("x-grok-conv-id") or conv_id

@@ -69,7 +69,7 @@ def _get_picture(_: Request, name: str) -> Reply:
 
 
 def _get_journal(request: Request) -> dict[str, Any]:
-    return {"exchanges": request.state.journal.exchanges()}
+    return {"exchanges": list(request.state.journal)}
 
 
 def _delete_journal(request: Request) -> dict[str, Any]:
