@@ -15,8 +15,7 @@ import msgspec
 from grokflask.sandbox.chat_request import ChatRequest
 from grokflask.sandbox.models import ChatModel, cost_ticks
 from grokflask.sandbox.pictures import look_at
-from grokflask.sandbox.prose import split_tokens, write_answer, write_thought
-from grokflask.sandbox.samples import sample
+from grokflask.sandbox.prose import sample, split_tokens, write_answer, write_thought
 
 _TOKENS_PER_MESSAGE = 4
 """A message's tokens beside its words; the sandbox's own figure."""

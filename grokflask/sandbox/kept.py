@@ -1,15 +1,22 @@
-"""What the sandbox keeps: responses, deferred answers, videos, files and batches. In memory, bounded."""
+"""What is kept: responses, deferred answers, videos, files, batches, prompts. In memory, bounded."""
 
+import hashlib
 import threading
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from grokflask.sandbox.refusals import refuse
 
 MAX_ITEMS = 1_000
 MAX_FILE_BYTES = 50 * 1024 * 1024
+BLOCK_TOKENS = 128
+"""Cached tokens are a multiple of this, as clients of xAI's have measured."""
+MAX_BLOCKS = 1_000_000
+"""When there are more, the oldest are dropped."""
 
 T = TypeVar("T")
 
@@ -117,6 +124,42 @@ class Batch:
         return {"batch_id": id, "name": self.name, "state": {"num_requests": count, "num_error": 0, **counts}}
 
 
+class PromptCache:
+    """Which beginnings of prompts were read before: the digests of blocks of whole tokens. Thread-safe.
+
+    At xAI each server has its own cache, and requests with the same conversation id go to the same server.
+    Here each conversation has its own cache, and a request without an id finds nothing.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[bytes, None] = {}
+        self._lock = threading.Lock()
+
+    def read(self, conv_id: str, before: bytes, tokens: Iterable[str]) -> int:
+        """Return how many of a prompt's first tokens are cached, and cache the whole prompt.
+
+        `before` is what else has to be the same: the model, and what it reads ahead of the messages.
+        """
+        blocks = list(_digest_blocks(conv_id.encode("utf-8", "replace") + b"\0" + before, tokens))
+        with self._lock:
+            found = sum(1 for _ in takewhile(self._blocks.__contains__, blocks))
+            for block in blocks:
+                self._blocks.pop(block, None)
+                self._blocks[block] = None  # the newest
+            while len(self._blocks) > MAX_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+        return found * BLOCK_TOKENS
+
+
+def _digest_blocks(before: bytes, tokens: Iterable[str]) -> Iterator[bytes]:
+    """Yield one digest for each whole block, of all tokens up to its end."""
+    state = hashlib.blake2b(before, digest_size=16)
+    left = iter(tokens)
+    while len(block := list(islice(left, BLOCK_TOKENS))) == BLOCK_TOKENS:
+        state.update("\0".join(block).encode("utf-8", "replace") + b"\1")
+        yield state.digest()
+
+
 class Kept:
     """All shelves. A new job is pending for `pending_polls` polls."""
 
@@ -127,6 +170,7 @@ class Kept:
         self.videos: Shelf[Job] = Shelf("video")
         self.files: Shelf[File] = Shelf("file")
         self.batches: Shelf[Batch] = Shelf("batch")
+        self.prompts = PromptCache()
 
     def begin(self, shelf: Shelf[Job], reply: dict[str, Any]) -> dict[str, Any]:
         """Keep a job that ends with `reply`; return the answer to the request that began it."""

@@ -1,7 +1,8 @@
-"""Pictures: those that the image routes make, and those that are shown to a model.
+"""Pictures and videos: those that the routes make, and pictures that are shown to a model.
 
-A picture that is made has one colour, which is part of its name: it is drawn when it is fetched.
-Of a picture that is shown, format and size are read. Its bytes are not trusted. No address is ever fetched.
+A picture that is made has one colour, which is part of its name: it is drawn when it is fetched. A video's
+link leads nowhere. Of a picture that is shown, format and size are read. Its bytes are not trusted. No
+address is ever fetched.
 """
 
 import base64
@@ -15,7 +16,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.sandbox.refusals import refuse
+from grokflask.sandbox.models import VIDEO_TICKS
+from grokflask.sandbox.refusals import TEAM_ID, refuse, refuse_model
 from grokflask.sandbox.request import ModelRequest
 
 MAX_PICTURE_BYTES = 20 * 1024 * 1024
@@ -26,6 +28,10 @@ _LONG_SIDE = {"1k": 256, "2k": 512}
 _MAX_SIDE = 512
 _NAME = re.compile(r"([0-9a-f]{6})-(\d{1,3})x(\d{1,3})")
 _RATIOS = "1:1 3:4 4:3 9:16 16:9 2:3 3:2 9:19.5 19.5:9 9:20 20:9 1:2 2:1 auto"
+_FAILING_PROMPT = "sandbox-failed"
+"""A video whose prompt begins with this fails."""
+_DURATION_S = 8
+_LONGEST_S = 15
 
 
 class ImageRequest(ModelRequest, kw_only=True):
@@ -183,3 +189,27 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+class VideoRequest(ModelRequest, kw_only=True):
+    """The body of a request for a video, an edit or an extension."""
+
+    prompt: str
+    duration: int | None = None
+
+
+def make_video(asked: VideoRequest, model: str, origin: str) -> tuple[dict[str, Any], int]:
+    """Return the final answer and its cost in ticks; raises RefusalError."""
+    ticks = VIDEO_TICKS.get(model)
+    if ticks is None:
+        raise refuse_model(model)
+    duration_s = _DURATION_S if asked.duration is None else asked.duration
+    if not 1 <= duration_s <= _LONGEST_S:
+        raise refuse(400, f"duration must be between 1 and {_LONGEST_S} seconds.")
+    if asked.prompt.startswith(_FAILING_PROMPT):
+        error = {"code": "invalid_argument", "message": f"The prompt was refused for team {TEAM_ID}."}
+        return {"status": "failed", "error": error}, 0
+    cost_ticks = ticks * duration_s
+    video = {"url": f"{origin}/sandbox/video.mp4", "duration": duration_s, "respect_moderation": True}
+    usage = {"cost_in_usd_ticks": cost_ticks}
+    return {"status": "done", "video": video, "model": model, "usage": usage}, cost_ticks

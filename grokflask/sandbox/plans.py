@@ -9,18 +9,21 @@ from grokflask.sandbox import messages, responses
 from grokflask.sandbox.answers import Answer, list_tokens, make_answer
 from grokflask.sandbox.chat_request import NO_CONTENT, ChatRequest, check_request
 from grokflask.sandbox.chunks import Chunk, frame_chunks, make_chunks, make_reply
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
-from grokflask.sandbox.faults import NO_FAULT, Fault, find_fault
+from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS, NO_FAULT, Fault, find_fault
 from grokflask.sandbox.kept import StoredResponse
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS
-from grokflask.sandbox.pictures import EditRequest, ImageRequest, check_image_request, make_images
+from grokflask.sandbox.pictures import (
+    EditRequest,
+    ImageRequest,
+    VideoRequest,
+    check_image_request,
+    make_images,
+    make_video,
+)
 from grokflask.sandbox.prose import split_tokens
 from grokflask.sandbox.refusals import refuse, refuse_model
 from grokflask.sandbox.request import ModelRequest, Request, decode
-from grokflask.sandbox.responses_request import ResponsesRequest
-from grokflask.sandbox.responses_request import to_chat as read_responses_chat
 from grokflask.sandbox.steps import Event, Step
-from grokflask.sandbox.videos import VideoRequest, make_video
 
 _SPOILT_PIECES = 2 * BROKEN_AFTER_EVENTS
 """How many pieces a fault gets of a body that is not a stream."""
@@ -83,10 +86,10 @@ def _plan_chat(request: Request) -> Plan:
 
 
 def _plan_response(request: Request) -> Plan:
-    asked = decode(request.body, ResponsesRequest)
+    asked = decode(request.body, responses.ResponsesRequest)
     shelf = request.state.kept.responses
     before = shelf.find(asked.previous_response_id).messages if asked.previous_response_id else []
-    chat = _convert(lambda: read_responses_chat(asked, before))
+    chat = _convert(lambda: responses.to_chat(asked, before))
     fault, answer = _answer(chat, request, asked.prompt_cache_key)
     if asked.max_output_tokens is not None:
         answer.limit_output(asked.max_output_tokens)
@@ -169,7 +172,7 @@ def _answer(asked: ChatRequest, request: Request, conv_id: str | None = None) ->
     conv_id = request.headers.get("x-grok-conv-id") or conv_id
     if conv_id:
         before = model.served.encode() + msgspec.json.encode(asked.tools)  # the model reads these first
-        answer.cached_tokens = request.state.prompts.read(conv_id, before, tokens)
+        answer.cached_tokens = request.state.kept.prompts.read(conv_id, before, tokens)
     return fault, answer
 
 

@@ -8,7 +8,6 @@ import msgspec
 
 from grokflask.sandbox.journal import Journal
 from grokflask.sandbox.kept import Kept
-from grokflask.sandbox.prompt_cache import PromptCache
 from grokflask.sandbox.refusals import refuse
 
 T = TypeVar("T")
@@ -32,7 +31,6 @@ class State:
         """Start again with an empty journal and nothing kept."""
         self.journal = Journal()
         self.kept = Kept()
-        self.prompts = PromptCache()
 
 
 class Request(NamedTuple):

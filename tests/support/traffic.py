@@ -24,8 +24,7 @@ from typing import Any
 import pytest
 
 from grokflask.sandbox.answers import Style
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS, send_at_once
-from grokflask.sandbox.faults import FAULTS, Fault
+from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS, FAULTS, Fault, send_at_once
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS, LONG_PROMPT_TOKENS
 from grokflask.sandbox.pictures import draw_named
 from grokflask.sandbox.steps import Event, Pause, Step

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from grokflask.sandbox import FAULTS, Sandbox
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
-from grokflask.sandbox.faults import FORGED_TEXT, find_fault
+from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS, FORGED_TEXT, find_fault
 from grokflask.sandbox.refusals import API_KEY_ID, TEAM_ID
 
 PAGE = Path(__file__).parents[3] / "docs" / "sandbox.md"

@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from grokflask.sandbox import Exchange, Journal, Sandbox
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
+from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS
 from grokflask.sandbox.journal import MAX_EXCHANGES
 
 ROOT = Path(__file__).parents[3]
