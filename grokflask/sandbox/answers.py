@@ -127,10 +127,12 @@ def call_tokens(call: dict[str, Any]) -> int:
     return len(split_tokens(call["function"]["name"] + call["function"]["arguments"]))
 
 
-def split_arguments(arguments: str, style: Style) -> list[str]:
-    """Return a tool call's arguments in the pieces that a stream sends."""
+def split_arguments(call: dict[str, Any], style: Style) -> Iterator[tuple[str, int]]:
+    """Yield a tool call's arguments in the pieces that a stream sends; the first has the call's tokens."""
+    arguments = call["function"]["arguments"]
     step = 8 if style.split_arguments else len(arguments)
-    return [arguments[at : at + step] for at in range(0, len(arguments), step)]
+    for at in range(0, len(arguments), step):
+        yield arguments[at : at + step], 0 if at else call_tokens(call)
 
 
 def list_tokens(asked: ChatRequest) -> Iterator[str]:

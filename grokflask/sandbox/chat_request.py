@@ -25,9 +25,7 @@ _RANGES = {
 _MAX_TOOLS = 128
 
 
-class Part(msgspec.Struct):
-    """One part of a message's content."""
-
+class _Part(msgspec.Struct):
     type: Literal["text", "image_url", "file", "text_file"]
     text: str | None = None
     image_url: dict[str, str | None] | str | None = None
@@ -37,7 +35,7 @@ class Message(msgspec.Struct):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | list[_Part] | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
     def text(self) -> str:
@@ -48,27 +46,21 @@ class Message(msgspec.Struct):
 
     def image_urls(self) -> list[str]:
         """Return the addresses of the message's pictures."""
-        found = [part.image_url for part in self.content or [] if isinstance(part, Part)]
+        found = [part.image_url for part in self.content or [] if isinstance(part, _Part)]
         return [(each.get("url") or "") if isinstance(each, dict) else each for each in found if each]
 
 
-class Function(msgspec.Struct):
-    """A function that the model may call."""
-
+class _Function(msgspec.Struct):
     name: str
     parameters: dict[str, Any]
 
 
-class Tool(msgspec.Struct):
-    """A tool. Chat has no other kind than functions."""
-
+class _Tool(msgspec.Struct):
     type: Literal["function"]
-    function: Function
+    function: _Function
 
 
-class ResponseFormat(msgspec.Struct):
-    """The form of the answer: text, an object, or an object that fits a schema."""
-
+class _ResponseFormat(msgspec.Struct):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: dict[str, Any] | None = None
 
@@ -80,6 +72,7 @@ class TextRequest(ModelRequest, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
     def shared_fields(self) -> dict[str, Any]:
@@ -99,9 +92,8 @@ class ChatRequest(TextRequest, kw_only=True):
     frequency_penalty: float | None = None
     stop: str | list[str] | None = None
     reasoning_effort: str | None = None
-    response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    response_format: _ResponseFormat | None = None
+    tools: list[_Tool] | None = None
     deferred: bool | None = None
 
     def stops(self) -> list[str]:

@@ -87,14 +87,13 @@ def _list_deltas(answer: Answer, style: Style) -> Iterator[tuple[dict[str, Any],
     for piece in answer.content:
         yield {"content": piece}, 1
     for index, call in enumerate(answer.tool_calls):
-        parts = [{**call, "index": index}]
-        if style.split_arguments:  # as OpenAI does: the name first, then pieces of the arguments
-            function = {**call["function"], "arguments": ""}
-            pieces = split_arguments(call["function"]["arguments"], style)
-            parts = [{**call, "index": index, "function": function}]
-            parts += [{"index": index, "function": {"arguments": piece}} for piece in pieces]
-        for number, part in enumerate(parts):
-            yield {"tool_calls": [part]}, 0 if number else call_tokens(call)
+        if not style.split_arguments:
+            yield {"tool_calls": [{**call, "index": index}]}, call_tokens(call)
+            continue
+        function = {**call["function"], "arguments": ""}  # as OpenAI does: the name first, then the pieces
+        yield {"tool_calls": [{**call, "index": index, "function": function}]}, 0
+        for piece, tokens in split_arguments(call, style):
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}, tokens
     yield {}, 0
 
 

@@ -109,7 +109,6 @@ class Batch:
     name: str
     polls_left: int
     results: list[dict[str, Any]] = field(default_factory=list)
-    cost_ticks: int = 0
     cancelled: bool = False
 
     def show(self, id: str) -> dict[str, Any]:

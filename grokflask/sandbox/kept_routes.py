@@ -1,7 +1,7 @@
 """The routes of what is kept: responses, deferred answers, videos, files and batches."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from email.message import Message
 from email.parser import BytesParser
 from functools import partial
@@ -23,29 +23,21 @@ _PAGE = 100
 _MAX_RESULTS = 1000
 
 
-class BatchRequest(msgspec.Struct):
-    """The body that makes a batch."""
-
+class _BatchRequest(msgspec.Struct):
     name: str
     input_file_id: str | None = None
 
 
-class AddedItem(msgspec.Struct):
-    """A chat to add to a batch (as `chat_get_completion`), and its name."""
-
+class _AddedItem(msgspec.Struct):
     batch_request_id: str
     batch_request: dict[str, msgspec.Raw]
 
 
-class AddRequest(msgspec.Struct):
-    """The body that adds chats to a batch."""
-
-    batch_requests: list[AddedItem]
+class _AddRequest(msgspec.Struct):
+    batch_requests: list[_AddedItem]
 
 
-class Line(msgspec.Struct):
-    """A line of a batch's input file."""
-
+class _Line(msgspec.Struct):
     custom_id: str
     body: msgspec.Raw
 
@@ -102,12 +94,12 @@ def _get_content(request: Request, id: str) -> Reply:
 
 def _post_batch(request: Request) -> dict[str, Any]:
     """Make a batch, of a file's lines if one is named."""
-    asked = decode(request.body, BatchRequest)
+    asked = decode(request.body, _BatchRequest)
     kept = request.state.kept
     batch = Batch(asked.name, kept.pending_polls)
     content = kept.files.find(asked.input_file_id).content if asked.input_file_id else b""
-    lines = [decode(line, Line) for line in content.splitlines() if line]
-    _answer_all(request, batch, [(line.custom_id, line.body) for line in lines])
+    lines = [decode(line, _Line) for line in content.splitlines() if line]
+    _answer_all(request, batch, ((line.custom_id, line.body) for line in lines))
     id = f"batch_{uuid.uuid4()}"
     kept.batches.add(id, batch)
     return batch.show(id)
@@ -121,10 +113,9 @@ def _cancel_batch(request: Request, id: str) -> dict[str, Any]:
 
 def _add_requests(request: Request, id: str) -> dict[str, Any]:
     batch = request.state.kept.batches.find(id)
-    asked = decode(request.body, AddRequest)
-    chats = [(each.batch_request_id, each.batch_request) for each in asked.batch_requests]
-    nothing = msgspec.Raw(b"")
-    _answer_all(request, batch, [(id, chat.get("chat_get_completion", nothing)) for id, chat in chats])
+    added = decode(request.body, _AddRequest).batch_requests
+    chats = ((each.batch_request_id, each.batch_request.get("chat_get_completion", b"")) for each in added)
+    _answer_all(request, batch, chats)
     return {}
 
 
@@ -139,9 +130,9 @@ def _list_results(request: Request, id: str) -> dict[str, Any]:
     return {"results": page, "pagination_token": token}
 
 
-def _answer_all(request: Request, batch: Batch, chats: list[tuple[str, msgspec.Raw]]) -> None:
+def _answer_all(request: Request, batch: Batch, chats: Iterable[tuple[str, msgspec.Raw | bytes]]) -> None:
     """Answer a batch's chats, and note in the journal what they cost."""
-    before = batch.cost_ticks
+    cost_ticks = 0
     for name, body in chats:
         result: dict[str, Any] = {"batch_request_id": name}
         batch.results.append(result)
@@ -151,9 +142,8 @@ def _answer_all(request: Request, batch: Batch, chats: list[tuple[str, msgspec.R
             result["error_message"] = refusal.body.decode()
             continue
         reply["usage"]["cost_in_usd_ticks"] //= BATCH_DISCOUNT
-        batch.cost_ticks += reply["usage"]["cost_in_usd_ticks"]
+        cost_ticks += reply["usage"]["cost_in_usd_ticks"]
         result["batch_result"] = {"response": {"chat_get_completion": reply}}
-    cost_ticks = batch.cost_ticks - before
     note = Exchange("", request.path, "complete", 200, cost_ticks=cost_ticks, request_id=request.id)
     request.state.journal.add(note)
 

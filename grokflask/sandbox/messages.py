@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments
+from grokflask.sandbox.answers import Answer, Style, split_arguments
 from grokflask.sandbox.chat_request import ChatRequest, TextRequest, read_content
 from grokflask.sandbox.chunks import Chunk
 
@@ -27,7 +27,6 @@ class MessagesRequest(TextRequest, kw_only=True):
     system: str | list[dict[str, Any]] | None = None
     stop_sequences: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: dict[str, Any] | None = None
     metadata: dict[str, str | None] | None = None
 
 
@@ -125,10 +124,7 @@ def _list_blocks(answer: Answer, style: Style) -> Iterator[_Block]:
         yield {"type": "text", "text": "".join(answer.content)}, {"text": ""}, deltas
     for call in answer.tool_calls:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        pieces = enumerate(split_arguments(arguments, style))
-        deltas = [
-            ({"type": "input_json_delta", "partial_json": piece}, 0 if number else call_tokens(call))
-            for number, piece in pieces
-        ]
+        pieces = split_arguments(call, style)
+        deltas = [({"type": "input_json_delta", "partial_json": piece}, tokens) for piece, tokens in pieces]
         block = {"type": "tool_use", "id": call["id"], "name": name, "input": msgspec.json.decode(arguments)}
         yield block, {"input": {}}, deltas

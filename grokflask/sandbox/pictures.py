@@ -45,20 +45,18 @@ class ImageRequest(ModelRequest, kw_only=True):
     quality: str | None = None
 
 
-class Source(msgspec.Struct):
-    """A picture to edit: an http address, a data URI or an uploaded file."""
-
-    url: str | None = None
+class _Source(msgspec.Struct):
+    url: str | None = None  # an http address or a data URI
     file_id: str | None = None
 
 
 class EditRequest(ImageRequest, kw_only=True):
     """The body of an edit of one picture or of several."""
 
-    image: Source | None = None
-    images: list[Source] | None = None
+    image: _Source | None = None
+    images: list[_Source] | None = None
 
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[_Source]:
         """Return the pictures to edit."""
         return [self.image] if self.image else self.images or []
 

@@ -29,9 +29,7 @@ _SPOILT_PIECES = 2 * BROKEN_AFTER_EVENTS
 """How many pieces a fault gets of a body that is not a stream."""
 
 
-class TokenizeRequest(ModelRequest, kw_only=True):
-    """The body of a request for a text's tokens."""
-
+class _TokenizeRequest(ModelRequest, kw_only=True):
     text: str
 
 
@@ -133,7 +131,7 @@ def _plan_video(request: Request) -> Plan:
 
 
 def _plan_tokens(request: Request) -> Plan:
-    asked = decode(request.body, TokenizeRequest)
+    asked = decode(request.body, _TokenizeRequest)
     if asked.model not in CHAT_MODELS:
         raise refuse_model(asked.model)
     tokens = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from grokflask.sandbox.answers import TOOL_TICKS, Answer, Style, call_tokens, split_arguments
+from grokflask.sandbox.answers import TOOL_TICKS, Answer, Style, split_arguments
 from grokflask.sandbox.chat_request import ChatRequest, TextRequest, read_content
 from grokflask.sandbox.chunks import Chunk
 from grokflask.sandbox.refusals import refuse
@@ -38,7 +38,6 @@ class ResponsesRequest(TextRequest, kw_only=True):
     reasoning: dict[str, Any] | None = None
     text: dict[str, Any] | None = None
     tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
     include: list[str] | None = None
     prompt_cache_key: str | None = None
 
@@ -205,7 +204,10 @@ def _list_events(answer: Answer, style: Style, response: dict[str, Any]) -> Iter
     calls = iter(answer.tool_calls)
     for index, item in enumerate(response["output"]):
         at = {"item_id": item["id"], "output_index": index}
-        yield "response.output_item.added", {"item": _begin(item), "output_index": index}, 0
+        parts = ("arguments",) if item["type"] == "function_call" else ("summary", "content")
+        empty = {name: type(item[name])() for name in parts if name in item}
+        begun = {**item, **empty, "status": "in_progress"}
+        yield "response.output_item.added", {"item": begun, "output_index": index}, 0
         if item["type"] == "reasoning":
             part = item["summary"][0]
             yield from _send_text("reasoning_summary", part, answer.reasoning, {**at, "summary_index": 0})
@@ -213,10 +215,8 @@ def _list_events(answer: Answer, style: Style, response: dict[str, Any]) -> Iter
             part = item["content"][0]
             yield from _send_text("output", part, answer.content, {**at, "content_index": 0})
         elif item["type"] == "function_call":
-            tokens = call_tokens(next(calls))
-            for piece in split_arguments(item["arguments"], style):
+            for piece, tokens in split_arguments(next(calls), style):
                 yield "response.function_call_arguments.delta", {**at, "delta": piece}, tokens
-                tokens = 0  # all of them are sent with the first piece
             yield "response.function_call_arguments.done", {**at, "arguments": item["arguments"]}, 0
         else:
             for phase in ("in_progress", "searching", "completed"):
@@ -234,14 +234,6 @@ def _send_text(kind: str, part: Item, pieces: list[str], at: dict[str, Any]) -> 
         yield f"response.{kind}_text.delta", {**at, "delta": piece, **logprobs}, 1
     yield f"response.{kind}_text.done", {**at, "text": part["text"], **logprobs}, 0
     yield f"response.{of_part}.done", {**at, "part": part}, 0
-
-
-def _begin(item: Item) -> Item:
-    """Return an item as it is before its deltas."""
-    empty: Item = {"summary": [], "content": []}
-    if item["type"] == "function_call":
-        empty["arguments"] = ""
-    return item | {name: value for name, value in empty.items() if name in item} | {"status": "in_progress"}
 
 
 def make_compaction(answer: Answer, clock: Clock) -> dict[str, Any]:
