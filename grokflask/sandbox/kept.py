@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from itertools import chain, islice, repeat, takewhile
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from grokflask.sandbox.refusals import refuse
@@ -66,17 +66,8 @@ class StoredResponse(NamedTuple):
         return self.response
 
 
-@dataclass
-class Job:
-    """An answer that is fetched later, and the number of polls until it is ready."""
-
-    reply: dict[str, Any]
-    polls_left: int
-
-    def poll(self) -> dict[str, Any] | None:
-        """Return the answer, or None while it is pending."""
-        self.polls_left -= 1
-        return self.reply if self.polls_left < 0 else None
+Job = Iterator[dict[str, Any] | None]
+"""An answer that is fetched later: what each poll finds, None while it is pending."""
 
 
 @dataclass
@@ -174,5 +165,5 @@ class Kept:
     def begin(self, shelf: Shelf[Job], reply: dict[str, Any]) -> dict[str, Any]:
         """Keep a job that ends with `reply`; return the answer to the request that began it."""
         id = str(uuid.uuid4())
-        shelf.add(id, Job(reply, self.pending_polls))
+        shelf.add(id, chain(repeat(None, self.pending_polls), repeat(reply)))
         return {"request_id": id}

@@ -61,7 +61,7 @@ def _delete(shelf: str, request: Request, id: str) -> dict[str, Any]:
 def _get_deferred(request: Request, id: str) -> Any:
     """Return a deferred answer once; 202 without a body while it is pending."""
     shelf = request.state.kept.deferred
-    reply = shelf.find(id).poll()
+    reply = next(shelf.find(id))
     if reply is None:
         return Reply(b"", 202, {})
     shelf.remove(id)
@@ -69,7 +69,7 @@ def _get_deferred(request: Request, id: str) -> Any:
 
 
 def _get_video(request: Request, id: str) -> Any:
-    reply = request.state.kept.videos.find(id).poll()
+    reply = next(request.state.kept.videos.find(id))
     return Reply(b'{"status":"pending"}', 202) if reply is None else reply
 
 
@@ -165,12 +165,12 @@ def _read_form(request: Request) -> dict[str, tuple[str | None, bytes]]:
         raise refuse(415, "The Content-Type must be multipart/form-data.")
     message = BytesParser().parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + request.body)
     parts: list[Message] = message.get_payload() if message.is_multipart() else []  # type: ignore[assignment]
-    found = {}
-    for part in parts:
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        found[str(name)] = (part.get_filename(), content if isinstance(content, bytes) else b"")
-    return found
+    contents = ((part, part.get_payload(decode=True)) for part in parts)
+    return {
+        str(part.get_param("name", header="content-disposition")): (part.get_filename(), content)
+        for part, content in contents
+        if isinstance(content, bytes)
+    }
 
 
 KEPT_ROUTES: list[tuple[str, dict[str, Action]]] = [

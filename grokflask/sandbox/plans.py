@@ -1,6 +1,7 @@
 """Plans: the whole answer to a POST, decided before anything is sent, and what it costs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,7 +24,7 @@ from grokflask.sandbox.pictures import (
 from grokflask.sandbox.prose import split_tokens
 from grokflask.sandbox.refusals import refuse, refuse_model
 from grokflask.sandbox.request import ModelRequest, Request, decode
-from grokflask.sandbox.steps import Event, Step
+from grokflask.sandbox.steps import Event, Head, Step
 
 _SPOILT_PIECES = 2 * BROKEN_AFTER_EVENTS
 """How many pieces a fault gets of a body that is not a stream."""
@@ -34,18 +35,12 @@ class _TokenizeRequest(ModelRequest, kw_only=True):
 
 
 class Plan(NamedTuple):
-    """An answer to send. A chat costs what its `answer` does, anything else `cost_ticks`.
+    """An answer to send. A chat costs what its `answer` does, anything else `cost_ticks`."""
 
-    `length` is that of the body in bytes, None for a stream.
-    """
-
-    fault: Fault
     steps: Iterable[Step]
-    headers: Mapping[str, str]
     answer: Answer | None = None
     cost_ticks: int = 0
-    length: int | None = None
-    status: int = 200
+    stream: bool = False
 
     def charge(self, tokens_sent: int) -> dict[str, Any]:
         """Return the charged tokens and their cost in ticks, by the names of an Exchange.
@@ -56,7 +51,7 @@ class Plan(NamedTuple):
         answer = self.answer
         if answer is None:
             return {"cost_ticks": self.cost_ticks}
-        output = answer.output_tokens if self.length is not None else answer.silent_tokens + tokens_sent
+        output = answer.silent_tokens + tokens_sent if self.stream else answer.output_tokens
         return {
             "prompt_tokens": answer.prompt_tokens,
             "cached_tokens": answer.cached_tokens,
@@ -194,7 +189,7 @@ def _plan_stream(chunks: Iterable[Chunk], fault: Fault, answer: Answer, *, done:
     events = frame_chunks(chunks, fault.frame, done)
     steps = fault.alter(events, fault.seconds) if fault.alter else events
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **fault.headers}
-    return Plan(fault, steps, headers, answer)
+    return Plan(chain(fault.before_headers(fault.seconds), [Head(200, headers)], steps), answer, stream=True)
 
 
 def _plan_json(reply: Any, fault: Fault, answer: Answer | None = None, cost_ticks: int = 0) -> Plan:
@@ -203,8 +198,8 @@ def _plan_json(reply: Any, fault: Fault, answer: Answer | None = None, cost_tick
     pieces = [Event(body[at : at + size], events=0) for at in range(0, len(body), size)]
     pieces[-1] = pieces[-1]._replace(usage=reply.get("usage"), done=True)
     steps = fault.alter(iter(pieces), fault.seconds) if fault.alter and fault.alters_replies else pieces
-    headers = {"Content-Type": "application/json"}
-    return Plan(fault, steps, headers, answer, cost_ticks, len(body))
+    head = Head(200, {"Content-Type": "application/json"}, len(body))
+    return Plan(chain(fault.before_headers(fault.seconds), [head], steps), answer, cost_ticks)
 
 
 def _convert(convert: Callable[[], ChatRequest]) -> ChatRequest:
