@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from grokflask.sandbox.journal import Exchange, Outcome
+from grokflask.sandbox.kept import Exchange, Outcome
 from grokflask.sandbox.plans import PLANNERS, Plan
 from grokflask.sandbox.refusals import RefusalError, refuse, refuse_key
 from grokflask.sandbox.request import Reply, Request, State, decode

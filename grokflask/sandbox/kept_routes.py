@@ -10,8 +10,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from grokflask.sandbox.journal import Exchange
-from grokflask.sandbox.kept import MAX_FILE_BYTES, Batch, File
+from grokflask.sandbox.kept import MAX_FILE_BYTES, Batch, Exchange, File
 from grokflask.sandbox.plans import answer_chat
 from grokflask.sandbox.refusals import RefusalError, refuse
 from grokflask.sandbox.request import Action, Reply, Request, decode
@@ -19,8 +18,6 @@ from grokflask.sandbox.request import Action, Reply, Request, decode
 BATCH_DISCOUNT = 2
 """A chat in a batch costs half its price."""
 FILE_HEADERS = {"Content-Type": "application/octet-stream"}
-_PAGE = 100
-_MAX_RESULTS = 1000
 
 
 class _BatchRequest(msgspec.Struct):
@@ -43,7 +40,7 @@ class _Line(msgspec.Struct):
 
 
 def _list(shelf: str, key: str, request: Request) -> dict[str, Any]:
-    page, token = _cut_page(request, getattr(request.state.kept, shelf).list(), _PAGE)
+    page, token = _cut_page(request, getattr(request.state.kept, shelf).list(), 100)
     return {key: [item.show(id) for id, item in page], "pagination_token": token}
 
 
@@ -126,7 +123,7 @@ def _list_requests(request: Request, id: str) -> dict[str, Any]:
 
 
 def _list_results(request: Request, id: str) -> dict[str, Any]:
-    page, token = _cut_page(request, request.state.kept.batches.find(id).results, _MAX_RESULTS)
+    page, token = _cut_page(request, request.state.kept.batches.find(id).results, 1000)
     return {"results": page, "pagination_token": token}
 
 

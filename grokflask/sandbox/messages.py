@@ -70,8 +70,13 @@ def _read_turn(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def make_message(answer: Answer, style: Style) -> dict[str, Any]:
     """Return the whole reply."""
-    return _make_object(answer) | {
+    return {
+        "id": answer.id,
+        "type": "message",
+        "role": "assistant",
+        "model": answer.model,
         "content": [block for block, _, _ in _list_blocks(answer, style)],
+        "stop_sequence": None,
         "stop_reason": _STOP_REASONS.get(answer.finish_reason, "tool_use"),
         "usage": _make_usage(answer, style, answer.output_tokens),
     }
@@ -90,27 +95,22 @@ def _make_usage(answer: Answer, style: Style, output_tokens: int) -> dict[str, A
 
 def make_events(answer: Answer, style: Style) -> Iterator[Chunk]:
     """Yield the events of a stream."""
-    begun = _make_object(answer) | {"content": [], "stop_reason": None}
-    yield _event("message_start", message=begun | {"usage": _make_usage(answer, style, 0)})
+    whole = make_message(answer, style)
+    begun: dict[str, Any] = {"content": [], "stop_reason": None, "usage": _make_usage(answer, style, 0)}
+    yield _event("message_start", message=whole | begun)
     yield _event("ping")
     for index, (block, empty, deltas) in enumerate(_list_blocks(answer, style)):
         yield _event("content_block_start", index=index, content_block=block | empty)
         for delta, tokens in deltas:
             yield _event("content_block_delta", tokens, index=index, delta=delta)
         yield _event("content_block_stop", index=index)
-    stop = {"stop_reason": _STOP_REASONS.get(answer.finish_reason, "tool_use"), "stop_sequence": None}
-    usage = None if style.usage == "none" else _make_usage(answer, style, answer.output_tokens)
-    yield _event("message_delta", delta=stop, usage=usage)
+    stop = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
+    yield _event("message_delta", delta=stop, usage=None if style.usage == "none" else whole["usage"])
     yield _event("message_stop")._replace(done=True)
 
 
 def _event(name: str, tokens: int = 0, **fields: Any) -> Chunk:
     return Chunk({"type": name, **fields}, tokens, name)
-
-
-def _make_object(answer: Answer) -> dict[str, Any]:
-    head = {"id": answer.id, "type": "message", "role": "assistant"}
-    return head | {"model": answer.model, "stop_sequence": None}
 
 
 def _list_blocks(answer: Answer, style: Style) -> Iterator[_Block]:

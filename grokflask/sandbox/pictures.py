@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.sandbox.models import VIDEO_TICKS
+from grokflask.sandbox.models import IMAGE_TICKS, VIDEO_TICKS
 from grokflask.sandbox.refusals import TEAM_ID, refuse, refuse_model
 from grokflask.sandbox.request import ModelRequest
 
@@ -56,31 +56,18 @@ class EditRequest(ImageRequest, kw_only=True):
     image: _Source | None = None
     images: list[_Source] | None = None
 
-    def sources(self) -> list[_Source]:
-        """Return the pictures to edit."""
-        return [self.image] if self.image else self.images or []
 
-
-def check_image_request(asked: ImageRequest) -> None:
-    """Raise RefusalError for values that xAI documents as invalid."""
+def make_images(asked: ImageRequest, model: str, origin: str) -> dict[str, Any]:
+    """Return the answer; its links go to `origin`. Raises RefusalError for what xAI documents as invalid."""
+    if model not in IMAGE_TICKS:
+        raise refuse_model(model)
     if asked.aspect_ratio not in (None, *_RATIOS.split()):
         raise refuse(422, f"aspect_ratio must be one of {_RATIOS}.")
-    if isinstance(asked, EditRequest):
-        if bool(asked.image) == bool(asked.images):
-            raise refuse(400, "Either image or images must be set.")
-        for source in asked.sources():
-            if bool(source.url) == bool(source.file_id):
-                raise refuse(400, "An image has either a url or a file_id.")
-            if source.url:
-                look_at(source.url)
+    sources = _read_sources(asked) if isinstance(asked, EditRequest) else []
     if asked.n is not None and not 1 <= asked.n <= 10:
         raise refuse(400, "n must be between 1 and 10.")
     if asked.model == "grok-imagine-image-2.0" and asked.quality not in (None, "low", "medium"):
         raise refuse(400, "quality must be low or medium on this model.")
-
-
-def make_images(asked: ImageRequest, origin: str, ticks: int) -> dict[str, Any]:
-    """Return the answer; its links go to `origin`. Each new picture and each edited one costs `ticks`."""
     width, height = _choose_size(asked.aspect_ratio or "auto", asked.resolution or "1k")
     data = []
     for number in range(asked.n or 1):
@@ -91,8 +78,20 @@ def make_images(asked: ImageRequest, origin: str, ticks: int) -> dict[str, Any]:
         else:
             picture = {"url": f"{origin}/sandbox/images/{name}.png"}
         data.append({**picture, "mime_type": "image/png"})
-    sources = asked.sources() if isinstance(asked, EditRequest) else []
-    return {"data": data, "usage": {"cost_in_usd_ticks": ticks * (len(data) + len(sources))}}
+    charged = len(data) + len(sources)  # each new picture and each edited one
+    return {"data": data, "usage": {"cost_in_usd_ticks": IMAGE_TICKS[model] * charged}}
+
+
+def _read_sources(asked: EditRequest) -> list[_Source]:
+    if bool(asked.image) == bool(asked.images):
+        raise refuse(400, "Either image or images must be set.")
+    sources = [asked.image] if asked.image else asked.images or []
+    for source in sources:
+        if bool(source.url) == bool(source.file_id):
+            raise refuse(400, "An image has either a url or a file_id.")
+        if source.url:
+            look_at(source.url)
+    return sources
 
 
 def _choose_size(ratio: str, resolution: str) -> tuple[int, int]:
@@ -173,9 +172,7 @@ def png_size(data: bytes) -> tuple[int, int] | None:
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height in pixels from a JPEG's start-of-frame segment (C0 to CF but C4, C8, CC)."""
     at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
-            return None
+    while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1

@@ -12,12 +12,11 @@ from grokflask.sandbox.chat_request import NO_CONTENT, ChatRequest, check_reques
 from grokflask.sandbox.chunks import Chunk, frame_chunks, make_chunks, make_reply
 from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS, NO_FAULT, Fault, find_fault
 from grokflask.sandbox.kept import StoredResponse
-from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS
+from grokflask.sandbox.models import CHAT_MODELS
 from grokflask.sandbox.pictures import (
     EditRequest,
     ImageRequest,
     VideoRequest,
-    check_image_request,
     make_images,
     make_video,
 )
@@ -110,10 +109,7 @@ def _plan_message(request: Request) -> Plan:
 def _plan_images(request: Request) -> Plan:
     asked = decode(request.body, EditRequest if request.path == EDITS_PATH else ImageRequest)
     fault, model = _choose_fault(asked, request, "grok-imagine-image")
-    if model not in IMAGE_TICKS:
-        raise refuse_model(model)
-    check_image_request(asked)
-    reply = make_images(asked, request.origin, IMAGE_TICKS[model])
+    reply = make_images(asked, model, request.origin)
     return _plan_json(reply, fault, cost_ticks=reply["usage"]["cost_in_usd_ticks"])
 
 

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from grokflask.sandbox.journal import Journal
-from grokflask.sandbox.kept import Kept
+from grokflask.sandbox.kept import Journal, Kept
 from grokflask.sandbox.refusals import refuse
 
 T = TypeVar("T")

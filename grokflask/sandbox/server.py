@@ -62,8 +62,10 @@ class Sandbox(State):
         A forked process serves on the same socket, with a journal of its own. The kernel chooses which
         process gets a connection.
         """
-        if self._pid != os.getpid():
-            self._start_afresh()
+        if self._pid != os.getpid():  # the parent's threads do not run here, and its locks may be held
+            self._pid, self._lock = os.getpid(), threading.Lock()
+            self._acceptor, self._connections = None, set()
+            self.forget()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the sandbox is closed")
@@ -95,14 +97,6 @@ class Sandbox(State):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _start_afresh(self) -> None:
-        """Replace the parent process's state: its threads do not run here, and its locks may be held."""
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._acceptor = None
-        self._connections = set()
-        self.forget()
 
     def _accept(self) -> None:
         while not self._closed:
