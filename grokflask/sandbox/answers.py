@@ -21,6 +21,7 @@ _TOKENS_PER_MESSAGE = 4
 """A message's tokens beside its words; the sandbox's own figure."""
 _HIDDEN_FACTOR = 2
 """Models that hide their reasoning are charged this many times the tokens that another would show."""
+_NO_TOKENS = ("audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens")
 TOOL_TICKS = {
     "web_search": 50_000_000,
     "x_search": 50_000_000,
@@ -83,7 +84,6 @@ class Answer:
 
     def usage(self) -> dict[str, Any]:
         """Return `usage` as xAI's chat has it: the total includes reasoning, completion_tokens does not."""
-        names = ("audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens")
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.output_tokens - self.reasoning_tokens,
@@ -95,7 +95,7 @@ class Answer:
                 "cached_tokens": self.cached_tokens,
             },
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens}
-            | dict.fromkeys(names, 0),
+            | dict.fromkeys(_NO_TOKENS, 0),
             "num_sources_used": 0,
             "cost_in_usd_ticks": self.cost_ticks(self.output_tokens),
         }
@@ -111,9 +111,9 @@ class Answer:
         self.silent_tokens = min(self.silent_tokens, most - len(self.reasoning))
         self.limit_content(most - self.reasoning_tokens)
 
-    def limit_content(self, most: int) -> None:
-        """Cut the words at a number of tokens."""
-        if len(self.content) > most:
+    def limit_content(self, most: int | None) -> None:
+        """Cut the words at a number of tokens; None for no limit."""
+        if most is not None and len(self.content) > most:
             self.content = self.content[:most]
             self.finish_reason = "length"
 
@@ -160,9 +160,7 @@ def make_answer(asked: ChatRequest, model: ChatModel, style: Style, prompt_token
     text = style.text if style.text is not None else _write(asked, prompt, rng)
     ends = [text.index(stop) for stop in asked.stops() if stop and stop in text]
     answer.content = split_tokens(text[: min(ends)] if ends else text)
-    most = asked.max_completion_tokens or asked.max_tokens
-    if most is not None:
-        answer.limit_content(most)
+    answer.limit_content(asked.max_completion_tokens or asked.max_tokens)
     if style.in_one_piece:
         answer.content = ["".join(answer.content)]
     return answer

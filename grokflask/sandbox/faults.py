@@ -63,10 +63,6 @@ def _break_off_in_event(events: Iterator[Event], _: float) -> Iterator[Step]:
     yield Cut(reset=False)
 
 
-def _leave_out_done(events: Iterator[Event], _: float) -> Iterator[Step]:
-    return (event for event in events if not event.done)
-
-
 def _put_bom_first(events: Iterator[Event], _: float) -> Iterator[Step]:
     first = next(events)
     yield first._replace(data=b"\xef\xbb\xbf" + first.data)
@@ -207,7 +203,7 @@ FAULTS = {
     "drop-fin": Fault(alter=_stop_early(_GAP, Cut(reset=False)), alters_replies=True),
     "drop-mid-event": Fault(alter=_break_off_in_event, alters_replies=True),
     "truncated": Fault(alter=_stop_early()),
-    "no-done": Fault(alter=_leave_out_done),
+    "no-done": Fault(alter=lambda events, _: (event for event in events if not event.done)),
     "error-mid-stream": Fault(alter=_stop_early(Event(frame_plainly(_FLAT)))),
     "error-mid-stream-openai": Fault(alter=_stop_early(Event(frame_plainly(_NESTED)))),
     "error-event": Fault(alter=_stop_early(Event(b"event: error\n" + frame_plainly(_FLAT)))),

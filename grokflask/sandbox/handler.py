@@ -63,7 +63,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             self._serve(self._read_request(request_id))
         except RefusalError as refusal:
-            if refusal.status in (411, 413):  # the body was not read
+            if refusal.status in (411, 413):  # the body may be unread
                 self.close_connection = True
                 self.wire.extra_headers["Connection"] = "close"
             body = b"" if self.command == "HEAD" else refusal.body

@@ -19,7 +19,7 @@ from grokflask.sandbox.request import Clock
 
 Item = dict[str, Any]
 
-_COUNTED_TOOLS = "web_search x_search code_interpreter file_search mcp document_search image_generation"
+_COUNTED_TOOLS = (*TOOL_TICKS, "document_search", "image_generation")
 _REFUSED_OPTIONS = {
     "web_search": ("search_context_size", "user_location", "external_web_access"),
     "file_search": ("filters", "ranking_options"),
@@ -122,9 +122,7 @@ def _make_usage(answer: Answer) -> dict[str, Any]:
         "num_sources_used": 0,
         "num_server_side_tools_used": len(tools),
         "cost_in_usd_ticks": answer.cost_ticks(answer.output_tokens),
-        "server_side_tool_usage_details": {
-            f"{tool}_calls": tools.count(tool) for tool in _COUNTED_TOOLS.split()
-        },
+        "server_side_tool_usage_details": {f"{tool}_calls": tools.count(tool) for tool in _COUNTED_TOOLS},
     }
 
 
@@ -209,11 +207,11 @@ def _list_events(answer: Answer, style: Style, response: dict[str, Any]) -> Iter
         begun = {**item, **empty, "status": "in_progress"}
         yield "response.output_item.added", {"item": begun, "output_index": index}, 0
         if item["type"] == "reasoning":
-            part = item["summary"][0]
-            yield from _send_text("reasoning_summary", part, answer.reasoning, {**at, "summary_index": 0})
+            at["summary_index"] = 0
+            yield from _send_text("reasoning_summary", item["summary"][0], answer.reasoning, at)
         elif item["type"] == "message":
-            part = item["content"][0]
-            yield from _send_text("output", part, answer.content, {**at, "content_index": 0})
+            at["content_index"] = 0
+            yield from _send_text("output", item["content"][0], answer.content, at)
         elif item["type"] == "function_call":
             for piece, tokens in split_arguments(next(calls), style):
                 yield "response.function_call_arguments.delta", {**at, "delta": piece}, tokens
