@@ -4,7 +4,7 @@ It imports no other part of grokflask.
 """
 
 from grokflask.sandbox.faults import FAULTS
-from grokflask.sandbox.journal import Exchange, Journal
+from grokflask.sandbox.kept import Exchange, Journal
 from grokflask.sandbox.server import Sandbox
 
 __all__ = ["FAULTS", "Exchange", "Journal", "Sandbox"]

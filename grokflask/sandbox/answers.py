@@ -15,13 +15,13 @@ import msgspec
 from grokflask.sandbox.chat_request import ChatRequest
 from grokflask.sandbox.models import ChatModel, cost_ticks
 from grokflask.sandbox.pictures import look_at
-from grokflask.sandbox.prose import split_tokens, write_answer, write_thought
-from grokflask.sandbox.samples import sample
+from grokflask.sandbox.prose import sample, split_tokens, write_answer, write_thought
 
 _TOKENS_PER_MESSAGE = 4
 """A message's tokens beside its words; the sandbox's own figure."""
 _HIDDEN_FACTOR = 2
 """Models that hide their reasoning are charged this many times the tokens that another would show."""
+_NO_TOKENS = ("audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens")
 TOOL_TICKS = {
     "web_search": 50_000_000,
     "x_search": 50_000_000,
@@ -44,6 +44,12 @@ class Style:
     empty_deltas: int = 0
     usage: Literal["last", "every", "none", "zero"] = "last"
     documented_nulls: bool = False
+
+    def show_usage(self, usage: dict[str, Any]) -> dict[str, Any] | None:
+        """Return a usage as the model states it: None, or with 0 for every figure, if that is the fault."""
+        if self.usage == "zero":
+            return _zero(usage)
+        return None if self.usage == "none" else usage
 
 
 PLAIN_STYLE = Style()
@@ -78,25 +84,20 @@ class Answer:
 
     def usage(self) -> dict[str, Any]:
         """Return `usage` as xAI's chat has it: the total includes reasoning, completion_tokens does not."""
-        names = ("audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens")
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.output_tokens - self.reasoning_tokens,
             "total_tokens": self.prompt_tokens + self.output_tokens,
-            "prompt_tokens_details": self.prompt_details(),
+            "prompt_tokens_details": {
+                "text_tokens": self.prompt_tokens - self.image_tokens,
+                "audio_tokens": 0,
+                "image_tokens": self.image_tokens,
+                "cached_tokens": self.cached_tokens,
+            },
             "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens}
-            | dict.fromkeys(names, 0),
+            | dict.fromkeys(_NO_TOKENS, 0),
             "num_sources_used": 0,
             "cost_in_usd_ticks": self.cost_ticks(self.output_tokens),
-        }
-
-    def prompt_details(self) -> dict[str, int]:
-        """Return `prompt_tokens_details`."""
-        return {
-            "text_tokens": self.prompt_tokens - self.image_tokens,
-            "audio_tokens": 0,
-            "image_tokens": self.image_tokens,
-            "cached_tokens": self.cached_tokens,
         }
 
     def cost_ticks(self, output_tokens: int) -> int:
@@ -110,16 +111,15 @@ class Answer:
         self.silent_tokens = min(self.silent_tokens, most - len(self.reasoning))
         self.limit_content(most - self.reasoning_tokens)
 
-    def limit_content(self, most: int) -> None:
-        """Cut the words at a number of tokens."""
-        if len(self.content) > most:
+    def limit_content(self, most: int | None) -> None:
+        """Cut the words at a number of tokens; None for no limit."""
+        if most is not None and len(self.content) > most:
             self.content = self.content[:most]
             self.finish_reason = "length"
 
 
-def zero(usage: dict[str, Any]) -> dict[str, Any]:
-    """Return a usage with 0 for every figure."""
-    return {key: zero(value) if isinstance(value, dict) else 0 for key, value in usage.items()}
+def _zero(usage: dict[str, Any]) -> dict[str, Any]:
+    return {key: _zero(value) if isinstance(value, dict) else 0 for key, value in usage.items()}
 
 
 def call_tokens(call: dict[str, Any]) -> int:
@@ -127,14 +127,16 @@ def call_tokens(call: dict[str, Any]) -> int:
     return len(split_tokens(call["function"]["name"] + call["function"]["arguments"]))
 
 
-def split_arguments(arguments: str, style: Style) -> list[str]:
-    """Return a tool call's arguments in the pieces that a stream sends."""
+def split_arguments(call: dict[str, Any], style: Style) -> Iterator[tuple[str, int]]:
+    """Yield a tool call's arguments in the pieces that a stream sends; the first has the call's tokens."""
+    arguments = call["function"]["arguments"]
     step = 8 if style.split_arguments else len(arguments)
-    return [arguments[at : at + step] for at in range(0, len(arguments), step)]
+    for at in range(0, len(arguments), step):
+        yield arguments[at : at + step], 0 if at else call_tokens(call)
 
 
 def list_tokens(asked: ChatRequest) -> Iterator[str]:
-    """Yield a prompt's tokens in the order in which the model reads them."""
+    """Yield a prompt's tokens in the model's order; raises RefusalError (400) for a picture that is none."""
     for message in asked.messages:
         yield from (message.role,) * _TOKENS_PER_MESSAGE
         yield from split_tokens(message.text())
@@ -142,15 +144,12 @@ def list_tokens(asked: ChatRequest) -> Iterator[str]:
             yield from (url,) * look_at(url).tokens
 
 
-def make_answer(asked: ChatRequest, model: ChatModel, style: Style) -> Answer:
-    """Return the answer to a checked request; raises RefusalError (400) for a picture that is none."""
+def make_answer(asked: ChatRequest, model: ChatModel, style: Style, prompt_tokens: int) -> Answer:
+    """Return the answer to a checked request."""
     rng = random.Random(hashlib.blake2b(msgspec.json.encode(asked.messages), digest_size=16).digest())
     last = asked.messages[-1]
-    urls = [url for message in asked.messages for url in message.image_urls()]
-    pictures = {url: look_at(url) for url in urls}
-    image_tokens = sum(pictures[url].tokens for url in urls)
-    words = sum(len(split_tokens(message.text())) + _TOKENS_PER_MESSAGE for message in asked.messages)
-    answer = Answer(model.served, words + image_tokens, image_tokens)
+    image_tokens = sum(look_at(url).tokens for message in asked.messages for url in message.image_urls())
+    answer = Answer(model.served, prompt_tokens, image_tokens)
     prompt = next((message.text() for message in reversed(asked.messages) if message.role == "user"), "")
     if asked.reasoning_effort != "none":
         _think(answer, model, style, split_tokens(write_thought(prompt, rng)))
@@ -158,13 +157,10 @@ def make_answer(asked: ChatRequest, model: ChatModel, style: Style) -> Answer:
         answer.tool_calls = [_call_tool(asked, prompt, number, rng) for number in range(style.tool_calls)]
         answer.finish_reason = style.finish_with_tools
         return answer
-    seen = [pictures[url].description for url in last.image_urls()]
-    text = style.text if style.text is not None else _write(asked, prompt, seen, rng)
+    text = style.text if style.text is not None else _write(asked, prompt, rng)
     ends = [text.index(stop) for stop in asked.stops() if stop and stop in text]
     answer.content = split_tokens(text[: min(ends)] if ends else text)
-    most = asked.max_completion_tokens or asked.max_tokens
-    if most is not None:
-        answer.limit_content(most)
+    answer.limit_content(asked.max_completion_tokens or asked.max_tokens)
     if style.in_one_piece:
         answer.content = ["".join(answer.content)]
     return answer
@@ -180,12 +176,13 @@ def _think(answer: Answer, model: ChatModel, style: Style, thought: list[str]) -
         answer.silent_tokens = _HIDDEN_FACTOR * len(thought)
 
 
-def _write(asked: ChatRequest, prompt: str, seen: list[str], rng: random.Random) -> str:
+def _write(asked: ChatRequest, prompt: str, rng: random.Random) -> str:
     last, form = asked.messages[-1], asked.response_format
     if form and form.type == "json_object":
         return msgspec.json.encode({"answer": write_answer(prompt, rng)}).decode()
     if form and form.type == "json_schema":
         return msgspec.json.encode(sample((form.json_schema or {}).get("schema"), prompt, rng)).decode()
+    seen = [look_at(url).description for url in last.image_urls()]
     if last.role in ("tool", "function"):
         result = last.text().strip()
         quoted = result if len(result) <= 400 else result[:400] + " …"

@@ -4,15 +4,16 @@ Requests to Responses and Messages are converted to it. Unknown fields are ignor
 it does with them.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import msgspec
 
 from grokflask.sandbox.models import ChatModel
 from grokflask.sandbox.refusals import refuse
+from grokflask.sandbox.request import ModelRequest
 
-_PENALTIES = {"presence_penalty": "presencePenalty", "frequency_penalty": "frequencyPenalty"}
-"""The names of fields in a request and in xAI's errors."""
+NO_CONTENT = "Each message must have at least one content element."
 _RANGES = {
     "temperature": (0.0, 2.0),
     "top_p": (0.0, 1.0),
@@ -24,9 +25,7 @@ _RANGES = {
 _MAX_TOOLS = 128
 
 
-class Part(msgspec.Struct):
-    """One part of a message's content."""
-
+class _Part(msgspec.Struct):
     type: Literal["text", "image_url", "file", "text_file"]
     text: str | None = None
     image_url: dict[str, str | None] | str | None = None
@@ -36,7 +35,7 @@ class Message(msgspec.Struct):
     """One message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | list[_Part] | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
     def text(self) -> str:
@@ -47,53 +46,54 @@ class Message(msgspec.Struct):
 
     def image_urls(self) -> list[str]:
         """Return the addresses of the message's pictures."""
-        found = [part.image_url for part in self.content or [] if isinstance(part, Part)]
+        found = [part.image_url for part in self.content or [] if isinstance(part, _Part)]
         return [(each.get("url") or "") if isinstance(each, dict) else each for each in found if each]
 
 
-class Function(msgspec.Struct):
-    """A function that the model may call."""
-
+class _Function(msgspec.Struct):
     name: str
     parameters: dict[str, Any]
 
 
-class Tool(msgspec.Struct):
-    """A tool. Chat has no other kind than functions."""
-
+class _Tool(msgspec.Struct):
     type: Literal["function"]
-    function: Function
+    function: _Function
 
 
-class ResponseFormat(msgspec.Struct):
-    """The form of the answer: text, an object, or an object that fits a schema."""
-
+class _ResponseFormat(msgspec.Struct):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: dict[str, Any] | None = None
 
 
-class ChatRequest(msgspec.Struct):
-    """The body of a chat request."""
+class TextRequest(ModelRequest, kw_only=True):
+    """The fields that chat, Responses and Messages have in common."""
 
-    model: str
-    messages: list[Message]
     stream: bool | None = None
-    stream_options: dict[str, bool | None] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+    def shared_fields(self) -> dict[str, Any]:
+        """Return these fields by name."""
+        return {name: getattr(self, name) for name in TextRequest.__struct_fields__}
+
+
+class ChatRequest(TextRequest, kw_only=True):
+    """The body of a chat request."""
+
+    messages: list[Message]
+    stream_options: dict[str, bool | None] | None = None
     n: int | None = None
-    user: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stop: str | list[str] | None = None
     reasoning_effort: str | None = None
-    response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    response_format: _ResponseFormat | None = None
+    tools: list[_Tool] | None = None
     deferred: bool | None = None
 
     def stops(self) -> list[str]:
@@ -129,52 +129,43 @@ def _read_source(source: dict[str, Any]) -> str:
     raise refuse(422, "An image's source must have the type base64 or url.")
 
 
-def name_tool(name: Any) -> dict[str, Any]:
-    """Return chat's `tool_choice` for a function."""
-    return {"type": "function", "function": {"name": str(name)}}
-
-
 def check_request(asked: ChatRequest, model: ChatModel) -> None:
     """Raise RefusalError (400) for values that xAI refuses."""
-    if not asked.messages:
-        raise refuse(400, "messages must not be empty.")
-    for message in asked.messages:
-        if message.content is None and message.role != "assistant":
-            raise refuse(400, "Each message must have at least one content element.")
+    for is_wrong, text in (*_check_values(asked), *_check_arguments(asked, model), *_check_tools(asked)):
+        if is_wrong:
+            raise refuse(400, text)
+
+
+def _check_values(asked: ChatRequest) -> Iterator[tuple[bool, str]]:
+    yield not asked.messages, "messages must not be empty."
+    empty = [each for each in asked.messages if each.content is None and each.role != "assistant"]
+    yield bool(empty), NO_CONTENT
     for field, (low, high) in _RANGES.items():
         value = getattr(asked, field)
-        if value is not None and not low <= value <= high:
-            raise refuse(400, f"{field} must be between {low} and {high}.")
-    _check_model_arguments(asked, model)
-    _check_tools(asked)
+        yield value is not None and not low <= value <= high, f"{field} must be between {low} and {high}."
 
 
-def _check_model_arguments(asked: ChatRequest, model: ChatModel) -> None:
-    """Refuse what the model does not support; the penalties even when they are 0."""
+def _check_arguments(asked: ChatRequest, model: ChatModel) -> Iterator[tuple[bool, str]]:
+    """Check what the model does not support; the penalties even when they are 0."""
     unsupported = f"Model {asked.model} does not support parameter"
-    for field, spelling in _PENALTIES.items():
-        if getattr(asked, field) is not None:
-            raise refuse(400, f"{unsupported} {spelling}.")
-    if asked.stop is not None and not model.takes_stop:
-        raise refuse(400, f"{unsupported} stop.")
-    if len(asked.stops()) > 4:
-        raise refuse(400, "stop takes up to 4 sequences.")
-    if asked.reasoning_effort is not None and asked.reasoning_effort not in model.efforts:
-        value = f" with the value {asked.reasoning_effort}" if model.efforts else ""
-        raise refuse(400, f"{unsupported} reasoningEffort{value}.")
+    yield asked.presence_penalty is not None, f"{unsupported} presencePenalty."
+    yield asked.frequency_penalty is not None, f"{unsupported} frequencyPenalty."
+    yield asked.stop is not None and not model.takes_stop, f"{unsupported} stop."
+    yield len(asked.stops()) > 4, "stop takes up to 4 sequences."
+    effort = asked.reasoning_effort
+    value = f" with the value {effort}" if model.efforts else ""
+    yield effort is not None and effort not in model.efforts, f"{unsupported} reasoningEffort{value}."
 
 
-def _check_tools(asked: ChatRequest) -> None:
+def _check_tools(asked: ChatRequest) -> Iterator[tuple[bool, str]]:
     if asked.tools is None:
         for field in ("tool_choice", "parallel_tool_calls"):
-            if getattr(asked, field) is not None:
-                raise refuse(400, f"A {field} was set on the request but no tools were specified.")
+            is_set = getattr(asked, field) is not None
+            yield is_set, f"A {field} was set on the request but no tools were specified."
         return
-    if not 1 <= len(asked.tools) <= _MAX_TOOLS:
-        raise refuse(400, f"tools must hold between 1 and {_MAX_TOOLS} tools.")
+    yield not 1 <= len(asked.tools) <= _MAX_TOOLS, f"tools must hold between 1 and {_MAX_TOOLS} tools."
     if isinstance(asked.tool_choice, dict):
         known = asked.chosen_tool() in [tool.function.name for tool in asked.tools]
     else:
         known = asked.tool_choice in (None, "none", "auto", "required")
-    if not known:
-        raise refuse(400, "tool_choice must be none, auto, required or one of the functions.")
+    yield not known, "tool_choice must be none, auto, required or one of the functions."

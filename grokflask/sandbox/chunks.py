@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments, zero
+from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments
 from grokflask.sandbox.models import fingerprint
 from grokflask.sandbox.request import Clock
 from grokflask.sandbox.steps import Event
+
+_USAGE_SO_FAR = ("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details")
 
 
 class Chunk(NamedTuple):
@@ -42,7 +44,7 @@ def make_reply(answer: Answer, clock: Clock) -> dict[str, Any]:
 
 def make_chunks(answer: Answer, style: Style, with_usage: bool, clock: Clock) -> Iterator[Chunk]:
     """Yield the chunks of a stream, each made when it is asked for."""
-    spent = answer.silent_tokens
+    spent, usage = answer.silent_tokens, answer.usage()
     for number, (delta, tokens) in enumerate(_list_deltas(answer, style)):
         ends = not delta and tokens == 0
         choice: dict[str, Any] = {"index": 0, "delta": delta}
@@ -53,13 +55,16 @@ def make_chunks(answer: Answer, style: Style, with_usage: bool, clock: Clock) ->
         body = _make_object(answer, "chat.completion.chunk", [choice], clock)
         spent += tokens
         if style.usage == "every":
-            body["usage"] = _count_so_far(answer, spent)
+            # As xAI's streaming guide shows it: growing, and without the cost.
+            counts = {"completion_tokens": max(0, spent - answer.reasoning_tokens)}
+            counts["total_tokens"] = answer.prompt_tokens + spent
+            body["usage"] = {name: counts.get(name, usage[name]) for name in _USAGE_SO_FAR}
         elif style.documented_nulls:
             body["usage"] = None
         yield Chunk(body, tokens)
     if style.usage == "zero" or (with_usage and style.usage == "last"):
-        usage = zero(answer.usage()) if style.usage == "zero" else answer.usage()
-        yield Chunk(_make_object(answer, "chat.completion.chunk", [], clock) | {"usage": usage})
+        told = style.show_usage(usage)
+        yield Chunk(_make_object(answer, "chat.completion.chunk", [], clock) | {"usage": told})
 
 
 def _make_object(answer: Answer, kind: str, choices: list[dict[str, Any]], clock: Clock) -> dict[str, Any]:
@@ -82,25 +87,14 @@ def _list_deltas(answer: Answer, style: Style) -> Iterator[tuple[dict[str, Any],
     for piece in answer.content:
         yield {"content": piece}, 1
     for index, call in enumerate(answer.tool_calls):
-        parts = [{**call, "index": index}]
-        if style.split_arguments:  # as OpenAI does: the name first, then pieces of the arguments
-            function = {**call["function"], "arguments": ""}
-            pieces = split_arguments(call["function"]["arguments"], style)
-            parts = [{**call, "index": index, "function": function}]
-            parts += [{"index": index, "function": {"arguments": piece}} for piece in pieces]
-        for number, part in enumerate(parts):
-            yield {"tool_calls": [part]}, 0 if number else call_tokens(call)
+        if not style.split_arguments:
+            yield {"tool_calls": [{**call, "index": index}]}, call_tokens(call)
+            continue
+        function = {**call["function"], "arguments": ""}  # as OpenAI does: the name first, then the pieces
+        yield {"tool_calls": [{**call, "index": index, "function": function}]}, 0
+        for piece, tokens in split_arguments(call, style):
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}, tokens
     yield {}, 0
-
-
-def _count_so_far(answer: Answer, spent: int) -> dict[str, Any]:
-    """Return the usage that xAI's streaming guide shows on every chunk; `spent` includes reasoning."""
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": max(0, spent - answer.reasoning_tokens),
-        "total_tokens": answer.prompt_tokens + spent,
-        "prompt_tokens_details": answer.prompt_details(),
-    }
 
 
 Frame = Callable[[bytes], bytes]

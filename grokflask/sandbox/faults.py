@@ -1,13 +1,17 @@
-"""The table of fault models: the name, and what goes wrong when it is asked for as `model`."""
+"""The fault models: a table by name of what goes wrong when one is asked for as `model`, and how.
 
+Most faults alter a stream: they are functions from events to steps. The second argument of an `Alter` is the
+number of seconds from the fault model's name.
+"""
+
+import itertools
 import re
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from grokflask.sandbox import fault_steps as steps
 from grokflask.sandbox.answers import PLAIN_STYLE, Style
 from grokflask.sandbox.chunks import Frame, frame_in_lines, frame_plainly, frame_with
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS, stop_early
 from grokflask.sandbox.refusals import (
     API_KEY_ID,
     TEAM_ID,
@@ -17,10 +21,92 @@ from grokflask.sandbox.refusals import (
     refuse,
     refuse_key,
 )
-from grokflask.sandbox.steps import Cut, Event, Pause
+from grokflask.sandbox.steps import Cut, Event, Pause, Step
 
 MAX_SECONDS = 3_600.0
 _SUFFIX = re.compile(r"(.+)-(\d{1,4}(?:\.\d{1,3})?)")
+
+Delay = Callable[[float], Iterable[Step]]
+Alter = Callable[[Iterator[Event], float], Iterable[Step]]
+
+BROKEN_AFTER_EVENTS = 6
+"""How many events arrive before a stream is broken."""
+_GAP = Pause(0.002)  # long enough for the client to read what is before it by itself
+
+
+def _stop_early(*then: Step) -> Alter:
+    """Send a few events, and do some steps instead of the rest; then the HTTP body ends."""
+
+    def alter(events: Iterator[Event], _: float) -> Iterator[Step]:
+        yield from itertools.islice(events, BROKEN_AFTER_EVENTS)
+        yield from then
+
+    return alter
+
+
+def _pause_after(count: int | None) -> Alter:
+    """Send some events, and the rest after the seconds; None for all, and the end of the HTTP body later."""
+
+    def alter(events: Iterator[Event], seconds: float) -> Iterator[Step]:
+        yield from itertools.islice(events, count)
+        yield Pause(seconds)
+        yield from events
+
+    return alter
+
+
+def _break_off_in_event(events: Iterator[Event], _: float) -> Iterator[Step]:
+    """Send a few events and half of another, then a FIN."""
+    yield from itertools.islice(events, BROKEN_AFTER_EVENTS)
+    data = next(events).data
+    yield Event(data[: len(data) // 2], events=0)
+    yield Cut(reset=False)
+
+
+def _put_bom_first(events: Iterator[Event], _: float) -> Iterator[Step]:
+    first = next(events)
+    yield first._replace(data=b"\xef\xbb\xbf" + first.data)
+    yield from events
+
+
+def _put_comments_between(events: Iterator[Event], _: float) -> Iterator[Step]:
+    for event in events:
+        yield Event(b": the sandbox is still here\n\n:\n\n", events=0)
+        yield event._replace(data=b": within an event\n" + event.data)
+
+
+def _send_bytewise(events: Iterator[Event], _: float) -> Iterator[Step]:
+    for event in events:
+        yield from (Event(event.data[i : i + 1], events=0) for i in range(len(event.data) - 1))
+        yield event._replace(data=event.data[-1:])
+
+
+def send_at_once(events: Iterator[Event], _: float) -> Iterator[Step]:
+    """Send all events together."""
+    every = list(events)
+    usage = next((event.usage for event in reversed(every) if event.usage), None)
+    tokens = sum(event.tokens for event in every)
+    count = sum(event.events for event in every)
+    yield Event(b"".join(event.data for event in every), tokens, usage, count, every[-1].done)
+
+
+def _cut_characters(events: Iterator[Event], _: float) -> Iterator[Step]:
+    """Send every event in two parts, cut within a multi-byte character where it has one."""
+    for event in events:
+        starts = (i for i, byte in enumerate(event.data) if byte >= 0xC0)
+        middle = next(starts, len(event.data) // 2) + 1
+        yield Event(event.data[:middle], events=0)
+        yield _GAP
+        yield event._replace(data=event.data[middle:])
+
+
+def _compress(events: Iterator[Event], _: float) -> Iterator[Step]:
+    """Send gzip, flushed after every event."""
+    packer = zlib.compressobj(wbits=31)
+    for event in events:
+        yield event._replace(data=packer.compress(event.data) + packer.flush(zlib.Z_SYNC_FLUSH))
+    yield Event(packer.flush(), events=0)
+
 
 Refuse = Callable[[str | None], RefusalError]
 """Makes the answer, from the bearer key that came with the request."""
@@ -31,16 +117,17 @@ class Fault:
     """What one fault model does differently from grok-4.3.
 
     `refuse` answers instead of the model; where there is `alter` too, only if no stream was asked for.
-    `before_headers` makes the answer wait or cuts it off, `alter` spoils a stream, `spoil` any other reply.
+    `before_headers` makes the answer wait or cuts it off. `alter` spoils a stream, and any other reply too if
+    it `alters_replies`: it gets the body in pieces.
     Those that are `timed` take `seconds` from the end of the model's name.
     """
 
     refuse: Refuse | None = None
     style: Style = PLAIN_STYLE
     frame: Frame = frame_plainly
-    alter: steps.Alter | None = None
-    spoil: steps.Spoil | None = None
-    before_headers: steps.Delay = lambda _: ()
+    alter: Alter | None = None
+    alters_replies: bool = False
+    before_headers: Delay = lambda _: ()
     headers: Mapping[str, str] = field(default_factory=dict)
     strict_content: bool = False
     timed: bool = False
@@ -104,34 +191,34 @@ FAULTS = {
     "openai-error": Fault(_refuse_raw(400, nested_error(_FAILED, "invalid_request_error", "bad"))),
     "json-on-200": Fault(_refuse_raw(200, _FLAT)),
     "leaky-error": Fault(_leak),
-    "forged": Fault(_refuse_raw(500, _FORGED), alter=stop_early(Event(frame_plainly(_FORGED)))),
+    "forged": Fault(_refuse_raw(500, _FORGED), alter=_stop_early(Event(frame_plainly(_FORGED)))),
     "strict-content": Fault(strict_content=True),
     # Silence and breaking off.
     "drop-before-headers": Fault(before_headers=lambda _: [Cut(reset=False)]),
     "slow-headers": Fault(before_headers=lambda seconds: [Pause(seconds)], timed=True),
-    "slow-first-event": Fault(alter=steps.pause_after(0), spoil=steps.spoil_by_delay, timed=True),
-    "stall": Fault(alter=steps.pause_after(BROKEN_AFTER_EVENTS), spoil=steps.spoil_by_stall, timed=True),
-    "linger": Fault(alter=steps.pause_after(None), timed=True),
-    "drop-rst": Fault(alter=steps.break_off(reset=True), spoil=steps.spoil_by_cut(reset=True)),
-    "drop-fin": Fault(alter=steps.break_off(reset=False), spoil=steps.spoil_by_cut(reset=False)),
-    "drop-mid-event": Fault(alter=steps.break_off_in_event, spoil=steps.spoil_by_cut(reset=False)),
-    "truncated": Fault(alter=stop_early()),
-    "no-done": Fault(alter=steps.leave_out_done),
-    "error-mid-stream": Fault(alter=stop_early(Event(frame_plainly(_FLAT)))),
-    "error-mid-stream-openai": Fault(alter=stop_early(Event(frame_plainly(_NESTED)))),
-    "error-event": Fault(alter=stop_early(Event(b"event: error\n" + frame_plainly(_FLAT)))),
+    "slow-first-event": Fault(alter=_pause_after(0), alters_replies=True, timed=True),
+    "stall": Fault(alter=_pause_after(BROKEN_AFTER_EVENTS), alters_replies=True, timed=True),
+    "linger": Fault(alter=_pause_after(None), timed=True),
+    "drop-rst": Fault(alter=_stop_early(_GAP, Cut(reset=True)), alters_replies=True),
+    "drop-fin": Fault(alter=_stop_early(_GAP, Cut(reset=False)), alters_replies=True),
+    "drop-mid-event": Fault(alter=_break_off_in_event, alters_replies=True),
+    "truncated": Fault(alter=_stop_early()),
+    "no-done": Fault(alter=lambda events, _: (event for event in events if not event.done)),
+    "error-mid-stream": Fault(alter=_stop_early(Event(frame_plainly(_FLAT)))),
+    "error-mid-stream-openai": Fault(alter=_stop_early(Event(frame_plainly(_NESTED)))),
+    "error-event": Fault(alter=_stop_early(Event(b"event: error\n" + frame_plainly(_FLAT)))),
     # Framing.
     "crlf": Fault(frame=frame_with(after=b"\r\n\r\n")),
     "cr": Fault(frame=frame_with(after=b"\r\r")),
     "no-space": Fault(frame=frame_with(b"data:")),
-    "bom": Fault(alter=steps.put_bom_first),
-    "comments": Fault(alter=steps.put_comments_between),
+    "bom": Fault(alter=_put_bom_first),
+    "comments": Fault(alter=_put_comments_between),
     "multiline": Fault(frame=frame_in_lines),
     "other-fields": Fault(frame=frame_with(b"id: 7\nevent: message\nretry: 3000\nweather: mild\ndata: ")),
-    "bytewise": Fault(alter=steps.send_bytewise),
-    "burst": Fault(alter=steps.send_at_once),
-    "unicode": Fault(style=Style(text=_UNICODE), alter=steps.cut_characters),
-    "gzip": Fault(alter=steps.compress, headers={"Content-Encoding": "gzip"}),
+    "bytewise": Fault(alter=_send_bytewise),
+    "burst": Fault(alter=send_at_once),
+    "unicode": Fault(style=Style(text=_UNICODE), alter=_cut_characters),
+    "gzip": Fault(alter=_compress, headers={"Content-Encoding": "gzip"}),
     # Chunks and usage.
     "big-event": Fault(style=Style(text="whale " * (2**20 // 6) + "fish", in_one_piece=True)),
     "hidden-reasoning": Fault(style=Style(empty_deltas=100)),

@@ -1,24 +1,111 @@
-"""What the sandbox keeps: responses, deferred answers, videos, files and batches. In memory, bounded."""
+"""What is kept, in memory and bounded: the journal, prompts, responses, jobs, files and batches.
 
+The journal has the requests to models and what became of them. Only POSTs of JSON with an accepted key are
+noted, each when it has ended.
+"""
+
+import hashlib
 import threading
 import time
 import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from itertools import chain, islice, repeat, takewhile
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import msgspec
 
 from grokflask.sandbox.refusals import refuse
 
 MAX_ITEMS = 1_000
 MAX_FILE_BYTES = 50 * 1024 * 1024
+BLOCK_TOKENS = 128
+"""Cached tokens are a multiple of this, as clients of xAI's have measured."""
+MAX_BLOCKS = 1_000_000
+"""When there are more, the oldest are dropped."""
+MAX_EXCHANGES = 10_000
 
+Outcome = Literal["complete", "client_left", "fault", "refused"]
 T = TypeVar("T")
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """One request and what became of it.
+
+    `outcome` is "complete" if the client was sent everything that the model sends, "fault" if a fault model
+    cut or refused it, "refused" if the request was wrong, "client_left" if the client left first.
+    `events_sent` counts whole SSE events, `[DONE]` included; `usage` is the last one sent. The tokens and
+    `cost_ticks` are what is charged: output includes reasoning, prompt includes cached tokens. `fields` are
+    the names in the request's body, `request_id` is the answer's `x-request-id`.
+    """
+
+    model: str
+    path: str
+    outcome: Outcome
+    status: int
+    stream: bool = False
+    events_sent: int = 0
+    usage: dict[str, Any] | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cost_ticks: int = 0
+    client_left: bool = False
+    fields: tuple[str, ...] = ()
+    user: str | None = None
+    request_id: str | None = None
+    cached_tokens: int = 0
+    conv_id: str | None = None
+
+
+class Journal:
+    """The last 10,000 exchanges, oldest first."""
+
+    def __init__(self) -> None:
+        self._exchanges: deque[Exchange] = deque(maxlen=MAX_EXCHANGES)
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._exchanges)
+
+    def __iter__(self) -> Iterator[Exchange]:
+        with self._changed:
+            return iter(list(self._exchanges))
+
+    def __getitem__(self, index: int) -> Exchange:
+        return self._exchanges[index]
+
+    def add(self, exchange: Exchange) -> None:
+        """Note an exchange that has ended."""
+        with self._changed:
+            self._exchanges.append(exchange)
+            self._changed.notify_all()
+
+    def clear(self) -> None:
+        """Delete all notes."""
+        with self._changed:
+            self._exchanges.clear()
+
+    def wait_for(self, wanted: Callable[[Exchange], bool], timeout_s: float = 60.0) -> Exchange:
+        """Return the newest exchange that is `wanted`, waiting for one; raises TimeoutError.
+
+        An exchange is noted just after its last byte was written, so a client may look too early.
+        """
+
+        def find_newest() -> Exchange | None:
+            return next(filter(wanted, reversed(self._exchanges)), None)
+
+        with self._changed:
+            if found := self._changed.wait_for(find_newest, timeout_s):
+                return found
+        raise TimeoutError(f"no such exchange within {timeout_s} s")
 
 
 class Shelf(Generic[T]):
     """The last thousand items of one kind, by id. Thread-safe."""
 
     def __init__(self, kind: str) -> None:
-        self._kind = kind
+        self.kind = kind
         self._items: dict[str, T] = {}
         self._lock = threading.Lock()
 
@@ -34,14 +121,13 @@ class Shelf(Generic[T]):
         try:
             return self._items[id]
         except KeyError:
-            raise refuse(404, f"No {self._kind} was found with the id {id}.") from None
+            raise refuse(404, f"No {self.kind} was found with the id {id}.") from None
 
-    def remove(self, id: str) -> T:
-        """Delete and return an item; raises RefusalError (404)."""
+    def remove(self, id: str) -> None:
+        """Delete an item; raises RefusalError (404)."""
         with self._lock:
-            item = self.find(id)
+            self.find(id)
             del self._items[id]
-            return item
 
     def list(self) -> list[tuple[str, T]]:
         """Return all ids and items, newest first."""
@@ -55,18 +141,13 @@ class StoredResponse(NamedTuple):
     response: dict[str, Any]
     messages: list[Any]
 
+    def show(self, _: str) -> dict[str, Any]:
+        """Return the response's object."""
+        return self.response
 
-@dataclass
-class Job:
-    """An answer that is fetched later, and the number of polls until it is ready."""
 
-    reply: dict[str, Any]
-    polls_left: int
-
-    def poll(self) -> dict[str, Any] | None:
-        """Return the answer, or None while it is pending."""
-        self.polls_left -= 1
-        return self.reply if self.polls_left < 0 else None
+Job = Iterator[dict[str, Any] | None]
+"""An answer that is fetched later: what each poll finds, None while it is pending."""
 
 
 @dataclass
@@ -99,7 +180,6 @@ class Batch:
     name: str
     polls_left: int
     results: list[dict[str, Any]] = field(default_factory=list)
-    cost_ticks: int = 0
     cancelled: bool = False
 
     def show(self, id: str) -> dict[str, Any]:
@@ -114,6 +194,42 @@ class Batch:
         return {"batch_id": id, "name": self.name, "state": {"num_requests": count, "num_error": 0, **counts}}
 
 
+class PromptCache:
+    """Which beginnings of prompts were read before: the digests of blocks of whole tokens. Thread-safe.
+
+    At xAI each server has its own cache, and requests with the same conversation id go to the same server.
+    Here each conversation has its own cache, and a request without an id finds nothing.
+    """
+
+    def __init__(self) -> None:
+        self._blocks: dict[bytes, None] = {}
+        self._lock = threading.Lock()
+
+    def read(self, conv_id: str, before: bytes, tokens: Iterable[str]) -> int:
+        """Return how many of a prompt's first tokens are cached, and cache the whole prompt.
+
+        `before` is what else has to be the same: the model, and what it reads ahead of the messages.
+        """
+        blocks = list(_digest_blocks(conv_id.encode("utf-8", "replace") + b"\0" + before, tokens))
+        with self._lock:
+            found = sum(1 for _ in takewhile(self._blocks.__contains__, blocks))
+            for block in blocks:
+                self._blocks.pop(block, None)
+                self._blocks[block] = None  # the newest
+            while len(self._blocks) > MAX_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+        return found * BLOCK_TOKENS
+
+
+def _digest_blocks(before: bytes, tokens: Iterable[str]) -> Iterator[bytes]:
+    """Yield one digest for each whole block, of all tokens up to its end."""
+    state = hashlib.blake2b(before, digest_size=16)
+    left = iter(tokens)
+    while len(block := list(islice(left, BLOCK_TOKENS))) == BLOCK_TOKENS:
+        state.update("\0".join(block).encode("utf-8", "replace") + b"\1")
+        yield state.digest()
+
+
 class Kept:
     """All shelves. A new job is pending for `pending_polls` polls."""
 
@@ -124,9 +240,10 @@ class Kept:
         self.videos: Shelf[Job] = Shelf("video")
         self.files: Shelf[File] = Shelf("file")
         self.batches: Shelf[Batch] = Shelf("batch")
+        self.prompts = PromptCache()
 
     def begin(self, shelf: Shelf[Job], reply: dict[str, Any]) -> dict[str, Any]:
         """Keep a job that ends with `reply`; return the answer to the request that began it."""
         id = str(uuid.uuid4())
-        shelf.add(id, Job(reply, self.pending_polls))
+        shelf.add(id, chain(repeat(None, self.pending_polls), repeat(reply)))
         return {"request_id": id}

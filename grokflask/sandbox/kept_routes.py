@@ -1,58 +1,64 @@
-"""The routes of what is kept: deferred answers, videos, files and batches."""
+"""The routes of what is kept: responses, deferred answers, videos, files and batches."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from email.message import Message
 from email.parser import BytesParser
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 
-from grokflask.sandbox.journal import Exchange
-from grokflask.sandbox.kept import MAX_FILE_BYTES, Batch, File
+from grokflask.sandbox.kept import MAX_FILE_BYTES, Batch, Exchange, File
 from grokflask.sandbox.plans import answer_chat
 from grokflask.sandbox.refusals import RefusalError, refuse
-from grokflask.sandbox.request import Reply, Request, decode
+from grokflask.sandbox.request import Action, Reply, Request, decode
 
 BATCH_DISCOUNT = 2
 """A chat in a batch costs half its price."""
 FILE_HEADERS = {"Content-Type": "application/octet-stream"}
-_PAGE = 100
-_MAX_RESULTS = 1000
 
 
-class BatchRequest(msgspec.Struct):
-    """The body that makes a batch."""
-
+class _BatchRequest(msgspec.Struct):
     name: str
     input_file_id: str | None = None
 
 
-class AddedItem(msgspec.Struct):
-    """A chat to add to a batch (as `chat_get_completion`), and its name."""
-
+class _AddedItem(msgspec.Struct):
     batch_request_id: str
     batch_request: dict[str, msgspec.Raw]
 
 
-class AddRequest(msgspec.Struct):
-    """The body that adds chats to a batch."""
-
-    batch_requests: list[AddedItem]
+class _AddRequest(msgspec.Struct):
+    batch_requests: list[_AddedItem]
 
 
-class Line(msgspec.Struct):
-    """A line of a batch's input file."""
-
+class _Line(msgspec.Struct):
     custom_id: str
     body: msgspec.Raw
+
+
+def _list(shelf: str, key: str, request: Request) -> dict[str, Any]:
+    page, token = _cut_page(request, getattr(request.state.kept, shelf).list(), 100)
+    return {key: [item.show(id) for id, item in page], "pagination_token": token}
+
+
+def _get(shelf: str, request: Request, id: str) -> dict[str, Any]:
+    shown: dict[str, Any] = getattr(request.state.kept, shelf).find(id).show(id)
+    return shown
+
+
+def _delete(shelf: str, request: Request, id: str) -> dict[str, Any]:
+    kept = getattr(request.state.kept, shelf)
+    kept.remove(id)
+    return {"id": id, "object": kept.kind, "deleted": True}
 
 
 def _get_deferred(request: Request, id: str) -> Any:
     """Return a deferred answer once; 202 without a body while it is pending."""
     shelf = request.state.kept.deferred
-    reply = shelf.find(id).poll()
+    reply = next(shelf.find(id))
     if reply is None:
         return Reply(b"", 202, {})
     shelf.remove(id)
@@ -60,7 +66,7 @@ def _get_deferred(request: Request, id: str) -> Any:
 
 
 def _get_video(request: Request, id: str) -> Any:
-    reply = request.state.kept.videos.find(id).poll()
+    reply = next(request.state.kept.videos.find(id))
     return Reply(b'{"status":"pending"}', 202) if reply is None else reply
 
 
@@ -79,44 +85,21 @@ def _post_file(request: Request) -> dict[str, Any]:
     return file.show(id)
 
 
-def _list_files(request: Request) -> dict[str, Any]:
-    page, token = _cut_page(request, request.state.kept.files.list(), _PAGE)
-    return {"data": [file.show(id) for id, file in page], "pagination_token": token}
-
-
-def _get_file(request: Request, id: str) -> dict[str, Any]:
-    return request.state.kept.files.find(id).show(id)
-
-
-def _delete_file(request: Request, id: str) -> dict[str, Any]:
-    request.state.kept.files.remove(id)
-    return {"id": id, "object": "file", "deleted": True}
-
-
 def _get_content(request: Request, id: str) -> Reply:
     return Reply(request.state.kept.files.find(id).content, headers=FILE_HEADERS)
 
 
 def _post_batch(request: Request) -> dict[str, Any]:
     """Make a batch, of a file's lines if one is named."""
-    asked = decode(request.body, BatchRequest)
+    asked = decode(request.body, _BatchRequest)
     kept = request.state.kept
     batch = Batch(asked.name, kept.pending_polls)
     content = kept.files.find(asked.input_file_id).content if asked.input_file_id else b""
-    lines = [decode(line, Line) for line in content.splitlines() if line]
-    _answer_all(request, batch, [(line.custom_id, line.body) for line in lines])
+    lines = [decode(line, _Line) for line in content.splitlines() if line]
+    _answer_all(request, batch, ((line.custom_id, line.body) for line in lines))
     id = f"batch_{uuid.uuid4()}"
     kept.batches.add(id, batch)
     return batch.show(id)
-
-
-def _list_batches(request: Request) -> dict[str, Any]:
-    page, token = _cut_page(request, request.state.kept.batches.list(), _PAGE)
-    return {"batches": [batch.show(id) for id, batch in page], "pagination_token": token}
-
-
-def _get_batch(request: Request, id: str) -> dict[str, Any]:
-    return request.state.kept.batches.find(id).show(id)
 
 
 def _cancel_batch(request: Request, id: str) -> dict[str, Any]:
@@ -127,10 +110,9 @@ def _cancel_batch(request: Request, id: str) -> dict[str, Any]:
 
 def _add_requests(request: Request, id: str) -> dict[str, Any]:
     batch = request.state.kept.batches.find(id)
-    asked = decode(request.body, AddRequest)
-    chats = [(each.batch_request_id, each.batch_request) for each in asked.batch_requests]
-    nothing = msgspec.Raw(b"")
-    _answer_all(request, batch, [(id, chat.get("chat_get_completion", nothing)) for id, chat in chats])
+    added = decode(request.body, _AddRequest).batch_requests
+    chats = ((each.batch_request_id, each.batch_request.get("chat_get_completion", b"")) for each in added)
+    _answer_all(request, batch, chats)
     return {}
 
 
@@ -141,13 +123,13 @@ def _list_requests(request: Request, id: str) -> dict[str, Any]:
 
 
 def _list_results(request: Request, id: str) -> dict[str, Any]:
-    page, token = _cut_page(request, request.state.kept.batches.find(id).results, _MAX_RESULTS)
+    page, token = _cut_page(request, request.state.kept.batches.find(id).results, 1000)
     return {"results": page, "pagination_token": token}
 
 
-def _answer_all(request: Request, batch: Batch, chats: list[tuple[str, msgspec.Raw]]) -> None:
+def _answer_all(request: Request, batch: Batch, chats: Iterable[tuple[str, msgspec.Raw | bytes]]) -> None:
     """Answer a batch's chats, and note in the journal what they cost."""
-    before = batch.cost_ticks
+    cost_ticks = 0
     for name, body in chats:
         result: dict[str, Any] = {"batch_request_id": name}
         batch.results.append(result)
@@ -157,9 +139,8 @@ def _answer_all(request: Request, batch: Batch, chats: list[tuple[str, msgspec.R
             result["error_message"] = refusal.body.decode()
             continue
         reply["usage"]["cost_in_usd_ticks"] //= BATCH_DISCOUNT
-        batch.cost_ticks += reply["usage"]["cost_in_usd_ticks"]
+        cost_ticks += reply["usage"]["cost_in_usd_ticks"]
         result["batch_result"] = {"response": {"chat_get_completion": reply}}
-    cost_ticks = batch.cost_ticks - before
     note = Exchange("", request.path, "complete", 200, cost_ticks=cost_ticks, request_id=request.id)
     request.state.journal.add(note)
 
@@ -181,23 +162,24 @@ def _read_form(request: Request) -> dict[str, tuple[str | None, bytes]]:
         raise refuse(415, "The Content-Type must be multipart/form-data.")
     message = BytesParser().parsebytes(b"Content-Type: " + content_type.encode() + b"\r\n\r\n" + request.body)
     parts: list[Message] = message.get_payload() if message.is_multipart() else []  # type: ignore[assignment]
-    found = {}
-    for part in parts:
-        name = part.get_param("name", header="content-disposition")
-        content = part.get_payload(decode=True)
-        found[str(name)] = (part.get_filename(), content if isinstance(content, bytes) else b"")
-    return found
+    contents = ((part, part.get_payload(decode=True)) for part in parts)
+    return {
+        str(part.get_param("name", header="content-disposition")): (part.get_filename(), content)
+        for part, content in contents
+        if isinstance(content, bytes)
+    }
 
 
-KEPT_ROUTES: list[tuple[str, dict[str, Callable[..., Any]]]] = [
+KEPT_ROUTES: list[tuple[str, dict[str, Action]]] = [
+    ("/v1/responses/([^/]+)", {"GET": partial(_get, "responses"), "DELETE": partial(_delete, "responses")}),
     ("/v1/chat/deferred-completion/([^/]+)", {"GET": _get_deferred}),
     ("/v1/videos/([^/]+)", {"GET": _get_video}),
-    ("/v1/files", {"POST": _post_file, "GET": _list_files}),
-    ("/v1/files/([^/]+)", {"GET": _get_file, "DELETE": _delete_file}),
+    ("/v1/files", {"POST": _post_file, "GET": partial(_list, "files", "data")}),
+    ("/v1/files/([^/]+)", {"GET": partial(_get, "files"), "DELETE": partial(_delete, "files")}),
     ("/v1/files/([^/]+)/content", {"GET": _get_content}),
-    ("/v1/batches", {"POST": _post_batch, "GET": _list_batches}),
+    ("/v1/batches", {"POST": _post_batch, "GET": partial(_list, "batches", "batches")}),
     ("/v1/batches/([^/]+):cancel", {"POST": _cancel_batch}),
-    ("/v1/batches/([^/]+)", {"GET": _get_batch}),
+    ("/v1/batches/([^/]+)", {"GET": partial(_get, "batches")}),
     ("/v1/batches/([^/]+)/requests", {"POST": _add_requests, "GET": _list_requests}),
     ("/v1/batches/([^/]+)/results", {"GET": _list_results}),
 ]

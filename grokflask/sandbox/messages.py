@@ -4,12 +4,12 @@ Each event's type is its name as well. `usage` has the four documented figures a
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from grokflask.sandbox.answers import Answer, Style, call_tokens, split_arguments, zero
-from grokflask.sandbox.chat_request import ChatRequest, name_tool, read_content
+from grokflask.sandbox.answers import Answer, Style, split_arguments
+from grokflask.sandbox.chat_request import ChatRequest, TextRequest, read_content
 from grokflask.sandbox.chunks import Chunk
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
@@ -19,33 +19,14 @@ _Block = tuple[dict[str, Any], dict[str, Any], list[tuple[dict[str, Any], int]]]
 """A block, its fields as they are before its deltas, and the deltas with their tokens."""
 
 
-class Turn(msgspec.Struct):
-    """One message: a text, or blocks."""
-
-    role: Literal["user", "assistant", "system"]
-    content: str | list[dict[str, Any]]
-
-
-class ClientTool(msgspec.Struct):
-    """A function that the model may call."""
-
-    name: str
-    input_schema: dict[str, Any]
-
-
-class MessagesRequest(msgspec.Struct):
+class MessagesRequest(TextRequest, kw_only=True):
     """The body of a request to `/v1/messages`."""
 
-    model: str
     max_tokens: int
-    messages: list[Turn]
+    messages: list[dict[str, Any]]
     system: str | list[dict[str, Any]] | None = None
-    stream: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
     stop_sequences: list[str] | None = None
-    tools: list[ClientTool] | None = None
-    tool_choice: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
     metadata: dict[str, str | None] | None = None
 
 
@@ -56,41 +37,46 @@ def to_chat(asked: MessagesRequest) -> ChatRequest:
         messages += _read_turn(turn)
     choice: Any = asked.tool_choice
     if choice is not None:
-        named = choice.get("type") == "tool"
-        choice = name_tool(choice.get("name")) if named else _CHOICES.get(str(choice.get("type")), "auto")
-    tools = None
-    if asked.tools is not None:
-        functions = [{"name": tool.name, "parameters": tool.input_schema} for tool in asked.tools]
-        tools = [{"type": "function", "function": function} for function in functions]
+        named = {"type": "function", "function": {"name": str(choice.get("name"))}}
+        choice = named if choice.get("type") == "tool" else _CHOICES.get(str(choice.get("type")), "auto")
+    functions = [{**tool, "parameters": tool.get("input_schema")} for tool in asked.tools or []]
+    tools = [{"type": "function", "function": function} for function in functions]
     fields = {
-        **{name: getattr(asked, name) for name in ("model", "stream", "temperature", "top_p", "max_tokens")},
+        **asked.shared_fields(),
+        "max_tokens": asked.max_tokens,
         "messages": messages,
         "user": (asked.metadata or {}).get("user_id"),
         "stop": asked.stop_sequences,
-        "tools": tools,
+        "tools": tools if asked.tools is not None else None,
         "tool_choice": choice,
     }
     return msgspec.convert(fields, ChatRequest)
 
 
-def _read_turn(turn: Turn) -> Iterator[dict[str, Any]]:
+def _read_turn(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a turn's messages: one for each tool result, then one for everything else."""
-    if isinstance(turn.content, str):
-        yield {"role": turn.role, "content": turn.content}
+    role, content = turn.get("role"), turn.get("content")
+    if not isinstance(content, list):
+        yield {"role": role, "content": content}
         return
-    for block in turn.content:
+    for block in content:
         if block.get("type") == "tool_result":
             yield {"role": "tool", "content": read_content(block.get("content") or "")}
-    parts = read_content([block for block in turn.content if block.get("type") != "tool_result"])
-    calls = [block for block in turn.content if block.get("type") == "tool_use"]
+    parts = read_content([block for block in content if block.get("type") != "tool_result"])
+    calls = [block for block in content if block.get("type") == "tool_use"]
     if parts or calls:
-        yield {"role": turn.role, "content": parts, "tool_calls": calls or None}
+        yield {"role": role, "content": parts, "tool_calls": calls or None}
 
 
 def make_message(answer: Answer, style: Style) -> dict[str, Any]:
     """Return the whole reply."""
-    return _make_object(answer) | {
+    return {
+        "id": answer.id,
+        "type": "message",
+        "role": "assistant",
+        "model": answer.model,
         "content": [block for block, _, _ in _list_blocks(answer, style)],
+        "stop_sequence": None,
         "stop_reason": _STOP_REASONS.get(answer.finish_reason, "tool_use"),
         "usage": _make_usage(answer, style, answer.output_tokens),
     }
@@ -104,32 +90,27 @@ def _make_usage(answer: Answer, style: Style, output_tokens: int) -> dict[str, A
         "cache_read_input_tokens": answer.cached_tokens,
         "output_tokens": output_tokens,
     }
-    return zero(usage) if style.usage == "zero" else usage
+    return style.show_usage(usage) or usage
 
 
 def make_events(answer: Answer, style: Style) -> Iterator[Chunk]:
     """Yield the events of a stream."""
-    begun = _make_object(answer) | {"content": [], "stop_reason": None}
-    yield _event("message_start", message=begun | {"usage": _make_usage(answer, style, 0)})
+    whole = make_message(answer, style)
+    begun: dict[str, Any] = {"content": [], "stop_reason": None, "usage": _make_usage(answer, style, 0)}
+    yield _event("message_start", message=whole | begun)
     yield _event("ping")
     for index, (block, empty, deltas) in enumerate(_list_blocks(answer, style)):
         yield _event("content_block_start", index=index, content_block=block | empty)
         for delta, tokens in deltas:
             yield _event("content_block_delta", tokens, index=index, delta=delta)
         yield _event("content_block_stop", index=index)
-    stop = {"stop_reason": _STOP_REASONS.get(answer.finish_reason, "tool_use"), "stop_sequence": None}
-    usage = None if style.usage == "none" else _make_usage(answer, style, answer.output_tokens)
-    yield _event("message_delta", delta=stop, usage=usage)
+    stop = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
+    yield _event("message_delta", delta=stop, usage=None if style.usage == "none" else whole["usage"])
     yield _event("message_stop")._replace(done=True)
 
 
 def _event(name: str, tokens: int = 0, **fields: Any) -> Chunk:
     return Chunk({"type": name, **fields}, tokens, name)
-
-
-def _make_object(answer: Answer) -> dict[str, Any]:
-    head = {"id": answer.id, "type": "message", "role": "assistant"}
-    return head | {"model": answer.model, "stop_sequence": None}
 
 
 def _list_blocks(answer: Answer, style: Style) -> Iterator[_Block]:
@@ -143,10 +124,7 @@ def _list_blocks(answer: Answer, style: Style) -> Iterator[_Block]:
         yield {"type": "text", "text": "".join(answer.content)}, {"text": ""}, deltas
     for call in answer.tool_calls:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
-        pieces = enumerate(split_arguments(arguments, style))
-        deltas = [
-            ({"type": "input_json_delta", "partial_json": piece}, 0 if number else call_tokens(call))
-            for number, piece in pieces
-        ]
+        pieces = split_arguments(call, style)
+        deltas = [({"type": "input_json_delta", "partial_json": piece}, tokens) for piece, tokens in pieces]
         block = {"type": "tool_use", "id": call["id"], "name": name, "input": msgspec.json.decode(arguments)}
         yield block, {"input": {}}, deltas

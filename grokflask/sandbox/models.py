@@ -133,13 +133,12 @@ def list_item(model: str) -> dict[str, Any]:
 def detailed_item(model: str) -> dict[str, Any]:
     """Return a model as an item of `/v1/language-models` or its siblings for images and videos."""
     kind = "text" if model in PRICES else "image" if model in IMAGE_TICKS else "video"
-    inputs = {"text": ["text", "image"], "image": ["text", "image"], "video": ["text", "image", "video"]}
     prices = {} if kind == "video" else list_item(model)
     return {
         **short_item(model),
         "fingerprint": fingerprint(model),
         "version": "1.0.0",
-        "input_modalities": inputs[kind],
+        "input_modalities": ["text", "image", "video"] if kind == "video" else ["text", "image"],
         "output_modalities": [kind],
         "aliases": list(_ALIASES.get(model, ())),
         **{name: value for name, value in prices.items() if name.endswith("price") and value is not None},

@@ -1,7 +1,8 @@
-"""Pictures: those that the image routes make, and those that are shown to a model.
+"""Pictures and videos: those that the routes make, and pictures that are shown to a model.
 
-A picture that is made has one colour, which is part of its name: it is drawn when it is fetched.
-Of a picture that is shown, format and size are read. Its bytes are not trusted. No address is ever fetched.
+A picture that is made has one colour, which is part of its name: it is drawn when it is fetched. A video's
+link leads nowhere. Of a picture that is shown, format and size are read. Its bytes are not trusted. No
+address is ever fetched.
 """
 
 import base64
@@ -15,7 +16,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.sandbox.refusals import refuse
+from grokflask.sandbox.models import IMAGE_TICKS, VIDEO_TICKS
+from grokflask.sandbox.refusals import TEAM_ID, refuse, refuse_model
+from grokflask.sandbox.request import ModelRequest
 
 MAX_PICTURE_BYTES = 20 * 1024 * 1024
 """xAI's documented limit for a picture that is shown."""
@@ -25,59 +28,46 @@ _LONG_SIDE = {"1k": 256, "2k": 512}
 _MAX_SIDE = 512
 _NAME = re.compile(r"([0-9a-f]{6})-(\d{1,3})x(\d{1,3})")
 _RATIOS = "1:1 3:4 4:3 9:16 16:9 2:3 3:2 9:19.5 19.5:9 9:20 20:9 1:2 2:1 auto"
+_FAILING_PROMPT = "sandbox-failed"
+"""A video whose prompt begins with this fails."""
+_DURATION_S = 8
+_LONGEST_S = 15
 
 
-class ImageRequest(msgspec.Struct):
+class ImageRequest(ModelRequest, kw_only=True):
     """The body of an image request. As at xAI, `size`, `style` and unknown fields are ignored."""
 
-    model: str
     prompt: Annotated[str, msgspec.Meta(min_length=1)]
     n: int | None = None
     response_format: Literal["url", "b64_json"] | None = None
     aspect_ratio: str | None = None
     resolution: Literal["1k", "2k"] | None = None
     quality: str | None = None
-    user: str | None = None
 
 
-class Source(msgspec.Struct):
-    """A picture to edit: an http address, a data URI or an uploaded file."""
-
-    url: str | None = None
+class _Source(msgspec.Struct):
+    url: str | None = None  # an http address or a data URI
     file_id: str | None = None
 
 
-class EditRequest(ImageRequest):
+class EditRequest(ImageRequest, kw_only=True):
     """The body of an edit of one picture or of several."""
 
-    image: Source | None = None
-    images: list[Source] | None = None
-
-    def sources(self) -> list[Source]:
-        """Return the pictures to edit."""
-        return [self.image] if self.image else self.images or []
+    image: _Source | None = None
+    images: list[_Source] | None = None
 
 
-def check_image_request(asked: ImageRequest) -> None:
-    """Raise RefusalError for values that xAI documents as invalid."""
+def make_images(asked: ImageRequest, model: str, origin: str) -> dict[str, Any]:
+    """Return the answer; its links go to `origin`. Raises RefusalError for what xAI documents as invalid."""
+    if model not in IMAGE_TICKS:
+        raise refuse_model(model)
     if asked.aspect_ratio not in (None, *_RATIOS.split()):
         raise refuse(422, f"aspect_ratio must be one of {_RATIOS}.")
-    if isinstance(asked, EditRequest):
-        if bool(asked.image) == bool(asked.images):
-            raise refuse(400, "Either image or images must be set.")
-        for source in asked.sources():
-            if bool(source.url) == bool(source.file_id):
-                raise refuse(400, "An image has either a url or a file_id.")
-            if source.url:
-                look_at(source.url)
+    sources = _read_sources(asked) if isinstance(asked, EditRequest) else []
     if asked.n is not None and not 1 <= asked.n <= 10:
         raise refuse(400, "n must be between 1 and 10.")
     if asked.model == "grok-imagine-image-2.0" and asked.quality not in (None, "low", "medium"):
         raise refuse(400, "quality must be low or medium on this model.")
-
-
-def make_images(asked: ImageRequest, origin: str, ticks: int) -> dict[str, Any]:
-    """Return the answer; its links go to `origin`. Each new picture and each edited one costs `ticks`."""
     width, height = _choose_size(asked.aspect_ratio or "auto", asked.resolution or "1k")
     data = []
     for number in range(asked.n or 1):
@@ -88,8 +78,20 @@ def make_images(asked: ImageRequest, origin: str, ticks: int) -> dict[str, Any]:
         else:
             picture = {"url": f"{origin}/sandbox/images/{name}.png"}
         data.append({**picture, "mime_type": "image/png"})
-    sources = asked.sources() if isinstance(asked, EditRequest) else []
-    return {"data": data, "usage": {"cost_in_usd_ticks": ticks * (len(data) + len(sources))}}
+    charged = len(data) + len(sources)  # each new picture and each edited one
+    return {"data": data, "usage": {"cost_in_usd_ticks": IMAGE_TICKS[model] * charged}}
+
+
+def _read_sources(asked: EditRequest) -> list[_Source]:
+    if bool(asked.image) == bool(asked.images):
+        raise refuse(400, "Either image or images must be set.")
+    sources = [asked.image] if asked.image else asked.images or []
+    for source in sources:
+        if bool(source.url) == bool(source.file_id):
+            raise refuse(400, "An image has either a url or a file_id.")
+        if source.url:
+            look_at(source.url)
+    return sources
 
 
 def _choose_size(ratio: str, resolution: str) -> tuple[int, int]:
@@ -170,9 +172,7 @@ def png_size(data: bytes) -> tuple[int, int] | None:
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Return width and height in pixels from a JPEG's start-of-frame segment (C0 to CF but C4, C8, CC)."""
     at = 2
-    while at + 9 <= len(data):
-        if data[at] != 0xFF:
-            return None
+    while at + 9 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
@@ -184,3 +184,27 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+class VideoRequest(ModelRequest, kw_only=True):
+    """The body of a request for a video, an edit or an extension."""
+
+    prompt: str
+    duration: int | None = None
+
+
+def make_video(asked: VideoRequest, model: str, origin: str) -> tuple[dict[str, Any], int]:
+    """Return the final answer and its cost in ticks; raises RefusalError."""
+    ticks = VIDEO_TICKS.get(model)
+    if ticks is None:
+        raise refuse_model(model)
+    duration_s = _DURATION_S if asked.duration is None else asked.duration
+    if not 1 <= duration_s <= _LONGEST_S:
+        raise refuse(400, f"duration must be between 1 and {_LONGEST_S} seconds.")
+    if asked.prompt.startswith(_FAILING_PROMPT):
+        error = {"code": "invalid_argument", "message": f"The prompt was refused for team {TEAM_ID}."}
+        return {"status": "failed", "error": error}, 0
+    cost_ticks = ticks * duration_s
+    video = {"url": f"{origin}/sandbox/video.mp4", "duration": duration_s, "respect_moderation": True}
+    usage = {"cost_in_usd_ticks": cost_ticks}
+    return {"status": "done", "video": video, "model": model, "usage": usage}, cost_ticks

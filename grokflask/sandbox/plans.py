@@ -1,63 +1,62 @@
 """Plans: the whole answer to a POST, decided before anything is sent, and what it costs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
 
 from grokflask.sandbox import messages, responses
 from grokflask.sandbox.answers import Answer, list_tokens, make_answer
-from grokflask.sandbox.chat_request import ChatRequest, check_request
+from grokflask.sandbox.chat_request import NO_CONTENT, ChatRequest, check_request
 from grokflask.sandbox.chunks import Chunk, frame_chunks, make_chunks, make_reply
-from grokflask.sandbox.faults import NO_FAULT, Fault, find_fault
+from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS, NO_FAULT, Fault, find_fault
 from grokflask.sandbox.kept import StoredResponse
-from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS
-from grokflask.sandbox.pictures import EditRequest, ImageRequest, check_image_request, make_images
+from grokflask.sandbox.models import CHAT_MODELS
+from grokflask.sandbox.pictures import (
+    EditRequest,
+    ImageRequest,
+    VideoRequest,
+    make_images,
+    make_video,
+)
 from grokflask.sandbox.prose import split_tokens
 from grokflask.sandbox.refusals import refuse, refuse_model
-from grokflask.sandbox.request import Request, decode
-from grokflask.sandbox.responses_request import ResponsesRequest
-from grokflask.sandbox.responses_request import to_chat as read_responses_chat
-from grokflask.sandbox.steps import Data, Step
-from grokflask.sandbox.videos import VideoRequest, make_video
+from grokflask.sandbox.request import ModelRequest, Request, decode
+from grokflask.sandbox.steps import Event, Head, Step
+
+_SPOILT_PIECES = 2 * BROKEN_AFTER_EVENTS
+"""How many pieces a fault gets of a body that is not a stream."""
 
 
-class TokenizeRequest(msgspec.Struct):
-    """The body of a request for a text's tokens."""
-
-    model: str
+class _TokenizeRequest(ModelRequest, kw_only=True):
     text: str
 
 
 class Plan(NamedTuple):
-    """An answer to send. A chat costs what its `answer` does, anything else `cost_ticks`.
+    """An answer to send. A chat costs what its `answer` does, anything else `cost_ticks`."""
 
-    `usage` is what a reply that is not streamed says; `length` is that of its body in bytes.
-    """
-
-    fault: Fault
     steps: Iterable[Step]
-    headers: Mapping[str, str]
     answer: Answer | None = None
     cost_ticks: int = 0
-    usage: dict[str, Any] | None = None
-    length: int | None = None
+    stream: bool = False
 
-    @property
-    def stream(self) -> bool:
-        """Whether the answer is a stream of events."""
-        return self.length is None
+    def charge(self, tokens_sent: int) -> dict[str, Any]:
+        """Return the charged tokens and their cost in ticks, by the names of an Exchange.
 
-    def charge(self, tokens_sent: int) -> tuple[int, int, int, int]:
-        """Return the charged tokens of prompt, cached part and output, and their cost in ticks.
-
-        A stream is charged for the tokens sent and for silent reasoning; a reply for all of it.
+        The prompt is charged even if the client did not wait for the answer. A stream is charged for the
+        tokens sent and for silent reasoning; a reply for all of it.
         """
         answer = self.answer
         if answer is None:
-            return 0, 0, 0, self.cost_ticks
+            return {"cost_ticks": self.cost_ticks}
         output = answer.silent_tokens + tokens_sent if self.stream else answer.output_tokens
-        return answer.prompt_tokens, answer.cached_tokens, output, answer.cost_ticks(output)
+        return {
+            "prompt_tokens": answer.prompt_tokens,
+            "cached_tokens": answer.cached_tokens,
+            "output_tokens": output,
+            "cost_ticks": answer.cost_ticks(output),
+        }
 
 
 def answer_chat(request: Request, body: bytes) -> dict[str, Any]:
@@ -79,10 +78,10 @@ def _plan_chat(request: Request) -> Plan:
 
 
 def _plan_response(request: Request) -> Plan:
-    asked = decode(request.body, ResponsesRequest)
+    asked = decode(request.body, responses.ResponsesRequest)
     shelf = request.state.kept.responses
     before = shelf.find(asked.previous_response_id).messages if asked.previous_response_id else []
-    chat = _convert(lambda: read_responses_chat(asked, before))
+    chat = _convert(lambda: responses.to_chat(asked, before))
     fault, answer = _answer(chat, request, asked.prompt_cache_key)
     if asked.max_output_tokens is not None:
         answer.limit_output(asked.max_output_tokens)
@@ -110,10 +109,7 @@ def _plan_message(request: Request) -> Plan:
 def _plan_images(request: Request) -> Plan:
     asked = decode(request.body, EditRequest if request.path == EDITS_PATH else ImageRequest)
     fault, model = _choose_fault(asked, request, "grok-imagine-image")
-    if model not in IMAGE_TICKS:
-        raise refuse_model(model)
-    check_image_request(asked)
-    reply = make_images(asked, request.origin, IMAGE_TICKS[model])
+    reply = make_images(asked, model, request.origin)
     return _plan_json(reply, fault, cost_ticks=reply["usage"]["cost_in_usd_ticks"])
 
 
@@ -126,7 +122,7 @@ def _plan_video(request: Request) -> Plan:
 
 
 def _plan_tokens(request: Request) -> Plan:
-    asked = decode(request.body, TokenizeRequest)
+    asked = decode(request.body, _TokenizeRequest)
     if asked.model not in CHAT_MODELS:
         raise refuse_model(asked.model)
     tokens = [
@@ -159,17 +155,18 @@ def _answer(asked: ChatRequest, request: Request, conv_id: str | None = None) ->
         raise refuse_model(model_id)
     check_request(asked, model)
     if fault.strict_content and any(message.content is None for message in asked.messages):
-        raise refuse(400, "Each message must have at least one content element.")
-    answer = make_answer(asked, model, fault.style)
+        raise refuse(400, NO_CONTENT)
+    tokens = list(list_tokens(asked))
+    answer = make_answer(asked, model, fault.style, len(tokens))
     conv_id = request.headers.get("x-grok-conv-id") or conv_id
     if conv_id:
         before = model.served.encode() + msgspec.json.encode(asked.tools)  # the model reads these first
-        answer.cached_tokens = request.state.prompts.read(conv_id, before, list_tokens(asked))
+        answer.cached_tokens = request.state.kept.prompts.read(conv_id, before, tokens)
     return fault, answer
 
 
 def _choose_fault(
-    asked: ChatRequest | ImageRequest | VideoRequest, request: Request, default: str, stream: bool = False
+    asked: ModelRequest, request: Request, default: str, stream: bool = False
 ) -> tuple[Fault, str]:
     """Return the fault and the model that serves; raises the fault's refusal if it has one.
 
@@ -188,14 +185,17 @@ def _plan_stream(chunks: Iterable[Chunk], fault: Fault, answer: Answer, *, done:
     events = frame_chunks(chunks, fault.frame, done)
     steps = fault.alter(events, fault.seconds) if fault.alter else events
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **fault.headers}
-    return Plan(fault, steps, headers, answer)
+    return Plan(chain(fault.before_headers(fault.seconds), [Head(200, headers)], steps), answer, stream=True)
 
 
 def _plan_json(reply: Any, fault: Fault, answer: Answer | None = None, cost_ticks: int = 0) -> Plan:
     body = msgspec.json.encode(reply)
-    steps = fault.spoil(body, fault.seconds) if fault.spoil else [Data(body)]
-    headers = {"Content-Type": "application/json"}
-    return Plan(fault, steps, headers, answer, cost_ticks, reply.get("usage"), len(body))
+    size = -(-len(body) // _SPOILT_PIECES) if fault.alters_replies else len(body)
+    pieces = [Event(body[at : at + size], events=0) for at in range(0, len(body), size)]
+    pieces[-1] = pieces[-1]._replace(usage=reply.get("usage"), done=True)
+    steps = fault.alter(iter(pieces), fault.seconds) if fault.alter and fault.alters_replies else pieces
+    head = Head(200, {"Content-Type": "application/json"}, len(body))
+    return Plan(chain(fault.before_headers(fault.seconds), [head], steps), answer, cost_ticks)
 
 
 def _convert(convert: Callable[[], ChatRequest]) -> ChatRequest:

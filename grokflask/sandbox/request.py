@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from email.message import Message
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from grokflask.sandbox.journal import Journal
-from grokflask.sandbox.kept import Kept
-from grokflask.sandbox.prompt_cache import PromptCache
+from grokflask.sandbox.kept import Journal, Kept
 from grokflask.sandbox.refusals import refuse
 
 T = TypeVar("T")
 Clock = Callable[[], float]
 """Returns seconds since 1970."""
+Action = Callable[..., Any]
+"""Takes the Request and the ids of its path; returns a Reply, or the JSON value of one with status 200."""
 
 
 class State:
@@ -30,7 +30,6 @@ class State:
         """Start again with an empty journal and nothing kept."""
         self.journal = Journal()
         self.kept = Kept()
-        self.prompts = PromptCache()
 
 
 class Request(NamedTuple):
@@ -57,6 +56,13 @@ class Reply(NamedTuple):
     body: bytes
     status: int = 200
     headers: Mapping[str, str] = {"Content-Type": "application/json"}
+
+
+class ModelRequest(msgspec.Struct, kw_only=True):
+    """The fields that a model's routes have in common."""
+
+    model: str
+    user: str | None = None
 
 
 def decode(body: bytes, kind: type[T]) -> T:

@@ -1,11 +1,10 @@
-"""The table of routes, and those that show models, responses, pictures and the journal."""
+"""The table of routes, and those that show models, pictures and the journal."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from grokflask.sandbox.faults import find_fault
-from grokflask.sandbox.handler import Action
 from grokflask.sandbox.kept_routes import KEPT_ROUTES
 from grokflask.sandbox.models import (
     IMAGE_TICKS,
@@ -21,7 +20,7 @@ from grokflask.sandbox.models import (
 from grokflask.sandbox.pictures import draw_named
 from grokflask.sandbox.plans import PLANNERS
 from grokflask.sandbox.refusals import API_KEY_ID, TEAM_ID, mask_key, refuse, refuse_model
-from grokflask.sandbox.request import Reply, Request
+from grokflask.sandbox.request import Action, Reply, Request
 
 
 def _list_models(request: Request) -> dict[str, Any]:
@@ -49,15 +48,6 @@ def _get_models_of_kind(_: Request, kind: str, asked: str | None) -> dict[str, A
     return detailed_item(find_served(asked))
 
 
-def _get_response(request: Request, id: str) -> dict[str, Any]:
-    return request.state.kept.responses.find(id).response
-
-
-def _delete_response(request: Request, id: str) -> dict[str, Any]:
-    request.state.kept.responses.remove(id)
-    return {"id": id, "object": "response", "deleted": True}
-
-
 def _get_api_key(request: Request) -> dict[str, Any]:
     return {
         "redacted_api_key": mask_key(request.bearer or "sandbox"),
@@ -79,7 +69,7 @@ def _get_picture(_: Request, name: str) -> Reply:
 
 
 def _get_journal(request: Request) -> dict[str, Any]:
-    return {"exchanges": request.state.journal.exchanges()}
+    return {"exchanges": list(request.state.journal)}
 
 
 def _delete_journal(request: Request) -> dict[str, Any]:
@@ -90,7 +80,6 @@ def _delete_journal(request: Request) -> dict[str, Any]:
 _ROUTES: list[tuple[str, Mapping[str, Action]]] = [
     *((path, {"POST": planner}) for path, planner in PLANNERS.items()),
     *KEPT_ROUTES,
-    ("/v1/responses/([^/]+)", {"GET": _get_response, "DELETE": _delete_response}),
     ("/v1/models", {"GET": _list_models}),
     ("/v1/models/([^/]+)", {"GET": _get_model}),
     ("/v1/(language|image-generation|video-generation)-models(?:/([^/]+))?", {"GET": _get_models_of_kind}),

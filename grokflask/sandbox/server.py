@@ -12,7 +12,6 @@ from typing import Self
 
 from grokflask.sandbox.handler import Handler
 from grokflask.sandbox.request import Clock, State
-from grokflask.sandbox.routes import find_route
 
 _BACKLOG = 1024
 _ACCEPT_S = 0.5  # the accept loop checks at this interval whether it should end
@@ -63,8 +62,10 @@ class Sandbox(State):
         A forked process serves on the same socket, with a journal of its own. The kernel chooses which
         process gets a connection.
         """
-        if self._pid != os.getpid():
-            self._start_afresh()
+        if self._pid != os.getpid():  # the parent's threads do not run here, and its locks may be held
+            self._pid, self._lock = os.getpid(), threading.Lock()
+            self._acceptor, self._connections = None, set()
+            self.forget()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the sandbox is closed")
@@ -97,14 +98,6 @@ class Sandbox(State):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start_afresh(self) -> None:
-        """Replace the parent process's state: its threads do not run here, and its locks may be held."""
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._acceptor = None
-        self._connections = set()
-        self.forget()
-
     def _accept(self) -> None:
         while not self._closed:
             try:
@@ -123,7 +116,7 @@ class Sandbox(State):
         try:
             with contextlib.suppress(OSError):  # the client may have left
                 connection.settimeout(None)
-                if Handler(connection, address, self, self.origin, find_route).wire.open:
+                if Handler(connection, address, self, self.origin).wire.open:
                     connection.shutdown(socket.SHUT_WR)
         finally:
             with self._lock:

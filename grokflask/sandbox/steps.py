@@ -15,20 +15,25 @@ from typing import Any, NamedTuple
 _SLICE_S = 0.05  # a pause checks at this interval whether the client is still connected
 
 
+class Head(NamedTuple):
+    """Write the status line and the headers; a body without a `length` in bytes is chunked if possible."""
+
+    status: int
+    headers: Mapping[str, str]
+    length: int | None = None
+
+
 class Event(NamedTuple):
-    """Send the bytes of `events` SSE events, after the pace's pause; `done` if that ends the stream."""
+    """Send the bytes of `events` SSE events, after the pace's pause; `done` if that ends the answer.
+
+    With 0 events the bytes complete none, and are sent without a pause.
+    """
 
     data: bytes
     tokens: int = 0
     usage: dict[str, Any] | None = None
     events: int = 1
     done: bool = False
-
-
-class Data(NamedTuple):
-    """Send bytes that complete no event, without a pause."""
-
-    data: bytes
 
 
 class Pause(NamedTuple):
@@ -38,23 +43,26 @@ class Pause(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Close the connection before the body's end; with an RST, or in order (FIN)."""
+    """Close the connection before the body's end; with an RST, or in order (FIN).
+
+    The connection's owner closes it afterwards; an RST is sent only then.
+    """
 
     reset: bool
 
 
-Step = Event | Data | Pause | Cut
+Step = Head | Event | Pause | Cut
 
 
 @dataclass
 class Progress:
-    """What was sent: whole events, their tokens, the last usage, the stream's end; `cut` on purpose."""
+    """What was sent: the status, whole events, their tokens, the last usage, the end."""
 
+    status: int = 0
     events: int = 0
     tokens: int = 0
     usage: dict[str, Any] | None = None
     done: bool = False
-    cut: bool = False
 
 
 class ClientLeftError(Exception):
@@ -71,71 +79,58 @@ class Wire:
     extra_headers: dict[str, str] = field(default_factory=dict)
     _chunked: bool = False
 
-    def send(self, data: bytes) -> None:
-        """Write all of `data`; raises ClientLeftError."""
+    def _send(self, data: bytes) -> None:
         try:
             self.connection.sendall(data)
         except OSError:
             raise ClientLeftError from None
 
-    def send_head(self, status: int, headers: Mapping[str, str], length: int | None = None) -> None:
-        """Write the status line and the headers; a body without a length is chunked if possible."""
-        self._chunked = length is None and self.may_chunk
-        headers = {**headers, **self.extra_headers}
+    def _send_head(self, head: Head) -> None:
+        self._chunked = head.length is None and self.may_chunk
+        headers = {**head.headers, **self.extra_headers}
         if self._chunked:
             headers["Transfer-Encoding"] = "chunked"
-        elif length is not None:
-            headers["Content-Length"] = str(length)
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        elif head.length is not None:
+            headers["Content-Length"] = str(head.length)
+        lines = [f"HTTP/1.1 {head.status} {HTTPStatus(head.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
-        self.send("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
+        self._send("\r\n".join([*lines, "", ""]).encode("latin-1", "replace"))
 
-    def send_part(self, data: bytes) -> None:
-        """Write a part of the body in one call, so that it travels in one segment where it fits."""
-        if data:
-            self.send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-
-    def send_whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Write a whole answer; raises ClientLeftError."""
-        self.send_head(status, headers, len(body))
-        self.send_part(body)
-
-    def pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> None:
         """Wait; raises ClientLeftError soon after the client has left."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _SLICE_S))
             self._check_client()
 
-    def cut(self, reset: bool) -> None:
-        """Break off. The connection's owner closes it afterwards; an RST is sent only then."""
-        self.open = False
-        if reset:  # linger for 0 s: closing then discards and resets (socket(7), SO_LINGER)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    def play(self, steps: Iterable[Step], progress: Progress, pause_s: float = 0.0) -> None:
+        """Do an answer's steps in order, with `pause_s` before each event but the first; stops at a cut.
 
-    def play(self, steps: Iterable[Step], pause_s: float, progress: Progress) -> None:
-        """Do the steps in order, with `pause_s` before each event but the first; stops at a cut."""
+        Raises ClientLeftError.
+        """
         for step in steps:
             if isinstance(step, Pause):
-                self.pause(step.seconds)
-                continue
-            if isinstance(step, Cut):
-                progress.cut = True
-                self.cut(step.reset)
+                self._pause(step.seconds)
+            elif isinstance(step, Head):
+                self._send_head(step)
+                progress.status = step.status
+            elif isinstance(step, Cut):
+                self.open = False
+                if step.reset:  # linger for 0 s: closing then discards and resets (socket(7), SO_LINGER)
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 return
-            if isinstance(step, Event) and progress.events:
-                self.pause(pause_s)
-            self.send_part(step.data)
-            if isinstance(step, Event):
+            else:
+                if step.events and progress.events:
+                    self._pause(pause_s)
+                if step.data:  # in one call, so that it travels in one segment where it fits
+                    chunk = b"%x\r\n%b\r\n" % (len(step.data), step.data)
+                    self._send(chunk if self._chunked else step.data)
                 progress.events += step.events
                 progress.tokens += step.tokens
                 progress.usage = step.usage or progress.usage
                 progress.done = progress.done or step.done
-
-    def end_body(self) -> None:
-        """Write the last chunk."""
-        if self._chunked and self.open:
-            self.send(b"0\r\n\r\n")
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
 
     def _check_client(self) -> None:
         """Look for the client's FIN or RST without reading bytes of a next request."""
@@ -150,3 +145,8 @@ class Wire:
             raise ClientLeftError from None
         finally:
             self.connection.settimeout(before)
+
+
+def reply_whole(status: int, headers: Mapping[str, str], body: bytes) -> tuple[Step, ...]:
+    """Return the steps of a whole answer."""
+    return Head(status, headers, len(body)), Event(body, events=0, done=True)

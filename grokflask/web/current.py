@@ -13,7 +13,6 @@ from grokflask.keys.store import KeyStore
 from grokflask.ledger.writer import LedgerWriter
 from grokflask.storage.database import Database
 
-
 Notes = Any
 """The object behind Flask's `g`: its attributes are what the hooks note about a request."""
 

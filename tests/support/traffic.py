@@ -24,11 +24,10 @@ from typing import Any
 import pytest
 
 from grokflask.sandbox.answers import Style
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS, send_at_once
-from grokflask.sandbox.faults import FAULTS, Fault
+from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS, FAULTS, Fault, send_at_once
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS, LONG_PROMPT_TOKENS
 from grokflask.sandbox.pictures import draw_named
-from grokflask.sandbox.steps import Data, Event, Pause, Step
+from grokflask.sandbox.steps import Event, Pause, Step
 from support.scripted import WAIT_S
 from support.stores import KeyedGateway
 
@@ -92,19 +91,11 @@ class Gates:
 
             return alter
 
-        def hold_body(part: int) -> Any:
-            def spoil(body: bytes, number: float) -> Iterator[Step]:
-                yield Data(body[: len(body) * part // 2])
-                yield from self.hold(number)
-                yield Data(body[len(body) * part // 2 :])
-
-            return spoil
-
         middle = hold_at(BROKEN_AFTER_EVENTS)
         return {
             "gate-headers": Fault(before_headers=self.hold),
-            "gate-first": Fault(alter=hold_at(0), spoil=hold_body(0)),
-            "gate-middle": Fault(alter=middle, spoil=hold_body(1)),
+            "gate-first": Fault(alter=hold_at(0), alters_replies=True),
+            "gate-middle": Fault(alter=middle, alters_replies=True),
             "gate-usage": Fault(alter=middle, style=Style(usage="every")),
             "gate-before-done": Fault(alter=hold_at("done")),
             "gate-after-done": Fault(alter=hold_at("end")),

@@ -110,7 +110,7 @@ def test_messages(over_sandbox: KeyedGateway, sandbox: Sandbox) -> None:
             noted.prompt_tokens + noted.output_tokens,
             noted.cost_ticks,
         )
-        for noted in sandbox.journal.exchanges()
+        for noted in sandbox.journal
     ]
     assert [
         (row["prompt_tokens"], row["completion_tokens"], row["total_tokens"], row["cost_ticks"])

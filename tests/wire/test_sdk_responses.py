@@ -95,7 +95,7 @@ def test_responses(over_sandbox: KeyedGateway, sandbox: Sandbox) -> None:
         compact = sdk.responses.compact(model="grok-4.3", input="A long conversation")
         assert compact.output[0].type == "compaction"
     sandbox.journal.wait_for(lambda _: len(sandbox.journal) == 6)
-    rows = check_rows(over_sandbox, sandbox.journal.exchanges())
+    rows = check_rows(over_sandbox, list(sandbox.journal))
     assert [row["server_tools"] for row in rows] == [0, 0, 1, 0, 0, 0]
     assert {row["route"] for row in rows} == {"responses", "responses-compact"}
 

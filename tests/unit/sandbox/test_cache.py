@@ -9,9 +9,9 @@ import pytest
 import requests
 from support.scripted import WAIT_S
 
-from grokflask.sandbox import Exchange, Sandbox, prompt_cache
+from grokflask.sandbox import Exchange, Sandbox, kept
+from grokflask.sandbox.kept import BLOCK_TOKENS, PromptCache
 from grokflask.sandbox.models import cost_ticks
-from grokflask.sandbox.prompt_cache import BLOCK_TOKENS, PromptCache
 
 LONG = "whale " * 3 * BLOCK_TOKENS
 CHAT, RESPONSES, MESSAGES = "/chat/completions", "/responses", "/messages"
@@ -61,7 +61,7 @@ def test_each_conversation_has_its_own() -> None:
 
 def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest blocks are dropped."""
-    monkeypatch.setattr(prompt_cache, "MAX_BLOCKS", 3)
+    monkeypatch.setattr(kept, "MAX_BLOCKS", 3)
     cache = PromptCache()
     first, many = ["first"] * BLOCK_TOKENS, ["x"] * BLOCK_TOKENS * 3
     assert [cache.read("a", b"m", tokens) for tokens in (first, many, first)] == [0, 0, 0]

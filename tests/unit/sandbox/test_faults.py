@@ -13,8 +13,7 @@ import pytest
 from support.scripted import WAIT_S
 
 from grokflask.sandbox import FAULTS, Sandbox
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
-from grokflask.sandbox.faults import FORGED_TEXT, find_fault
+from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS, FORGED_TEXT, find_fault
 from grokflask.sandbox.refusals import API_KEY_ID, TEAM_ID
 
 PAGE = Path(__file__).parents[3] / "docs" / "sandbox.md"

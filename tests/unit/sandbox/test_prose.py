@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grokflask.sandbox.prose import split_tokens, topics_of, write_answer, write_thought
-from grokflask.sandbox.samples import sample
+from grokflask.sandbox.prose import sample, split_tokens, topics_of, write_answer, write_thought
 
 
 @given(st.text())

@@ -20,8 +20,8 @@ import requests
 from support.scripted import WAIT_S
 
 from grokflask.sandbox import Exchange, Journal, Sandbox
-from grokflask.sandbox.fault_steps import BROKEN_AFTER_EVENTS
-from grokflask.sandbox.journal import MAX_EXCHANGES
+from grokflask.sandbox.faults import BROKEN_AFTER_EVENTS
+from grokflask.sandbox.kept import MAX_EXCHANGES
 
 ROOT = Path(__file__).parents[3]
 HELLO = {"model": "grok-4.3", "messages": [{"role": "user", "content": "Hello there"}]}
