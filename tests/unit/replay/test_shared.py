@@ -350,7 +350,7 @@ def test_the_grace_of_another_workers_attempt(pair: tuple[Worker, Worker]) -> No
     assert not carrier.left.wait(1.6)
     left_at = time.monotonic()
     other.leave(reader)
-    assert carrier.left.wait(20)
+    assert carrier.left.wait(WAIT_S)
     assert time.monotonic() - left_at > 1.4
 
 
