@@ -20,7 +20,7 @@ TURN_BYTES = 64 * 1024
 """A stream lets others run after this much: one that never has to wait would block its worker."""
 LARGE_BYTES = 4096
 """After a read of this size more bytes have probably come."""
-LINGER_S = 0.05
+REUSE_WAIT_S = 0.05
 """How long a complete answer may take to end its framing, so that its connection can be used again."""
 
 _RESPONSE_HEADERS = frozenset(("retry-after", "retry-after-ms", "x-should-retry", "x-request-id"))
@@ -95,7 +95,7 @@ class UpstreamStream:
 
     def finish(self) -> None:
         """Closes a stream whose last event has come, after a short wait for its framing to end."""
-        deadline = time.monotonic() + LINGER_S
+        deadline = time.monotonic() + REUSE_WAIT_S
         try:
             while not self._closed and (left_s := deadline - time.monotonic()) > 0 and self.read(left_s):
                 pass

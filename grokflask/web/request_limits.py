@@ -140,10 +140,10 @@ class RequestLimiter(DirectLimiter):
         if is_local:
             self.outages += 1
             fields = {"requests": self._outage_policy, "outages": self.outages, "detail": self._ping()}
-            _log.error("Redis is away: requests are limited as the settings say", extra={"fields": fields})
+            _log.error("Redis is unreachable: requests follow their outage setting", extra={"fields": fields})
         else:
             _log.warning(
-                "Redis is back: requests are counted there again", extra={"fields": {"store": "redis"}}
+                "Redis is reachable again: requests are counted there", extra={"fields": {"store": "redis"}}
             )
 
     def _ping(self) -> str | None:

@@ -120,14 +120,14 @@ def test_redis_goes_away_and_comes_back(
         statuses = [ask(server).status_code for _ in range(6)]
         assert statuses == [200] * 5 + [429]
         assert read_store(server) == ("local", 1)
-        assert len(server.find_lines("Redis is away: requests", "Connection refused")) == 1
+        assert len(server.find_lines("Redis is unreachable: requests", "Connection refused")) == 1
         back = RedisServer(tmp_path, redis.port)
         try:
             wait_for(
                 lambda: ask(server).status_code == 200 and read_store(server)[0] == "redis",
                 "Redis to be used",
             )
-            assert len(server.find_lines("Redis is back: requests")) == 1
+            assert len(server.find_lines("Redis is reachable again: requests")) == 1
         finally:
             back.kill()
     finally:
