@@ -20,6 +20,8 @@ from grokflask.storage.outages import WRITE_TIMEOUT_S, is_conflict
 
 CONNECT_TIMEOUT_S = 2
 POOL_SIZE = 4
+CONFLICT_PAUSE_S = 0.05
+"""Pause before a transaction that lost a conflict runs again: at once, it could meet the winner again."""
 
 T = TypeVar("T")
 
@@ -50,7 +52,7 @@ class PostgreSQLConnections:
             raise
 
     def run(self, work: Callable[[Connection], T], timeout_s: float, *, writes: bool) -> T:
-        """Runs `work` in one transaction, a second time if the first had no chance."""
+        """Runs `work` in one transaction, and again after a lost connection or a conflict."""
         is_long = timeout_s > outages.READ_TIMEOUT_S
         engine = self._writes if writes else self._reports if is_long else self._reads
         retry_until = time.monotonic() + timeout_s / 2
@@ -66,9 +68,13 @@ class PostgreSQLConnections:
                 # A pooled connection had died since its last use, or another transaction was in the way.
                 # Either way, this transaction has changed nothing.
                 died = error.connection_invalidated and not begun
-                if not (died or is_conflict(error)) or time.monotonic() > retry_until:
+                conflict = is_conflict(error)
+                if not (died or conflict) or time.monotonic() > retry_until:
                     raise
-                retry_until = 0.0
+                if conflict:
+                    time.sleep(CONFLICT_PAUSE_S)
+                else:
+                    retry_until = 0.0
 
     def close(self) -> None:
         """Closes what is open."""
