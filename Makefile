@@ -5,7 +5,7 @@ COMPILE := $(BIN)/pip-compile --quiet --generate-hashes --strip-extras --allow-u
 INSTALL := -m pip install --quiet --disable-pip-version-check --require-hashes
 PIP := $(BIN)/python $(INSTALL)
 BENCH := .bench/venv/bin/python
-# Node and npm come as a wheel; packages run no scripts of theirs when they are installed.
+# Node and npm come as a wheel; install scripts of packages are not run.
 NPM := PATH="$(CURDIR)/$(BIN):$$PATH" npm --prefix tests/node --ignore-scripts --no-audit --no-fund --silent
 
 .DEFAULT_GOAL := help
@@ -57,7 +57,7 @@ bench-start: .bench/ready ## the CPU time of a cold start
 bench-peers: .venv/bin/python ## install nginx, Portkey and LiteLLM to be measured beside; the last two in .bench
 	@$(BIN)/python benchmarks/peers.py
 
-format: .venv/dev ## let ruff format and mend
+format: .venv/dev ## let ruff format the code and fix what it can
 	$(BIN)/ruff check --quiet --fix .
 	$(BIN)/ruff format --quiet .
 

@@ -1,4 +1,4 @@
-"""grokflask: a small streaming gateway that puts xAI's Grok behind your own door."""
+"""grokflask: a small streaming gateway in front of xAI's Grok."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ class Settings:
     workers: int = _setting(1, integer(1, 256), env="WEB_CONCURRENCY")
     """Number of worker processes. More than one requires `REDIS_URL`, which holds their shared counters."""
     redis_url: str | None = _setting(None, url("redis", "rediss", "unix"), env="REDIS_URL", secret=True)
-    """Redis for rate limits. Without it they are counted in the worker's memory."""
+    """Redis for the counters of all limits, and for answers shared between workers. Without it, each worker
+    keeps them in its memory."""
     database_url: str = _setting(
         "sqlite:///var/grokflask.db",
         url("sqlite", "postgres", "postgresql", "postgresql+psycopg"),
@@ -101,8 +102,8 @@ class Settings:
     """Output tokens to reserve against token limits and budgets when a request sets no `max_tokens`. What the
     answer does not use is returned at its end."""
     fair_share: float = _setting(0.8, read_share)
-    """Once this share of the gateway's slots is taken, a key gets no more than its fair part of them. 1 turns
-    this off until the gateway is full."""
+    """Once this share of the gateway's slots is in use, a key may hold no more than its fair share. With 1,
+    this applies only when the gateway is full."""
     retention_days: int = _setting(90, integer(0, 36500))
     """Days to keep the ledger's rows. Daily sums are kept forever. 0 keeps all."""
     keys_outage: Literal["local", "closed"] = _setting("local", choice("local", "closed"))
@@ -202,7 +203,7 @@ class Settings:
     log_level: str = _setting("info", choice("debug", "info", "warning", "error"))
     """The lowest level that is logged."""
     sandbox_events_per_s: float = _setting(40.0, seconds(0, 10000))
-    """How fast the sandbox streams. 0 is without pauses."""
+    """Events per second of the sandbox's streams. 0 means without pauses."""
 
     @property
     def uses_sandbox(self) -> bool:

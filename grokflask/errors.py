@@ -1,12 +1,12 @@
 """The tree of errors, and how clients of the chat API see them.
 
-    GrokflaskError          the gateway itself: full, shutting down, a store is down
+    GrokflaskError          the gateway failed: full, shutting down, a store unavailable
     ├── ConfigError         the gateway cannot start
     ├── ClientError         the request is at fault
     │   └── RateLimitError  one of the key's limits is reached
     └── UpstreamError       xAI, or the connection to it, failed
 
-Each class has a status, a code, a message and an outcome; a docstring says what the message does not.
+Each class has a status, a code, a message and an outcome. Docstrings add what the message does not say.
 `protocol.dialects` renders errors for the other APIs. No IO. This module imports nothing of grokflask.
 """
 
@@ -287,7 +287,7 @@ class StreamStoppedError(GrokflaskError):
 
 
 class RecordingLostError(GrokflaskError):
-    """A reader fell behind what is still kept of an answer, or the worker that kept it died."""
+    """A reader needs bytes of an answer that were already dropped, or the worker that stored it died."""
 
     status, code = 503, "recording_lost"
     default_message = "The gateway no longer has the rest of this answer; it is incomplete."

@@ -83,7 +83,7 @@ class OpenExchanges:
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:
-        """Holds a place while a request's body is read; it is not an exchange yet."""
+        """Holds a place while a request's body is read, before the request is an exchange."""
         with self._lock:
             self._uploads += 1
         try:
@@ -220,7 +220,7 @@ class Exchange:
         return self._bill
 
     def settle(self, settlement: Settlement) -> None:
-        """The exchange is over. Idempotent. One that a bug of ours ended was not refused, but cut short."""
+        """The exchange is over. Idempotent. An exchange ended by a bug was cut short, not refused."""
         if settlement.outcome is Outcome.REFUSED:
             settlement = replace(settlement, outcome=Outcome.TRUNCATED)
         self._exchanges.end(self.call)

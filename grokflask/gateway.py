@@ -1,7 +1,7 @@
 """The life of a request: a client's request comes in, and its answer goes out.
 
-Read `Gateway.open` from top to bottom. The end of a stream does not return here: the relay is handed what to
-do then.
+Read `Gateway.open` from top to bottom. A stream ends after `open` has returned, so the relay gets callbacks
+for its end.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Gateway:
     """Takes requests to upstream and brings answers back. One for each process.
 
     Args:
-        exchanges: the register of those that are open; each has a place in it.
+        exchanges: the register of open exchanges; each one holds a place in it.
         tallies: counts what /metrics shows.
     """
 
@@ -164,7 +164,7 @@ class Gateway:
         return Exchange(call, upstream_request, key, entry, hold, self.exchanges, self._rows, self.tallies)
 
     def _stream(self, exchange: Exchange, terms: Terms, request: ClientRequest) -> StreamReply:
-        """Events. Upstream's own headers come with them if it answers before the response must begin."""
+        """An answer as events, with upstream's headers if upstream answers before the response must begin."""
         relay = Relay(
             exchange.call,
             terms,
@@ -225,7 +225,7 @@ class Gateway:
         return Reply(reply.status, body, headers, reply.media_type)
 
     def _describe_model(self, exchange: Exchange, model_served: str | None) -> dict[str, str]:
-        """The header that names the model that answered, if it is not the one that was asked for."""
+        """The header that names the model that answered, if it is not the requested one."""
         row = exchange.entry.row
         if not model_served or not row.model or model_served == exchange.model:
             return {}
@@ -247,13 +247,13 @@ class Gateway:
         return reply.usage
 
     def _reply_from_cache(self, body: bytes, age_s: int, entry: LedgerEntry, key: ApiKey) -> Reply:
-        """A list that upstream sent a moment ago. It gets a log line but no row: upstream is not asked."""
+        """A cached list of models. The request has a log line but no row, because it is not sent upstream."""
         body = filter_models(body, key.limits)
         entry.settle(entry.sum_up(Outcome.COMPLETE, bytes_out=len(body)))
         return Reply(200, body, {"Age": str(age_s)})
 
     def _watch(self, call: UpstreamCall, terms: Terms, request: ClientRequest) -> Departure:
-        """From here on, a client that leaves ends the call, or has it drained."""
+        """Watches the client: if it leaves, the call is cancelled or drained."""
         limit_sending(request.client, self._settings.send_timeout_s)
         departure = Departure(
             self._clients,

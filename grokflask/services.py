@@ -121,7 +121,7 @@ def _make_limits(
     exchanges: OpenExchanges,
 ) -> Limits:
     def write_rows() -> None:
-        # What this worker has not written yet; rows of others are at most FLUSH_S old.
+        # Writes this worker's queued rows first. Other workers write theirs within FLUSH_S.
         if writer.state == "away" or not writer.flush():
             raise StoreUnavailableError
 
@@ -190,7 +190,7 @@ def _make_recordings(
 def read_states(
     settings: Settings, exchanges: OpenExchanges, database: Database, limits: Limits, writer: LedgerWriter
 ) -> States:
-    """What /metrics shows of the present: open exchanges, stores, the ledger's queue. Asks no store."""
+    """Current values for /metrics: open exchanges, stores, the ledger's queue. Queries no store."""
     store = limits.state
     states: States = {
         families.BUILD: {(VERSION, platform.python_version()): 1},

@@ -1,4 +1,4 @@
-"""Asking the kernel about a connection, and ending one that another greenlet or thread waits on."""
+"""Queries the state of a connection, and ends one that another greenlet or thread waits on."""
 
 from __future__ import annotations
 

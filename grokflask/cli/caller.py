@@ -158,7 +158,7 @@ def explain_failure(error: Exception, url: str) -> str:
     if isinstance(error, requests.exceptions.ProxyError):
         return f"The proxy of the environment (HTTPS_PROXY, HTTP_PROXY) does not reach {url}."
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return f"{url} does not answer: is the address right, and does a firewall let it through?"
+        return f"{url} does not answer: check the address, and that no firewall blocks it."
     if isinstance(error, requests.exceptions.Timeout) or "timed out" in text:
         return f"{url} was silent for too long."
     if "Connection refused" in text:

@@ -182,7 +182,7 @@ class Departure:
         drains: limits the calls that continue at the same time; further ones are cancelled.
 
     Attributes:
-        left_at: monotonic time at which the client was found gone, or None.
+        left_at: monotonic time at which the client was found to have left, or None.
         drains_call: the call continues, and its usage is still to be read.
     """
 
@@ -231,7 +231,7 @@ class Departure:
         shut_down(self._sock, socket.SHUT_RDWR)
 
     def check(self) -> None:
-        """Looks at once: an answer may be ready before the watcher's next look."""
+        """Checks the socket now: an answer may be ready before the watcher's next check."""
         if self._sock is not None and is_gone(self._sock):
             self.leave()
 

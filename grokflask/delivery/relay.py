@@ -36,13 +36,13 @@ class Stage(enum.Enum):
     """How far a relay has come. It only moves forward."""
 
     OPEN = enum.auto()
-    """There is more to give out."""
+    """More bytes may follow."""
 
     ENDED = enum.auto()
-    """The last bytes have been given out, but may not be written yet."""
+    """The last bytes were yielded, but may not be written yet."""
 
     DELIVERED = enum.auto()
-    """Everything was written: the server has come back for more."""
+    """Everything was written: the server has asked for the next bytes."""
 
     CLOSED = enum.auto()
 
@@ -53,7 +53,7 @@ class Relay:
     Args:
         call: the request to upstream; the relay ends it.
         departure: watches the client, and knows what to do when it leaves.
-        on_finish: called when upstream is done, before the last bytes are given out; not after an abort.
+        on_finish: called when upstream is done, before the last bytes are yielded; not after an abort.
         on_settle: called once by `close`.
         started_at: when the client's request came, by `clock`.
         on_answer: called with upstream's response headers that a client may see, and whether the request was
@@ -96,14 +96,14 @@ class Relay:
         self._started_at = started_at
         self._total_at = started_at + terms.total_timeout_s
         self._deadline = started_at + terms.first_event_timeout_s
-        self._given_at: float | None = None  # when bytes were last given out
+        self._given_at: float | None = None  # when bytes were last yielded
         self._read_at: float | None = None  # when the bytes being written were read
         self._heartbeat_at = started_at  # until the answer has come a comment is due at once
         self._first_event_at: float | None = None
         self._stage = Stage.OPEN
         self._error: GrokflaskError | None = None  # why the stream broke
         self._status = 200
-        self._ahead: bytes | None = None  # what is given out first
+        self._ahead: bytes | None = None  # the bytes to yield first
         self._bytes_out = 0
         self._events_out = 0  # without those that are read after the client has left
 
@@ -130,9 +130,9 @@ class Relay:
             raise
 
     def look_ahead(self, timeout_s: float) -> str | None:
-        """Reads what is given out first, a comment after `timeout_s`. Returns the model named in it, if any.
+        """Reads the first bytes to yield; a comment after `timeout_s`. Returns the model in them, if any.
 
-        Nothing is held back by it: a WSGI server sends the head together with the first bytes (PEP 3333).
+        This delays nothing: a WSGI server sends the head together with the first bytes (PEP 3333).
         Errors from here on are reported inside the stream.
         """
         if self._stream is not None:
@@ -141,7 +141,7 @@ class Relay:
         return self._filter.model_served
 
     def _adopt(self, timeout_s: float) -> None:
-        """Takes upstream's answer over, if it comes within `timeout_s`."""
+        """Starts reading upstream's answer, if it comes within `timeout_s`."""
         self._stream = self._call.wait(timeout_s)
         if self._stream is not None:
             self.headers = self._stream.headers
@@ -155,11 +155,11 @@ class Relay:
 
     @property
     def complete(self) -> bool:
-        """The whole answer was given out, and upstream marked its end."""
+        """The whole answer was yielded, and upstream marked its end."""
         return self._stage is Stage.DELIVERED and self._filter.done and self._error is None
 
     def count_sent(self) -> tuple[int, int]:
-        """Events and bytes that were given out so far."""
+        """Events and bytes that were yielded so far."""
         return self._events_out, self._bytes_out
 
     def __iter__(self) -> Iterator[bytes]:
@@ -233,7 +233,7 @@ class Relay:
         except GrokflaskError as error:
             out = self._fail(error)
         except Exception:
-            # A bug of ours must not end a stream in silence either.
+            # A bug in the gateway must not end a stream silently either.
             _log.exception("the relay failed")
             out = self._fail(StreamBrokenError("The gateway failed inside the answer; it is incomplete."))
         self._bytes_out += len(out)
@@ -246,7 +246,7 @@ class Relay:
         return out
 
     def _wait_for_bytes(self, now: float) -> bytes:
-        """What goes out next: events, or a comment when there have been none for too long."""
+        """The next bytes to yield: events, or a comment if there have been none for too long."""
         while True:
             until = min(self._deadline, self._total_at, self._heartbeat_at)
             if now >= until:
@@ -268,7 +268,7 @@ class Relay:
             now = self._clock()
 
     def _receive(self, timeout_s: float) -> list[bytes]:
-        """The events that have come, [] for none within `timeout_s`. Raises GrokflaskError at the end."""
+        """The events that arrived; [] if none do within `timeout_s`. Raises GrokflaskError at the end."""
         try:
             if self._stream is None:
                 self._adopt(timeout_s)
@@ -307,7 +307,7 @@ class Relay:
         return self._terms.make_idle_timeout_error()
 
     def _drain(self) -> None:
-        """The client has left: reads on for the usage where that is wanted, and discards the events."""
+        """The client has left: if so configured, reads on for the usage and discards the events."""
         left_at = self._departure.left_at
         if not self._departure.drains_call or left_at is None:
             return

@@ -1,6 +1,6 @@
 """Bodies in transit: in memory up to a megabyte, in a temporary file beyond that.
 
-The file has no name and lies in TMPDIR; it goes with its last descriptor, whatever happens to the process.
+The file is in TMPDIR and has no name. The system deletes it with its last descriptor, even after a crash.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Spool:
 
     @property
     def in_memory(self) -> bool:
-        """It is small."""
+        """The whole body is in memory."""
         return self._size <= MEMORY_BYTES
 
     def append(self, data: bytes) -> None:

@@ -19,7 +19,7 @@ class Terms(msgspec.Struct, frozen=True):
         wants_json: an error event is OpenAI's object, not the guide's text.
         heartbeat_s: silence in a stream after which a comment goes out.
         first_event_timeout_s: from the client's request to the first event, or to the head of a whole reply.
-        idle_timeout_s: between two events, or two pieces of a whole reply. Comments are no events.
+        idle_timeout_s: between two events, or two pieces of a whole reply. Comments do not count.
         total_timeout_s: from the client's request to the end.
         drain_s: how long a call is read on for its usage after its client has left; 0 cancels it.
         secrets: texts to cut out of upstream's messages.

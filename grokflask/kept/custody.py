@@ -1,6 +1,6 @@
 """Enforces ownership of what upstream keeps: each key reaches only its own objects.
 
-`check_request` runs before a request goes up: everything that it names must belong to its key.
+`check_request` runs before a request is sent: everything that it names must belong to its key.
 `filter_reply` runs on the answer: a new object becomes the key's, and lists show only the key's own objects.
 """
 
@@ -123,7 +123,7 @@ class Custody:
         mine = self._ownership.select(kind, {id for id, _ in items if id is not None}, key)
         left = [(id, item) for id, item in items if id in mine]
         fields[name] = msgspec.Raw(msgspec.json.encode([item for _, item in left]))
-        # Without it OpenAI's SDK asks for the same page again and again.
+        # Without it, OpenAI's SDK would request the same page forever.
         fields.setdefault("has_more", msgspec.Raw(b"false"))
         for edge, place in (("first_id", 0), ("last_id", -1)):
             if edge in fields:

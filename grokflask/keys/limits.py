@@ -19,7 +19,7 @@ from grokflask.shaping.tools import Use
 from grokflask.times import LATEST, read_duration, read_iso, to_iso
 
 Allowed = Literal["all", "client", "none"]
-"""Which tools a key may ask for; `client` are functions that the client runs itself."""
+"""Which tools a key may use; `client` allows functions that the client runs itself."""
 
 MAX_TOKENS = 10**12
 MAX_STREAMS = 10**6

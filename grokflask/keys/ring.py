@@ -6,7 +6,7 @@ accepted.
 
 Keys of GROKFLASK_KEYS are in memory; others are looked up in the database and cached for a moment. While the
 database is unreachable, cached keys keep working (unless a setting forbids it) and unknown ones get a 503,
-never a 401: a key that could not be looked up is not called wrong.
+never a 401: a key that could not be looked up may be valid.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ApiKey:
     """Sent to xAI as bearer token; None sends none."""
     limits: KeyLimits = field(default_factory=KeyLimits)
     version: str = field(default="", repr=False)
-    """Tells keys apart that had the same name at different times."""
+    """Distinguishes keys that had the same name at different times."""
 
     @property
     def owner(self) -> str:
@@ -75,7 +75,7 @@ class ApiKey:
 
 
 class _Lookup(NamedTuple):
-    """A look-up's result, and when the database was asked (epoch seconds)."""
+    """A look-up's result, and when the database was queried (epoch seconds)."""
 
     found: FoundKey | None
     asked_at: float

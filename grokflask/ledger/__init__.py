@@ -1,1 +1,1 @@
-"""One row for each exchange: how it is written, and what people ask of it."""
+"""The ledger, one row for each exchange: how rows are written and queried."""

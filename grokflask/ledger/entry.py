@@ -1,6 +1,6 @@
 """Each exchange has one entry, which becomes one row of the ledger and one line in the log.
 
-The entry is made when a request arrives, its row is opened when upstream is asked, and both are settled once.
+The entry is made when a request arrives. Its row is opened when upstream is called. Both are settled once.
 Prompts, answers and secrets have no field here.
 """
 
@@ -39,7 +39,7 @@ class LedgerEntry:
     events: int = 0
     retried: bool = False
     usage: Usage | None = None
-    """Of a whole reply, as soon as it is known: it is paid for even if an error follows."""
+    """The usage of a whole reply, once known: it is charged even if an error follows."""
     model_served: str | None = None
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 

@@ -72,7 +72,7 @@ COLUMNS = tuple(item.name for item in dataclasses.fields(LedgerRow))
 
 def make_id(now: float | None = None) -> str:
     """A new row's id: 12 hex digits of milliseconds and 16 random ones, so ids sort by time."""
-    # Not a secret: the system's generator would cost a system call for each exchange.
+    # Need not be secret. The system's generator would cost a system call for each exchange.
     chance = random.getrandbits(64)
     return f"{int((time.time() if now is None else now) * 1000):012x}{chance:016x}"
 

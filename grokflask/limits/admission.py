@@ -32,11 +32,11 @@ from grokflask.limits.settlements import Settlements
 from grokflask.runtime import get_pid
 
 LOOKUPS = 2
-"""Times that a request asks the ledger what its key has spent, before it continues without knowing."""
+"""How often a request looks up its key's spending in the ledger before it continues without the figure."""
 
 PROBE_S = 1.0
-"""Interval at which an unreachable store is tried again, beside the requests, and at which a reachable one is
-asked which streams to end."""
+"""Interval at which the thread tries an unreachable store again, and polls a reachable one for streams to
+end."""
 
 _log = logging.getLogger("grokflask.limits")
 
@@ -57,7 +57,7 @@ class Hold:
         self._settled = False
 
     def settle(self, bill: Bill | None = None) -> None:
-        """Releases the reservation and books `bill`, or nothing if upstream was not asked."""
+        """Releases the reservation and books `bill`, or nothing if the request was not sent upstream."""
         with self._lock:
             if self._settled:
                 return
@@ -354,7 +354,7 @@ class _AwayError(Exception):
 
 
 class _SpendingUnknownError(Exception):
-    """Neither the store nor the ledger can say what the key has spent."""
+    """The key's spending is neither in the store nor available from the ledger."""
 
 
 def _is_limited(ask: Ask) -> bool:

@@ -3,7 +3,7 @@
 One atomic step admits a request against all limits of its key and holds an estimate; a later step settles it
 with what it really used. A lease expires unless its worker renews it, so what a killed process held is freed.
 
-Here are the values, and the protocol that `memory` and `redis` implement. A store handles no outages, does
+This module has the values and the protocol of `memory` and `redis`. A store handles no outages, does
 not know the ledger and reads no clock: `now` comes from the caller, in epoch seconds.
 """
 
@@ -44,7 +44,7 @@ RETRY_S = 1.0
 """Retry-After when another request of the key has to end first."""
 
 HELD_RETRY_S = 5.0
-"""Retry-After when only tokens that are held are in the way."""
+"""Retry-After when a request is refused only because of held tokens."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ class Settled(msgspec.Struct, frozen=True):
     """What a request really used, ready to be booked.
 
     Attributes:
-        seq: this worker's number of it, rising: what is delivered twice counts once.
+        seq: its number in this worker, increasing, so that a repeated delivery counts once.
         id: the lease's id.
         day: as in the Ask.
         tokens: clamped to 0..MAX_AMOUNT.

@@ -76,7 +76,7 @@ class OutageCounters:
         return self._counters.standing(key, day, self._clock())
 
     def forget(self, key: str, day: str) -> None:
-        """Forgets the key's spending: the shared counters know it again."""
+        """Drops the key's spending, because the shared counters have it again."""
         self._spent.pop((key, day), None)
 
     def clear(self) -> None:

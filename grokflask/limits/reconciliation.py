@@ -11,7 +11,7 @@ from grokflask.storage.database import Database
 from grokflask.times import to_day
 
 ARRIVAL_S = 1.0
-"""What has reached the counters is in the ledger after this time, and vice versa."""
+"""Time within which the counters and the ledger both have an ended exchange."""
 
 FIELDS = ("counter_day_ticks", "counter_month_ticks")
 

@@ -1,8 +1,8 @@
 """Where flask-limiter counts requests when there is no Redis: this process's memory.
 
-The library's own store starts a timer thread a hundred times a second under load, and each of them walks over
-all keys; with thousands of keys that is most of a worker's time. Here a key is two numbers, and what is over
-goes when it is due, a minute at a time.
+The library's own store starts a timer thread a hundred times a second under load, and each thread iterates
+over all keys. With thousands of keys that takes most of a worker's time. Here each key has two counts, and
+expired keys are removed once a minute.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SWEEP_S = 60.0
 class RequestStorage(Storage, SlidingWindowCounterSupport):
     """A store of the `limits` library, for its sliding-window counter. Safe in threads; a hit is atomic.
 
-    Windows begin at multiples of their length, as in the library's Redis store. The one before counts by the
-    part of it that the last `expiry` seconds still reach into.
+    Windows begin at multiples of their length, as in the library's Redis store. Hits of the previous window
+    count in proportion to its overlap with the last `expiry` seconds.
     """
 
     STORAGE_SCHEME = ["grokflask-memory"]  # noqa: RUF012 - as the library wants it
@@ -52,7 +52,7 @@ class RequestStorage(Storage, SlidingWindowCounterSupport):
         return True
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
-        """Hits in the window before and the seconds that they still count, then the same of this window."""
+        """Hits of the previous window and the seconds that they still count, then those of this window."""
         now = self._clock()
         with self._lock:
             _, hits, before = self._turn(key, expiry, now)
@@ -60,29 +60,29 @@ class RequestStorage(Storage, SlidingWindowCounterSupport):
         return before, left_s if before else 0.0, hits, left_s + expiry
 
     def clear_sliding_window(self, key: str, expiry: int) -> None:
-        """Forgets what was counted."""
+        """Removes the key's counts."""
         with self._lock:
             self._windows.pop((key, expiry), None)
 
     def check(self) -> bool:
-        """Memory is always there."""
+        """Always True: memory is never unavailable."""
         return True
 
     def reset(self) -> int:
-        """Forgets everything; how many keys that were."""
+        """Removes all counts, and returns how many there were."""
         with self._lock:
             number = len(self._windows)
             self._windows.clear()
         return number
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        """Of another strategy, which is not used here."""
+        """Not supported: only the sliding-window counter is used."""
         raise NotImplementedError
 
     get = get_expiry = clear = incr  # type: ignore[assignment]
 
     def _turn(self, key: str, expiry: int, now: float) -> list[int]:
-        """The window of `now`; one that has passed since is now the one before. The lock is held."""
+        """The window at `now`, with the hits of the previous one. The caller holds the lock."""
         number = int(now / expiry)
         window = self._windows.get((key, expiry))
         if window is None or window[0] < number - 1:
@@ -92,7 +92,7 @@ class RequestStorage(Storage, SlidingWindowCounterSupport):
         return window
 
     def _sweep(self, now: float) -> None:
-        """Lets go of keys that nothing counts for any more."""
+        """Removes keys without hits that still count."""
         self._sweep_at = now + SWEEP_S
         over = [each for each, window in self._windows.items() if window[0] < int(now / each[1]) - 1]
         for each in over:

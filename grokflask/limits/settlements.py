@@ -1,7 +1,7 @@
 """The queue of settlements for the counters: each is delivered once, in order, also after an outage.
 
 This process numbers them, and the store skips numbers that it knows, so a delivery whose answer was lost can
-be repeated. One delivery takes along everything that is queued: streams that end together share a round trip.
+be repeated. One delivery sends everything that is queued, so streams that end together share a round trip.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Settlements:
         Raises StoreUnavailableError.
         """
         with self._delivering:
-            # Callers that waited here while the store failed need not find that out again.
+            # If the store failed while a caller waited here, the caller does not try it again.
             while self._waiting and not unless():
                 with self._lock:
                     batch = list(islice(self._waiting, BATCH))
@@ -72,7 +72,7 @@ class Settlements:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Delivers nothing inside: a lease must not be renewed while its settlement is on the way."""
+        """Context without deliveries: a lease must not be renewed while its settlement is being delivered."""
         with self._delivering:
             yield
 

@@ -1,9 +1,9 @@
 """At most one exchange for each Idempotency-Key: a repeated request gets the answer of the first one.
 
-The gateway carries the first request as any other, but its answer goes into a recording. The first client
+The gateway sends the first request upstream as usual, but writes the answer to a recording. The first client
 reads that recording, and so does every client that repeats the request, during the exchange or afterwards. To
-the relay the recording is a client that takes everything at once, and leaves when its last reader has left. A
-repeated request has a line in the log but no row in the ledger, because it is no exchange.
+the relay, the recording is a client that reads immediately, and leaves when its last reader has left. A
+repeated request has a line in the log but no row in the ledger, because it is not an exchange.
 """
 
 from __future__ import annotations
@@ -192,12 +192,12 @@ def _repeat(reader: Reader, last_event_id: str) -> Reply | StreamReply:
 
 
 def _write_line(fields: dict[str, str], of: str | None, outcome: str, bytes_out: int) -> None:
-    """The log line of a request that is no exchange; `of` is the id of the request whose answer it got."""
+    """The log line of a repeated request; `of` is the id of the request whose answer it got."""
     _log.info("replay", extra={"fields": {**fields, "of": of, "outcome": outcome, "bytes_out": bytes_out}})
 
 
 def _take_fingerprint(request: ClientRequest) -> str:
-    """A digest that two requests share only if they ask for the same."""
+    """A digest that is equal only for equal requests."""
     route, body = request.route, request.body
     where = _digest(route.upstream_path, request.model_id or "", request.item_id or "", request.query)
     if isinstance(body, bytes):

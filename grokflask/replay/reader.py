@@ -38,7 +38,7 @@ class Reader(Cursor):
         self.recording.notify()
 
     def wait_for_head(self) -> Head:
-        """How the answer begins. Raises what made it fail before that, and the reason given to `cancel`."""
+        """The head of the answer. Raises the error that prevented it, or the reason given to `cancel`."""
         recording = self.recording
         recording.wait(self, lambda: recording.head is not None or recording.ending is not None)
         if recording.head is not None:

@@ -90,7 +90,7 @@ class Recording:
     end: int = 0  #: position behind the last byte
     given_up: bool = False  #: it is too large to be shared
     readers: frozenset[Cursor] = frozenset()  #: those in this process
-    left_at: float | None = None  #: epoch seconds at which it was abandoned for want of readers
+    left_at: float | None = None  #: epoch seconds at which it was abandoned because it had no readers
     _on_leave: Callable[[], None] | None = None
     _kept: bytearray = field(default_factory=bytearray)
     _changed: threading.Condition = field(default_factory=threading.Condition)

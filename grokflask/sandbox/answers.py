@@ -1,4 +1,4 @@
-"""Answers: what the sandbox says to a chat, decided before anything is sent.
+"""Answers: the sandbox's answer to a chat, computed before anything is sent.
 
 The words depend on a hash of the messages alone, so the same conversation always gets the same answer.
 """

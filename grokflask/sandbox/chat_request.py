@@ -1,4 +1,4 @@
-"""The body of a chat request, and what xAI refuses of it: wrong types with 422, wrong values with 400.
+"""The body of a chat request, checked as xAI checks it: 422 for wrong types, 400 for wrong values.
 
 Requests to Responses and Messages are converted to it. Unknown fields are ignored: xAI does not document what
 it does with them.

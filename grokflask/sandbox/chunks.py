@@ -43,7 +43,7 @@ def make_reply(answer: Answer, clock: Clock) -> dict[str, Any]:
 
 
 def make_chunks(answer: Answer, style: Style, with_usage: bool, clock: Clock) -> Iterator[Chunk]:
-    """Yield the chunks of a stream, each made when it is asked for."""
+    """Yield the chunks of a stream, each made on demand."""
     spent, usage = answer.silent_tokens, answer.usage()
     for number, (delta, tokens) in enumerate(_list_deltas(answer, style)):
         ends = not delta and tokens == 0

@@ -1,4 +1,4 @@
-"""The fault models: a table by name of what goes wrong when one is asked for as `model`, and how.
+"""The fault models: a table of their names and of what goes wrong when a request names one as `model`.
 
 Most faults alter a stream: they are functions from events to steps. The second argument of an `Alter` is the
 number of seconds from the fault model's name.
@@ -116,9 +116,9 @@ Refuse = Callable[[str | None], RefusalError]
 class Fault:
     """What one fault model does differently from grok-4.3.
 
-    `refuse` answers instead of the model; where there is `alter` too, only if no stream was asked for.
-    `before_headers` makes the answer wait or cuts it off. `alter` spoils a stream, and any other reply too if
-    it `alters_replies`: it gets the body in pieces.
+    `refuse` answers instead of the model; where there is `alter` too, only for requests without a stream.
+    `before_headers` makes the answer wait or cuts it off. `alter` changes a stream, and with
+    `alters_replies` also the body of any other reply, which it gets in pieces.
     Those that are `timed` take `seconds` from the end of the model's name.
     """
 

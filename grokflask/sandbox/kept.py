@@ -195,7 +195,7 @@ class Batch:
 
 
 class PromptCache:
-    """Which beginnings of prompts were read before: the digests of blocks of whole tokens. Thread-safe.
+    """The prompt cache: which prefixes were read before, as digests of blocks of tokens. Thread-safe.
 
     At xAI each server has its own cache, and requests with the same conversation id go to the same server.
     Here each conversation has its own cache, and a request without an id finds nothing.

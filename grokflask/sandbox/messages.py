@@ -31,7 +31,7 @@ class MessagesRequest(TextRequest, kw_only=True):
 
 
 def to_chat(asked: MessagesRequest) -> ChatRequest:
-    """Return the chat that asks for the same."""
+    """Return the equivalent chat request."""
     messages = [{"role": "system", "content": read_content(asked.system)}] if asked.system else []
     for turn in asked.messages:
         messages += _read_turn(turn)

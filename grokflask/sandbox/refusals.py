@@ -1,6 +1,6 @@
 """Refusals: answers with an error status, in the shapes xAI sends them.
 
-The main shape is flat, `{"code": "...", "error": "..."}`. The texts are our own, except for the fragments by
+The main shape is flat, `{"code": "...", "error": "..."}`. The texts are made up, except for the fragments by
 which clients recognise a cause.
 """
 

@@ -49,7 +49,7 @@ class ResponsesRequest(TextRequest, kw_only=True):
 
 
 def to_chat(asked: ResponsesRequest, before: list[Any]) -> ChatRequest:
-    """Return the chat that asks for the same; `before` are the messages of `previous_response_id`."""
+    """Return the equivalent chat request; `before` are the messages of `previous_response_id`."""
     if asked.instructions is not None and asked.previous_response_id is not None:
         raise refuse(400, "instructions cannot be used alongside previous_response_id.")
     if asked.max_output_tokens is not None and asked.max_output_tokens < 1:

@@ -6,7 +6,7 @@ Each part has a test in `tests/unit/server/test_private.py`. Gains are CPU of th
 - `gunicorn.util.write_error` is replaced, for errors as JSON. gunicorn has no setting for it.
 - `gunicorn.config.Config` gets its settings as attributes: 23 µs of a request.
 - `AsyncWorker.handle` and `handle_request` are extended, to find idle connections and close them.
-- gevent's `hub.loop` makes the watchers of `waits.ReadWait`: an event that is waited for costs 0.92 as much.
+- gevent's `hub.loop` makes the watchers of `waits.ReadWait`: a paced event costs 0.92 as much.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ class ReadWait:
     """Waits until `sock` has something to read.
 
     gevent's own sockets try to read first, which nearly always fails, and make a timer for every wait. This
-    class keeps one timer. A timer that rings too early, because a later wait has a later deadline, is set
-    again then. A closed socket counts as readable: the read reports the error.
+    class keeps one timer. If it fires before the deadline of the current wait, it is set
+    again. A closed socket counts as readable: the read reports the error.
 
     One greenlet waits at a time. When it is killed, the next wait starts from a clean state.
     """

@@ -144,7 +144,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         except OSError as error:
             if error.errno in _LOST:
                 # gunicorn logs a traceback for these, but ignores a broken pipe.
-                raise BrokenPipeError(errno.EPIPE, "the client is gone") from None
+                raise BrokenPipeError(errno.EPIPE, "the client has disconnected") from None
             raise
         finally:
             self._connections.end_request(sock)

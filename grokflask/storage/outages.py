@@ -49,7 +49,7 @@ class Breaker:
 
 
 def is_outage(error: Exception) -> bool:
-    """Whether the database has failed, rather than what was asked of it."""
+    """Whether the error is a failure of the database, not of the query."""
     if isinstance(error, ProgrammingError):
         return _read_sqlstate(error) == _NO_SUCH_TABLE
     return not isinstance(error, IntegrityError | DataError | NotSupportedError)

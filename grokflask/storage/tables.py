@@ -94,7 +94,7 @@ daily = Table(
     metadata,
     Column("key", Text, primary_key=True),
     Column("day", Text, primary_key=True),  # UTC, YYYY-MM-DD, when the exchanges began
-    Column("model", Text, primary_key=True),  # the one that answered, or was asked for
+    Column("model", Text, primary_key=True),  # the one that answered, else the requested one
     Column("outcome", Text, primary_key=True),
     *_columns(BigInteger, "exchanges bytes_out cost_ticks", nullable=False),
     *_columns(BigInteger, "prompt_tokens cached_tokens completion_tokens reasoning_tokens", nullable=False),

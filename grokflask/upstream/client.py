@@ -55,7 +55,7 @@ class UpstreamClient:
         return UpstreamCall(lambda attempt: self.send(request, key, attempt))
 
     def send(self, request: UpstreamRequest, key: str | None, attempt: Attempt) -> UpstreamStream:
-        """The successful answer to `request`, with its body still to be read. It has events if asked for.
+        """The successful answer to `request`, with its body unread. It is a stream if requested.
 
         Raises UpstreamStatusError for an error that upstream sent, and other UpstreamErrors.
         """

@@ -174,7 +174,7 @@ class AnswerParser:
         return AnswerHead(status, headers, keeps, rest)
 
     def _unpack(self, packed: bytes) -> bytes:
-        """All that can be unpacked by now, for an upstream that compresses although it was told not to."""
+        """Everything unpacked so far, for an upstream that compresses although no coding was accepted."""
         assert self._inflate is not None
         try:
             body = self._inflate.decompress(packed, MAX_UNPACKED_BYTES)
@@ -199,7 +199,7 @@ def _make_inflate(encoding: str, status: int) -> zlib._Decompress | None:
     if encoding in ("gzip", "x-gzip", "deflate"):
         return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip or zlib, by its header
     if encoding not in ("", "identity") and status < 400:  # an error that cannot be unpacked is still one
-        raise UpstreamProtocolError(f"The upstream API compressed its answer as {encoding!r}, unasked.")
+        raise UpstreamProtocolError(f"The upstream API used an unrequested compression: {encoding!r}.")
     return None
 
 

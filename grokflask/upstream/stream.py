@@ -17,7 +17,7 @@ from grokflask.upstream.parser import AnswerParser
 from grokflask.upstream.transport import RECEIVE_BYTES, Answer
 
 TURN_BYTES = 64 * 1024
-"""A stream lets others run after this much: one that never has to wait would block its worker."""
+"""A stream yields to others after this much: one that never waits would block its worker."""
 LARGE_BYTES = 4096
 """After a read of this size more bytes have probably come."""
 REUSE_WAIT_S = 0.05
@@ -52,7 +52,7 @@ class UpstreamStream:
         self.media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def is_answer_to(self, request: UpstreamRequest) -> bool:
-        """A success, and events where the request asks for events."""
+        """The status is a success, and the body is a stream if the request asks for one."""
         has_type = not request.stream or self.media_type == "text/event-stream"
         return 200 <= self.status < 300 and has_type
 

@@ -80,7 +80,7 @@ class Attempts:
 
 
 def compare_tokens(token: str, other: str) -> bool:
-    """Whether both are the same, in a time that tells nothing about them."""
+    """Whether both are equal, compared in constant time."""
     digests = [hashlib.sha256(each.encode(errors="replace")).digest() for each in (token, other)]
     return hmac.compare_digest(*digests)
 

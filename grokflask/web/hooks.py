@@ -80,7 +80,7 @@ def _finish_response(response: Response) -> Response:
 
 
 def _count_response(tallies: Tallies, flask_request: Request, status: int, notes: Notes) -> None:
-    """Outside the API there are only a few names, whatever paths clients ask for."""
+    """Counts the response. Outside the API there are only a few names, whatever paths clients request."""
     if notes.route is not None:
         name = notes.route.name
     else:

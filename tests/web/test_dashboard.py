@@ -305,7 +305,7 @@ def test_it_says_when_it_cannot_refresh(visit: Callable[..., Visit], filled: Gat
     page = sign_in(window)
     told = page.locator("[data-refresh-state]")
     page.route("**/admin/parts/**", lambda route: route.abort())
-    expect(told).to_contain_text("Could not refresh since")
+    expect(told).to_contain_text("Not refreshed since")
     expect(page.locator("#exchanges tbody tr").first).to_be_visible()
     page.unroute("**/admin/parts/**")
     expect(told).to_have_text("Refreshes by itself")

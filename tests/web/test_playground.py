@@ -132,11 +132,11 @@ def test_pictures_that_cannot_be_sent(page: Page) -> None:
     """A picture of another kind, and one that is too large, are refused with the reason."""
     drop_file(page, "a.gif", "image/gif", b"GIF89a")
     expect(page.locator("#picture-problem")).to_have_text(
-        "a.gif is no PNG or JPEG; the models take no other pictures."
+        "a.gif is not a PNG or JPEG; the models accept no other formats."
     )
     large = {"name": "large.png", "mimeType": "image/png", "buffer": bytes(20 * 2**20 + 1)}
     page.set_input_files("#picture", large)
-    expect(page.locator("#picture-problem")).to_contain_text("large.png has 20.0 MiB; the models take up to")
+    expect(page.locator("#picture-problem")).to_contain_text("large.png has 20.0 MiB; the models accept")
     expect(page.locator("#attached img")).to_have_count(0)
 
 
@@ -201,7 +201,7 @@ def test_another_model_answers(page: Page) -> None:
     """When another model has answered than the one asked for, that is told."""
     page.evaluate("location.search = '?model=grok-4'")
     page.wait_for_selector("html[data-ready]")
-    expect(ask(page, "Tell me a story")).to_contain_text("You asked for grok-4; grok-4.3 answered.")
+    expect(ask(page, "Tell me a story")).to_contain_text("You requested grok-4; grok-4.3 answered.")
 
 
 @pytest.mark.parametrize("address", re.findall(r"`(/\?model=sandbox-\S+)`", DOCS.read_text(encoding="utf-8")))
@@ -238,10 +238,10 @@ def test_settings_go_along(page: Page) -> None:
 @pytest.mark.parametrize(
     ("label", "value", "problem"),
     [
-        ("Temperature", "3", "It is a number from 0 to 2, or empty."),
-        ("Max tokens", "0", "It is a number from 1 to 10000000, or empty."),
-        ("Tools (JSON)", "{", "It is no JSON"),
-        ("Tools (JSON)", "{}", "It is a list of tools, in [ ]."),
+        ("Temperature", "3", "Enter a number from 0 to 2, or leave this empty."),
+        ("Max tokens", "0", "Enter a number from 1 to 10000000, or leave this empty."),
+        ("Tools (JSON)", "{", "This is not valid JSON"),
+        ("Tools (JSON)", "{}", "Enter a list of tools, in [ ]."),
         ("Tools (JSON)", "[1]", 'Tool 1 has no "type".'),
         ("Tools (JSON)", '[{"type": "function"}]', 'Tool 1 has no "function" with a "name".'),
     ],

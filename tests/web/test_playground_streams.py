@@ -330,7 +330,7 @@ def test_a_key_is_needed(window: Visit) -> None:
     page.get_by_role("button", name="Forget").click()
     enter_key(page, CLIENT_KEY)
     expect(page.locator("#load-problem")).to_be_empty()
-    expect(page.locator("#usage-name")).to_have_text("Use of alice")
+    expect(page.locator("#usage-name")).to_have_text("Usage of alice")
     page.get_by_label("Message", exact=True).press("Enter")
     wait_for_end(page)
 

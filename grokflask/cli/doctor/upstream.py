@@ -37,12 +37,12 @@ def check_key(settings: Settings) -> Finding:
         text = "XAI_API_BASE is set without XAI_API_KEY: no key is sent"
         return finding("warn", text, "Set XAI_API_KEY, unless that upstream needs none.")
     if key[0] in "'\"" or key[-1] in "'\"" or key.lower() == "bearer":
-        text = "it has quotes around it, or is no key"
+        text = "it is in quotes, or is not a key"
         return finding("FAIL", text, "Set XAI_API_KEY to the key alone.")
     if settings.upstream_base == XAI_API_BASE and not re.fullmatch(r"xai-[A-Za-z0-9_-]{20,}", key):
         text = "it does not look like one (xai- and a long random text)"
         return finding("warn", text, "Copy it once more from https://console.x.ai.")
-    return finding("ok", "it has a key's shape")
+    return finding("ok", "its format is valid")
 
 
 def check_upstream(settings: Settings) -> Iterator[Finding]:
@@ -106,7 +106,7 @@ def judge_models(settings: Settings, reply: requests.Response, took_ms: float) -
     # xAI answers a wrong key with 400.
     if status in (401, 403) or (status == 400 and "key" in reply.text[:2000].lower()):
         if settings.xai_api_key is None:
-            return finding("ok", f"asks for a key ({status}), {took_ms:.0f} ms")
+            return finding("ok", f"reachable, requires a key ({status}), {took_ms:.0f} ms")
         remedy = "Set XAI_API_KEY to an enabled key of https://console.x.ai."
         return finding("FAIL", f"upstream refuses the key ({status})", remedy)
     if status == 429:

@@ -97,7 +97,7 @@ def _check_path(caller: Caller, path: str) -> Finding:
     try:
         text = str(msgspec.json.decode(body)["status"])
     except (*MALFORMED, LookupError, TypeError):
-        text = f"the answer to {path} is not a gateway's ({status})"
+        text = f"{path} was not answered by a gateway ({status})"
         return Finding(path, "FAIL", text, f"Let the proxy pass {path}: load balancers need it.")
     if status != 200:
         return Finding(path, "warn", text, "It is shutting down: another instance should take over.")

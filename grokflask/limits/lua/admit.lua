@@ -1,4 +1,4 @@
--- Holds all that a request asks for, or nothing. After leases.lua.
+-- Reserves everything that a request needs, or nothing. After leases.lua.
 -- Returns {"granted", open streams, tokens left or false}, {"unloaded"}, or {reason, used, limit, bucket or false}.
 
 local WORKERS = KEYS[7]    -- sorted set: worker -> when it counts as dead
@@ -16,7 +16,7 @@ local capacity, fair_share = tonumber(ARGV[15]), tonumber(ARGV[16])
 local function check_share()
   local open, total = read(OPEN, key), redis.call("ZCARD", EXPIRIES)
   if open == 0 or total < fair_share * capacity then
-    return nil -- nothing of its own is open, or less than that part of all slots, which are no fewer
+    return nil -- the key has nothing open, or too few slots are in use: `slots` below is at least `capacity`
   end
   drop_dead_workers(WORKERS, CAPACITIES, now)
   local slots = 0
@@ -62,7 +62,7 @@ local function check_budget(reason, budget, spent, held)
   if not budget then
     return nil
   end
-  -- What costs nothing that is known passes until the budget is spent.
+  -- A request without a known cost is admitted until the budget is spent.
   if budget > 0 and spent < budget and (ticks == "0" or spent + held + ticks <= budget) then
     return nil
   end

@@ -1,5 +1,5 @@
--- What the operations on leases share; it stands in front of each of them.
--- Numbers are passed on as the text they came as: Lua would print 10^15 as 1e+15.
+-- Functions shared by the operations on leases; each script begins with this file.
+-- Numbers stay text as received: Lua would print 10^15 as 1e+15.
 
 local EXPIRIES = KEYS[1] -- sorted set: lease -> when it lapses
 local LEASES = KEYS[2]   -- hash: lease -> "stream tokens ticks key"

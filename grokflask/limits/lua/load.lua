@@ -1,4 +1,4 @@
--- Puts in place what a key (KEYS 1) has spent, where it is missing, and forgets what it spent long ago.
+-- Stores a key's spending (KEYS 1) where it is missing, and deletes the sums of old days and months.
 -- ARGV: now, how long it is all kept, the oldest month to keep; then pairs of a day or month and its ticks.
 -- A sum's time of loading is beside it, under its name and "@".
 

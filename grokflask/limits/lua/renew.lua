@@ -1,4 +1,4 @@
--- A worker and its leases live on; leases that were lost are held anew. After leases.lua.
+-- Renews a worker and its leases; restores leases that were lost. After leases.lua.
 -- ARGV: now, the new expiry, worker, its slots; then for each lease: id, key, stream, tokens, ticks.
 
 local WORKERS = KEYS[7]    -- sorted set: worker -> when it counts as dead

@@ -1,4 +1,4 @@
--- Where a key stands. After leases.lua. KEYS 7 and 8: its minute, and what it has spent.
+-- What a key has open and has used. After leases.lua. KEYS 7 and 8: its minute, and what it has spent.
 -- ARGV: now, key, day, month, the oldest bucket that counts.
 -- Returns {open streams, tokens used and held, ticks held, ticks of the day or false, of the month or false}.
 

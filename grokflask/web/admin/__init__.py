@@ -1,4 +1,4 @@
-"""The admin API: one blueprint, whose views stand in the modules of this folder."""
+"""The admin API: one blueprint, with its views in the modules of this folder."""
 
 from grokflask.web.admin import keys, ledger, streams
 from grokflask.web.admin.api import blueprint

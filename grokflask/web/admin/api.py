@@ -1,8 +1,8 @@
-"""The frame of the admin API at /admin/api: its token, its parameters and its answers.
+"""What all views of the admin API (/admin/api) share: its token, its parameters and its answers.
 
 The token guards every path below the prefix, even those that do not exist. If no token is set, there is
-nothing at any of them. Unknown fields and parameters are refused: a limit that a typing error kept from being
-stored would not hold.
+nothing at any of them. Unknown fields and parameters are refused: otherwise a typing error in a limit's name
+would silently leave the limit out.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read_query(*names: str) -> dict[str, str]:
     for name, texts in request.args.lists():
         if name not in names:
             there_are = f"there are: {', '.join(names)}" if names else "there are none"
-            raise InvalidRequestError(f"{name[:64]!r} is no parameter here; {there_are}.", param=name)
+            raise InvalidRequestError(f"{name[:64]!r} is not a parameter; {there_are}.", param=name)
         if len(texts) > 1:
             raise InvalidRequestError(f"{name!r} is given more than once.", param=name)
         values[name] = texts[0]

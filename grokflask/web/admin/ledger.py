@@ -132,7 +132,7 @@ def read_period(text: str | None) -> int:
 
 
 def read_by(text: str | None) -> SpendBy:
-    """What spend is broken down by. Raises InvalidRequestError."""
+    """The grouping of spend: by key or by model. Raises InvalidRequestError."""
     if text in (None, "key"):
         return "key"
     if text == "model":
@@ -143,9 +143,7 @@ def read_by(text: str | None) -> SpendBy:
 def read_before(text: str | None) -> str | None:
     """The id of a row, if there is one. Raises InvalidRequestError."""
     if text is not None and not is_row_id(text):
-        raise InvalidRequestError(
-            "'before' expects the id that an earlier page gave as 'next'.", param="before"
-        )
+        raise InvalidRequestError("'before' expects the id in 'next' of an earlier page.", param="before")
     return text
 
 

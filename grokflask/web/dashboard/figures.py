@@ -24,7 +24,7 @@ PERCENTILES = (50, 95, 99)
 
 WORDS = {
     Outcome.COMPLETE: ("complete", "good", "The whole answer was sent."),
-    Outcome.CLIENT_ABORT: ("cancelled", "muted", "The client left, so the upstream request was stopped."),
+    Outcome.CLIENT_ABORT: ("cancelled", "muted", "The client left, so the upstream call was cancelled."),
     Outcome.UPSTREAM_ERROR: ("upstream error", "bad", "xAI answered with an error, or the connection broke."),
     Outcome.TRUNCATED: ("truncated", "bad", "The upstream stream ended before it was complete."),
     Outcome.TIMEOUT: ("timeout", "bad", "Upstream was silent for too long."),

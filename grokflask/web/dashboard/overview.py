@@ -38,7 +38,7 @@ ROWS_TIMEOUT_S = 5.0
 KEPT = ("days", "by", *ledger.FILTERS, "before", "find", "page")
 """Parameters that links to the overview keep."""
 
-TOO_SLOW = "The database is unavailable or too slow. What is missing will come back with it."
+TOO_SLOW = "The database is unavailable or too slow. The missing sections return when it is available."
 
 
 @blueprint.get("")

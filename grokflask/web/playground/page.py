@@ -1,6 +1,6 @@
 """The playground at `/`: the page, and a view that renders the Markdown of answers.
 
-The page calls models through the API, as all clients do. GROKFLASK_PLAYGROUND=off turns both off.
+The page calls models through the API, like any client. GROKFLASK_PLAYGROUND=off turns off page and view.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Text(msgspec.Struct):
 
 @blueprint.get("/")
 def show_playground() -> Response:
-    """The page. It is the same for all keys; its script asks what the key may do."""
+    """The page. It is the same for all keys; its script fetches the key's models and limits."""
     settings: Settings = current_app.extensions["settings"]
     bootstrap = {
         "auth": settings.auth_mode,

@@ -176,7 +176,7 @@ OWN: dict[tuple[str, str], Operation] = {
         "End a stream",
         "Stopped",
         (*_READ, 409),
-        more={202: "The workers that carry it have been asked to end it."},
+        more={202: "The workers that serve the stream have been asked to end it."},
     ),
 }
 """Operations that are not in the table of routes, by method and path."""

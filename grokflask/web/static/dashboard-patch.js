@@ -1,7 +1,7 @@
-// Makes a part of the page like a fresh copy of it, and touches nothing that is as it should be: focus, selected
-// text, what was typed, and what was opened stay where they are.
+// Updates a part of the page from a fresh copy, and changes only what differs: focus, selected text, typed text and
+// opened elements stay as they are.
 
-const KEPT = new Set(["open", "hidden"]); // what people or scripts of ours have set
+const KEPT = new Set(["open", "hidden"]); // set by people or by the page's scripts
 
 /** Whether the reader has selected something in `node`. */
 function isSelected(node) {
@@ -9,7 +9,7 @@ function isSelected(node) {
   return !selection.isCollapsed && selection.containsNode(node, true);
 }
 
-/** Whether somebody is busy with the element: it must not go, even if it is no longer in the copy. */
+/** Whether the reader is using the element: then it stays, even if it is no longer in the copy. */
 function isInUse(element) {
   return element.contains(document.activeElement) || isSelected(element);
 }

@@ -1,9 +1,9 @@
-// Keeps the dashboard's figures fresh, shows forms in a dialog, copies secrets. Without it all works, by links.
+// Keeps the dashboard's figures fresh, shows forms in a dialog, copies secrets. The page also works without it, by links.
 
 import { patch } from "./dashboard-patch.js";
 
 const TURN_MS = 1000;
-const REST = 10; // a section rests at least so many times as long as it took
+const REST = 10; // pause between refreshes of a section, at least, in multiples of the time that one took
 const TIMEOUT_MS = 20_000;
 
 const told = document.querySelector("[data-refresh-state]");
@@ -60,7 +60,7 @@ async function turn() {
     }
   }
   if (ended) tell("You have been signed out: reload the page to sign in again.", true);
-  else if (failedAt) tell(`Could not refresh since ${clock(failedAt)}; the figures are old. Trying again.`, true);
+  else if (failedAt) tell(`Not refreshed since ${clock(failedAt)}: the figures may be out of date. Retrying.`, true);
   else tell("Refreshes by itself");
 }
 
@@ -69,7 +69,7 @@ async function run() {
   if (!ended) setTimeout(run, TURN_MS);
 }
 
-/** Shows the content of a page of ours in the dialog. */
+/** Shows the content of another dashboard page in the dialog. */
 async function open(link) {
   const dialog = document.querySelector("dialog");
   const reply = await fetch(link.href, { headers: { Accept: "text/html" } });
@@ -88,7 +88,7 @@ async function copy(button) {
     await navigator.clipboard.writeText(source.textContent);
     button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(source); // without https there is no clipboard: then by hand
+    getSelection().selectAllChildren(source); // without https there is no clipboard: select the text instead
     button.textContent = "Press Ctrl+C";
   }
   setTimeout(() => (button.textContent = "Copy"), 2000);

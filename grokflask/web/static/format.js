@@ -7,7 +7,7 @@ function group(text) {
   return text.replace(/\B(?=(\d{3})+(?!\d))/g, ",");
 }
 
-/** Ticks in USD: cents from a dollar on, and below that as many places as make a figure. */
+/** Ticks in USD: cents from one dollar on, and more decimal places below. */
 export function showMoney(ticks) {
   if (ticks === null || ticks === undefined) return "–";
   if (ticks === 0) return "$0";

@@ -1,4 +1,4 @@
-// One answer: the request for it is sent, and what comes is gathered. Knows nothing of the page.
+// One answer: sends its request and collects the events. Independent of the page.
 
 import { call, Failure, makeFailure } from "./gateway.js";
 import { readEvents } from "./sse.js";
@@ -42,7 +42,7 @@ export class Answer {
     return this.firstAt === null ? null : this.firstAt - this.startedAt;
   }
 
-  /** Tokens a second from the first one to the last; null where there is nothing to reckon with. */
+  /** Tokens a second from the first one to the last; null if it cannot be computed. */
   get tokensPerS() {
     const tookMs = this.lastAt - this.firstAt;
     if (!this.usage || this.fallback || this.firstAt === null || tookMs < 1) return null;

@@ -32,7 +32,7 @@ export class Chat {
     this.#answer(options);
   }
 
-  /** Hangs up; what has come stays. */
+  /** Aborts the request; the text so far stays. */
   stop() {
     this.#running?.abort();
   }
@@ -48,7 +48,7 @@ export class Chat {
     announce("New conversation.");
   }
 
-  /** The last message goes back to where it was written. */
+  /** Moves the last message back into the message field. */
   #edit() {
     if (this.isRunning) return;
     const at = this.#turns.findLastIndex(({ message }) => message.role === "user");
@@ -61,7 +61,7 @@ export class Chat {
     attach(pictures);
   }
 
-  /** The last answer is thrown away and asked for again. */
+  /** Discards the last answer and requests it again. */
   #again() {
     const options = this.#readOptions();
     if (!options) return;
@@ -76,12 +76,12 @@ export class Chat {
     this.#answer(options);
   }
 
-  /** The settings; null while there is no time for them, or when they cannot be sent. */
+  /** The settings; null while an answer is running, or if a setting is invalid. */
   #readOptions() {
     try {
       return this.isRunning ? null : readOptions();
     } catch (error) {
-      if (error instanceof SettingError) return null; // it is told beside the field
+      if (error instanceof SettingError) return null; // the error is shown beside the field
       throw error;
     }
   }
@@ -127,7 +127,7 @@ export class Chat {
     await finished;
   }
 
-  /** What the model is told of all that was said. Answers that never came are left out. */
+  /** The messages to send: the system prompt and all turns except empty answers. */
   #listMessages() {
     const system = readSystemPrompt();
     const said = this.#turns.map(({ message }) => message).flatMap((message, index, all) => toMessages(message, all[index + 1]));
@@ -141,7 +141,7 @@ export class Chat {
     }
   }
 
-  /** Send and Stop share a place, and keep the focus when they swap. */
+  /** Shows Send or Stop in the same place, and keeps the focus on the visible one. */
   #showRunning() {
     const [shown, hidden] = this.isRunning ? [find("stop"), find("send")] : [find("send"), find("stop")];
     const moves = document.activeElement === hidden || document.activeElement === document.body;

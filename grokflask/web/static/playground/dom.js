@@ -24,13 +24,13 @@ export function makeCopyButton(label, getText, attributes = {}) {
   const button = makeButton(label, async () => {
     const done = await copy(getText());
     button.textContent = done ? "Copied" : "Select and copy it yourself";
-    announce(done ? "Copied." : "It could not be copied.");
+    announce(done ? "Copied." : "Copying failed.");
     setTimeout(() => (button.textContent = label), 1600);
   }, attributes);
   return button;
 }
 
-/** To the clipboard, which pages get at only over HTTPS and on localhost; elsewhere the old way. */
+/** Copies to the clipboard. Its API works only over HTTPS and on localhost; elsewhere execCommand is used. */
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -46,7 +46,7 @@ async function copy(text) {
   }
 }
 
-/** Says something to those who listen to the page instead of looking at it. */
+/** Announces a text to screen readers. */
 export function announce(text) {
   find("announcement").textContent = text;
 }

@@ -18,7 +18,7 @@ export class EventLog {
     find("event-tools").append(makeCopyButton("Copy all", () => this.#events.map(({ atMs, text }) => `${atMs} ms\t${text}`).join("\n"), { class: "button small" }));
   }
 
-  /** A request begins; what there was of the last one goes. */
+  /** Starts the list of a new request, and clears that of the last one. */
   start(title) {
     this.#title = title;
     this.#startedAt = performance.now();
@@ -36,7 +36,7 @@ export class EventLog {
     this.update();
   }
 
-  /** Draws what is new, once a frame, and only while somebody looks. */
+  /** Draws new events, once per frame, and only while the tab is shown. */
   update() {
     if (find("panel-events").hidden) return;
     this.#frame ||= requestAnimationFrame(() => {

@@ -13,8 +13,8 @@ export function makeFacts(answer) {
     const thought = usage.completion_tokens_details?.reasoning_tokens;
     const cached = usage.prompt_tokens_details?.cached_tokens;
     add(`${showCount(usage.completion_tokens)} tokens`,
-      `asked ${usage.prompt_tokens}${cached ? ` (${cached} of them cached)` : ""}, answered ${usage.completion_tokens}, all in all ${usage.total_tokens}`);
-    if (thought) add(`${showCount(thought)} reasoning`, "tokens of reasoning, charged as output");
+      `prompt ${usage.prompt_tokens}${cached ? ` (${cached} of them cached)` : ""}, answer ${usage.completion_tokens}, total ${usage.total_tokens}`);
+    if (thought) add(`${showCount(thought)} reasoning`, "reasoning tokens, charged as output");
   }
   if (answer.tokensPerS !== null) add(`${Math.round(answer.tokensPerS)}/s`, "tokens a second, from the first to the last");
   if (answer.firstMs !== null && !answer.fallback) add(`first ${showDuration(answer.firstMs)}`, "from sending to the first token");
@@ -29,11 +29,11 @@ export function makeNotices(answer) {
   const add = (state, text) => notices.push(make("p", { class: "notice small", "data-state": state }, text));
   const served = answer.served ?? (answer.model === answer.body.model ? null : answer.model);
   if (answer.state === "stopped") add("warn", bootstrap.cancels ? "Stopped. The gateway has cancelled the model's answer too, so you do not pay for the rest." : "Stopped. The text so far is kept.");
-  if (answer.fallback) add("warn", `The answer came whole instead of as a stream: X-Stream-Fallback: ${answer.fallback}.`);
-  if (served) add("muted", `You asked for ${answer.body.model}; ${served} answered.`);
+  if (answer.fallback) add("warn", `The answer was not streamed (X-Stream-Fallback: ${answer.fallback}).`);
+  if (served) add("muted", `You requested ${answer.body.model}; ${served} answered.`);
   if (answer.dropped) add("muted", `Removed, because the model would reject it: ${answer.dropped}.`);
-  if (answer.finish === "length") add("warn", "It ends here because of the limit on tokens. Raise “Max tokens” for more.");
-  if (answer.finish === "content_filter") add("warn", "The model's filter ended it.");
+  if (answer.finish === "length") add("warn", "The answer reached the token limit. Raise “Max tokens” for more.");
+  if (answer.finish === "content_filter") add("warn", "The model's content filter ended the answer.");
   if (answer.state === "complete" && !answer.text && !answer.toolCalls.length) add("muted", "The answer is empty.");
   return notices;
 }

@@ -20,7 +20,7 @@ const BY_CODE = {
 
 const BY_STATUS = {
   400: ["The request was refused", "Change what the message names, then send it again."],
-  401: ["The key is missing or wrong", "Paste a key of this gateway in the settings. Its operator hands them out."],
+  401: ["The key is missing or wrong", "Paste a key of this gateway in the settings. The gateway's operator creates keys."],
   403: ["This is not allowed", "The key is valid but may not do this. Ask the operator of this gateway."],
   404: ["Not found", "The model may have been withdrawn: choose another one."],
   413: BY_CODE.body_too_large,
@@ -28,7 +28,7 @@ const BY_STATUS = {
 };
 
 const BROKEN = ["The answer broke off", "The text so far is kept above. Retry; if it happens again, quote the request id."];
-const SERVER = ["The service failed", "It is not your request. Retry in a moment; if it happens again, quote the request id."];
+const SERVER = ["The service failed", "Your request is not the cause. Retry in a moment; if it happens again, quote the request id."];
 const OTHER = ["The request failed", "Retry; if it happens again, quote the request id."];
 
 /** `{title, message, advice}` of a Failure. */

@@ -12,13 +12,13 @@ export class Failure extends Error {
   }
 }
 
-/** A request id of our own, so that there is one to quote even if nothing comes back. */
+/** A request id made here, so that there is one to quote even without a response. */
 function makeRequestId() {
   const bytes = crypto.getRandomValues(new Uint8Array(12));
   return `play-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
 }
 
-/** The response to a request below `base`, if it is a good one. Throws Failure; AbortError when stopped. */
+/** The successful response to a request below `base`. Throws Failure, or AbortError if it was stopped. */
 export async function call(path, { body, signal, base = bootstrap.prefix } = {}) {
   const requestId = makeRequestId();
   const headers = { Accept: "application/json, text/event-stream", "X-Request-ID": requestId };
@@ -53,7 +53,7 @@ async function readFailure(response, requestId) {
   });
 }
 
-/** The `error` of an answer or an event, which is an object, or a text from elsewhere. */
+/** A Failure from the `error` of a response or event, which is an object, or a string if a proxy sent it. */
 export function makeFailure(error, facts) {
   const message = typeof error === "string" ? error : error.message;
   return new Failure(message ?? "", { ...facts, code: error.code ?? "" });

@@ -46,7 +46,7 @@ async function makeImages(body, events, onDone) {
       make("span", { class: "figure" }, showDuration(performance.now() - startedAt)),
       cost === undefined ? null : make("span", { class: "figure", title: `${cost} ticks` }, showMoney(cost)),
       make("div", { class: "acts" }, makeButton("As code", () => openSnippets(PATH, body), { "aria-label": "This turn as code" }))));
-    announce(`${data.length} images are there.`);
+    announce(`Images made: ${data.length}.`);
   } catch (error) {
     const again = makeRetryButton(() => {
       item.remove();
@@ -55,7 +55,7 @@ async function makeImages(body, events, onDone) {
     item.lastElementChild.replaceWith(error.name === "AbortError"
       ? make("p", { class: "notice small", "data-state": "warn" }, "Stopped. xAI may charge for an image that it has begun.")
       : makeFailureBox(error, again));
-    announce("No image came.");
+    announce("No image was made.");
   } finally {
     running = null;
     showRunning(false);

@@ -22,7 +22,7 @@ export function keepKey(key) {
   }
 }
 
-/** What is shown of it: dots, and so few of its last characters that they are of no use. */
+/** The key as it is shown: dots and its last four characters. */
 export function maskKey(key) {
   return `●●●●●●●● ${key.length >= 12 ? key.slice(-4) : ""}`.trim();
 }

@@ -47,7 +47,7 @@ function send() {
   try {
     chat.send(text, pictures);
   } catch (error) {
-    if (error instanceof SettingError) return; // it is told beside the field
+    if (error instanceof SettingError) return; // the error is shown beside the field
     throw error;
   }
   field.value = "";

@@ -108,7 +108,7 @@ export class MarkdownView {
     this.#busy = null;
   }
 
-  /** No more will come: the whole is rendered once, as the pieces do not know of each other. */
+  /** The text is complete: renders it as a whole, because pieces may refer to each other. */
   async finish() {
     await this.#busy;
     if (!this.#text || new Blob([this.#text]).size > MAX_BYTES) return;

@@ -5,7 +5,7 @@ import { bootstrap, call } from "./gateway.js";
 
 const OTHER_KINDS = /imagin|image|video|embed|voice|tts/;
 
-/** The efforts of reasoning that a model may be asked for; none where it would refuse the question. */
+/** The reasoning efforts that a model accepts; none if it rejects the parameter. */
 export function listEfforts(model) {
   if (/^grok-3-mini/.test(model)) return ["low", "high"];
   if (/^grok-4\.3/.test(model)) return ["none", "low", "medium", "high"];
@@ -23,7 +23,7 @@ function fill(select, names, preferred) {
   select.dispatchEvent(new Event("change"));
 }
 
-/** The lists before the gateway was asked: the defaults, or what the address asks for (`?model=…`). */
+/** Fills the lists before the models are loaded: with the defaults, or the model in the URL (`?model=…`). */
 export function fillModels() {
   fill(find("model"), [], new URLSearchParams(location.search).get("model") ?? bootstrap.chatModel);
   fill(find("image-model"), [], bootstrap.imageModel);

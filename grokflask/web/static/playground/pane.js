@@ -32,7 +32,7 @@ export class Pane {
     this.follow();
   }
 
-  /** Only upwards does a reader leave the end: what grows below makes no one leave. */
+  /** Stops following when the reader scrolls up. Text that grows below the view does not stop it. */
   #look() {
     const { scrollTop } = this.element;
     if (this.#isNearEnd()) this.#following = true;

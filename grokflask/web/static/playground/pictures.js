@@ -19,12 +19,12 @@ export function attach(pictures) {
 
 /** Why `file` cannot be sent; null when it can. */
 function findProblem(file) {
-  if (!TYPES.includes(file.type)) return `${file.name} is no PNG or JPEG; the models take no other pictures.`;
-  if (file.size > MAX_BYTES) return `${file.name} has ${(file.size / MIB).toFixed(1)} MiB; the models take up to 20 MiB.`;
+  if (!TYPES.includes(file.type)) return `${file.name} is not a PNG or JPEG; the models accept no other formats.`;
+  if (file.size > MAX_BYTES) return `${file.name} has ${(file.size / MIB).toFixed(1)} MiB; the models accept up to 20 MiB.`;
   const held = attached.reduce((sum, each) => sum + each.url.length, 0);
   // As text a picture is larger by a third.
   if (held + file.size * 4 / 3 > bootstrap.maxBodyBytes * 0.9) {
-    return `${file.name} does not fit: a request to this gateway has at most ${(bootstrap.maxBodyBytes / MIB).toFixed(1)} MiB, and a picture takes a third more in it.`;
+    return `${file.name} does not fit: a request to this gateway may have up to ${(bootstrap.maxBodyBytes / MIB).toFixed(1)} MiB, and a picture is a third larger in it.`;
   }
   return null;
 }

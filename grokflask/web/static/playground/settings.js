@@ -1,4 +1,4 @@
-// The settings: the key, and what goes along with each message. Beside the page, or in a sheet where it is narrow.
+// The settings: the key, and options sent with each message. Beside the chat, or in a sheet on narrow screens.
 
 import { announce, find, make } from "./dom.js";
 import { bootstrap } from "./gateway.js";
@@ -10,12 +10,12 @@ const FIELDS = ["system", "temperature", "max-tokens", "tools"];
 const WIDE = window.matchMedia("(min-width: 960px)");
 
 const KEY_HINTS = {
-  open: "This gateway asks for no key.",
+  open: "This gateway needs no key.",
   keys: "A key of this gateway. It is kept in this tab until you close it, and sent to this gateway only.",
   passthrough: "Your own xAI key. It is kept in this tab until you close it, and sent to this gateway, which passes it to xAI.",
 };
 
-/** Whether calls need a key that is not there. */
+/** Whether calls need a key, and none is set. */
 export const lacksKey = () => bootstrap.auth !== "open" && !readKey();
 
 /** A setting that cannot be sent. */
@@ -50,7 +50,7 @@ function readNumber(id, min, max) {
   const field = find(id);
   const value = field.value.trim() === "" ? null : Number(field.value);
   const good = field.validity.valid && (value === null || (value >= min && value <= max));
-  tellProblem(id, good ? "" : `It is a number from ${min} to ${max}, or empty.`);
+  tellProblem(id, good ? "" : `Enter a number from ${min} to ${max}, or leave this empty.`);
   return value;
 }
 
@@ -64,7 +64,7 @@ function checkTools() {
       tools = JSON.parse(text);
       problem = findToolProblem(tools);
     } catch (error) {
-      problem = `It is no JSON: ${error.message}`;
+      problem = `This is not valid JSON: ${error.message}`;
     }
   }
   tellProblem("tools", problem);
@@ -72,7 +72,7 @@ function checkTools() {
 }
 
 function findToolProblem(tools) {
-  if (!Array.isArray(tools)) return "It is a list of tools, in [ ].";
+  if (!Array.isArray(tools)) return "Enter a list of tools, in [ ].";
   for (const [index, tool] of tools.entries()) {
     const place = `Tool ${index + 1}`;
     if (typeof tool?.type !== "string") return `${place} has no "type".`;
@@ -126,7 +126,7 @@ function showEfforts() {
   const efforts = listEfforts(find("model").value);
   const chosen = find("effort").value;
   find("effort-field").hidden = !efforts.length;
-  find("effort").replaceChildren(make("option", { value: "" }, "as the model likes"), ...efforts.map((each) => make("option", { value: each }, each)));
+  find("effort").replaceChildren(make("option", { value: "" }, "the model's default"), ...efforts.map((each) => make("option", { value: each }, each)));
   find("effort").value = efforts.includes(chosen) ? chosen : "";
 }
 
@@ -156,14 +156,14 @@ export function setUpSettings(onKey) {
     try {
       checkOptions();
     } catch {
-      // it is told beside the field
+      // the error is shown beside the field
     }
   });
   remember();
   showKey();
 }
 
-/** What was set stays when the page is loaded again, in this tab. */
+/** Keeps the settings in this tab when the page is reloaded. */
 function remember() {
   try {
     const kept = JSON.parse(sessionStorage.getItem(NAME) ?? "{}");

@@ -1,4 +1,4 @@
-// The curl and Python lines that do what a turn did. The key's place is held by $KEY.
+// curl and Python code for the request of a turn, with $KEY for the key.
 
 import { find } from "./dom.js";
 import { bootstrap } from "./gateway.js";

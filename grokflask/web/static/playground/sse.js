@@ -1,5 +1,5 @@
-// Server-sent events of a response's body, as they come: {data} of events, {comment} of the lines between.
-// The gateway writes one `data:` line and a blank one, with LF; what a proxy may make of that is read as well.
+// Yields the server-sent events of a response's body as they arrive: {data} for an event, {comment} for a comment.
+// The gateway writes one `data:` line and a blank line, with LF. Changes that a proxy may make to these are accepted.
 
 export async function* readEvents(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();

@@ -1,4 +1,4 @@
-// How turns look: the user's, and answers while they come and when they are there.
+// How turns look: the user's messages, and answers while they stream and when they are complete.
 
 import { showDuration } from "../format.js";
 import { make, makeButton, makeCopyButton } from "./dom.js";
@@ -67,7 +67,7 @@ export class AnswerTurn {
     this.onLayout();
   }
 
-  /** It is over: the rest is drawn, the whole is rendered, and its figures are told. */
+  /** The answer has ended: draws the rest, renders the whole text and shows its figures. */
   async finish() {
     cancelAnimationFrame(this.#frame);
     this.#draw();

@@ -22,7 +22,7 @@ export async function loadUsage() {
   left("Tokens left this minute", remaining.tokens_per_minute, limits.tokens_per_minute, showCount);
   left("Streams left", remaining.streams, limits.streams, showCount);
   find("usage").replaceChildren(...rows);
-  find("usage-name").textContent = key === "open" ? "Use" : `Use of ${key}`;
+  find("usage-name").textContent = key === "open" ? "Usage" : `Usage of ${key}`;
   find("usage-panel").hidden = false;
 }
 
