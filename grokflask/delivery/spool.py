@@ -36,6 +36,8 @@ class Spool:
         """Adds bytes at the end. Not after the first read."""
         self._file.write(data)
         self._size += len(data)
+        if not self.in_memory:
+            self._file.flush()  # a full disk must be an error here, not where the body is read
 
     def read(self) -> bytes:
         """The whole body, in memory."""

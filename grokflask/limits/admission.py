@@ -295,7 +295,7 @@ class Limits:
                 self._renew()
                 self._renew_at = now + RENEW_S
             self._settlements.deliver()
-            if self._catch_up and now >= self._catch_up_at:
+            if self._catch_up and not self._closed and now >= self._catch_up_at:
                 self._catch_up()
                 self._catch_up = None
             if self._shared and self._holds:

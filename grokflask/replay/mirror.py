@@ -75,7 +75,8 @@ class Mirror:
 
     def add(self, recording: Recording, name: str) -> None:
         """Publishes a recording that has taken `name`, or fills a copy of the attempt that has it."""
-        progress = _Progress(name, time.monotonic() + RENEW_S)
+        # A copy's lease is due at once, or that of an earlier copy which ends now would shorten it.
+        progress = _Progress(name, time.monotonic() + (0.0 if recording.is_copy else RENEW_S))
         if recording.is_copy:
             self._copies[recording] = progress
             recording.bind(self._copying.wake)

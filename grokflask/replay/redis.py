@@ -23,7 +23,7 @@ from grokflask.errors import (
 from grokflask.replay.recording import LEASE_S, Entry, Recording
 from grokflask.storage.redis import prepare
 
-PREFIX = "{grokflask}:recording:"
+PREFIX = "{grokflask}:recording:2:"  #: 2 is the version of the format
 BLOCK_MS = 100  #: how long `read` waits for new entries; less than the client's timeout
 MAX_ENTRIES = 64  #: upper bound of what `read` returns of one stream
 

@@ -120,7 +120,8 @@ class Database:
             connections = self._connections.get(pid)
             if connections is None:
                 if self.is_sqlite:
-                    connections = SQLiteConnections(self._url, self.offload)
+                    # Looked up at each use: the server sets `offload` after the app may have read its keys.
+                    connections = SQLiteConnections(self._url, lambda *call: self.offload(*call))
                 else:
                     connections = PostgreSQLConnections(self._url)
                 connections.open(timeout_s, create=not self._has_seen_tables)

@@ -50,13 +50,16 @@ def read_upload(app: Flask, flask_request: Request, notes: Notes) -> Spool:
     limit: int = app.extensions["settings"].max_upload_bytes
     notes.body = b""
     gateway: Gateway = app.extensions["gateway"]
-    spool = Spool()
+    spool, complete = Spool(), False
     try:
         _limit_size(flask_request, limit)
         with gateway.exchanges.upload(), _limit_time(app, flask_request, app.config["BODY_TIMEOUT_S"]):
             while (piece := flask_request.stream.read(PIECE_BYTES)) and len(spool) <= limit:
                 spool.append(piece)
+            complete = True
         _check_size(len(spool), limit, flask_request)
+        if not complete:  # a chunked body has no length to compare with
+            raise InvalidRequestError("The request's body ended early.")
     except BaseException:
         spool.close()
         raise

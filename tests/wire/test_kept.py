@@ -133,16 +133,25 @@ def test_large_files_at_once(make_keyed: Callable[..., KeyedGateway], sandbox: S
     assert len(sandbox.kept.files.list()) == 3
 
 
-def test_an_upload_that_breaks_off(gateway: KeyedGateway, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [
+        ("Content-Length: 9999999", b"--b\r\n" + b"x" * 3_000_000),
+        ("Transfer-Encoding: chunked", b"5\r\n--b\r\n\r\n2dc6c0\r\n" + b"x" * 3_000_000 + b"\r\nffff\r\nx"),
+    ],
+)
+def test_an_upload_that_breaks_off(
+    gateway: KeyedGateway, sandbox: Sandbox, framing: str, body: bytes
+) -> None:
     """A client that leaves in mid-upload: upstream never hears of it."""
     key = gateway.make_key("ann")["Authorization"]
     head = (
         "POST /v1/files HTTP/1.1\r\nHost: x\r\n"
         f"Authorization: {key}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-        "Content-Length: 9999999\r\n\r\n--b\r\n"
+        f"{framing}\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", gateway.server.port), WAIT_S) as sock:
-        sock.sendall(head.encode() + b"x" * 3_000_000)
+        sock.sendall(head.encode() + body)
     wait_for(lambda: bool(gateway.server.find_lines("refused", "route=files")), "its line in the log")
     assert not sandbox.kept.files.list()
 

@@ -347,12 +347,14 @@ from sqlalchemy import text
 settings = load_settings({{"XAI_API_KEY": "xai-unused", "GROKFLASK_KEYS": "alice:secret-0123456789",
                            "DATABASE_URL": "sqlite:///{tmp_path}/ledger.db"}}, dotenv=None)
 services = vars(build_services(settings, "http://127.0.0.1:9/v1"))
+assert services["key_store"].list() == ()  # as the app does at its start, before the server has it
 attach(services, config["Worker"].make_poll, ({str(tmp_path)!r}, 3))
 assert services["upstream"].connector.make_wait is ReadWait
 with services["clients"].make_poll() as poll:
     assert type(poll).__name__ == "epoll" and not hasattr(select, "epoll")
 native = gevent.monkey.get_original("threading", "get_ident")
-assert services["database"].offload(native, ()) != native()
+assert services["database"].read(lambda _: native()) != native()
+assert services["database"].write(lambda _: native()) != native()
 services["metrics"].share({str(tmp_path)!r}, 3)
 services["database"].upgrade()
 services["background"].close()
