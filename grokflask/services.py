@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 import secrets
 import socket
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -120,21 +119,15 @@ def _make_limits(
     writer: LedgerWriter,
     exchanges: OpenExchanges,
 ) -> Limits:
-    def write_rows() -> None:
+    def find_spent(key: str, day: str) -> tuple[int, int]:
         # Writes this worker's queued rows first. Other workers write theirs within FLUSH_S.
         if writer.state == "away" or not writer.flush():
             raise StoreUnavailableError
-
-    def find_spent(key: str, day: str) -> tuple[int, int]:
-        write_rows()
         return read_spent(database, key.removeprefix("key:"), day)
 
-    def let_rows_arrive(seconds: float) -> None:
-        time.sleep(seconds)
-        write_rows()  # without some rows of the ledger the counters would become too low
-
     def catch_up() -> None:
-        check_counters(counters, database, repair=True, sleep=let_rows_arrive)
+        # What this process has counted and not written yet must not be lost.
+        check_counters(counters, database, repair=True, lowers=False)
 
     limits = Limits(
         settings,

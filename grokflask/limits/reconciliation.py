@@ -21,6 +21,7 @@ def check_counters(
     database: Database,
     *,
     repair: bool,
+    lowers: bool = True,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Drift]:
@@ -29,7 +30,8 @@ def check_counters(
     Exchanges end meanwhile, and reach the ledger a moment later than the counters. So a sum is wrong only if
     it is below what the ledger had before or above what it has afterwards. It is corrected by a difference,
     to keep what was counted since; that can leave it too high by what was spent within ARRIVAL_S, never too
-    low. Counters in another process's memory are out of reach: that process reads the ledger when it starts.
+    low. Unless `lowers`, a sum above the ledger is left alone: its rows may still be on their way. Counters
+    in another process's memory are out of reach: that process reads the ledger when it starts.
 
     Raises StoreUnavailableError.
     """
@@ -49,10 +51,12 @@ def check_counters(
         wrong = _find_wrong(counted[key], before[key], after)
         shifts = [0, 0]
         for place, stored in wrong.items():
+            if after[place] < stored and not lowers:
+                continue
             shifts[place] = after[place] - stored
             period = (day, day[:7])[place]
             found.append(Drift(_name(key), period, "", "", FIELDS[place], stored, after[place]))
-        if wrong and repair:
+        if any(shifts) and repair:
             counters.correct(key, day, *shifts)
     return found
 
