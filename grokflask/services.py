@@ -70,7 +70,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     upstream = UpstreamClient(
         upstream_url,
         connect_timeout_s=settings.connect_timeout_s,
-        header_timeout_s=settings.first_event_timeout_s,
+        header_timeout_s=settings.first_event_timeout_s + 1.0,  # after the relay's own deadline
         pool_size=settings.worker_connections,
     )
     clients = ClientWatcher()

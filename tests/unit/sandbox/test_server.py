@@ -334,7 +334,8 @@ def test_exchanges_can_be_told_apart(sandbox: Sandbox) -> None:
         requests.post(sandbox.base_url + "/images/generations", json=pictures, timeout=WAIT_S),
         post(sandbox, user="ann 3", model="nothing"),
     ]
-    sandbox.journal.wait_for(lambda exchange: exchange.user == "ann 3")
+    for number in (1, 2, 3):
+        sandbox.journal.wait_for(lambda exchange, user=f"ann {number}": exchange.user == user)  # type: ignore[misc]
     noted = {exchange.user: exchange.request_id for exchange in sandbox.journal}
     assert noted == {f"ann {n}": reply.headers["x-request-id"] for n, reply in enumerate(replies, 1)}
 
