@@ -38,7 +38,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
         elif self._unsent:
             data = self._unsent + data
         self._unsent = b""
-        self.sock.sendall(data)
+        _send(self.sock, data)
 
     def sendfile(self, respiter: object) -> bool:
         """Always False: the file would overtake the head."""
@@ -54,7 +54,14 @@ class Response(wsgi.Response):  # type: ignore[misc]
     def _flush(self) -> None:
         if self._unsent:
             data, self._unsent = self._unsent, b""
-            self.sock.sendall(data)
+            _send(self.sock, data)
+
+
+def _send(sock: Any, data: bytes) -> None:
+    """Like gevent's `sendall`, which asks for the size of the kernel's buffer before each send."""
+    sent = sock.send(data)
+    if sent < len(data):
+        sock.sendall(memoryview(data)[sent:])
 
 
 def write_error(sock: Any, status: int, reason: str, message: str) -> None:
