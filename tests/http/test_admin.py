@@ -275,6 +275,7 @@ def test_ledger_pages(admin: FlaskClient) -> None:
     for number in range(5):
         headers = {"Authorization": f"Bearer {CLIENT_KEY}", "X-Request-ID": f"r{number}"}
         assert admin.post("/v1/chat/completions", json=CHAT, headers=headers).status_code == 200
+        time.sleep(0.002)  # ids sort by the millisecond in which a request began
     pages, before = [], ""
     while True:
         page = call(admin, "GET", f"ledger?limit=2{before}")
