@@ -127,6 +127,8 @@ def _serve_model(request: Request, make_plan: Callable[[Request], Plan], wire: W
     except RefusalError as refusal:
         refused = "fault" if refusal.deliberate else "refused"
         plan = Plan(reply_whole(refusal.status, refusal.headers, refusal.body))
+    journal = request.state.journal
+    journal.begin()
     try:
         wire.play(plan.steps, progress, 1 / pace if pace > 0 else 0.0)
     except ClientLeftError:
@@ -134,7 +136,7 @@ def _serve_model(request: Request, make_plan: Callable[[Request], Plan], wire: W
         raise
     finally:
         ended: Outcome = "complete" if progress.done else "client_left" if client_left else "fault"
-        request.state.journal.add(_make_note(request, plan, progress, refused or ended, client_left))
+        journal.end(_make_note(request, plan, progress, refused or ended, client_left))
 
 
 def _make_note(

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice, repeat, takewhile
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import msgspec
 
@@ -63,6 +63,7 @@ class Journal:
 
     def __init__(self) -> None:
         self._exchanges: deque[Exchange] = deque(maxlen=MAX_EXCHANGES)
+        self._running = 0
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -75,9 +76,15 @@ class Journal:
     def __getitem__(self, index: int) -> Exchange:
         return self._exchanges[index]
 
-    def add(self, exchange: Exchange) -> None:
-        """Note an exchange that has ended."""
+    def begin(self) -> None:
+        """Count an exchange as running, before the first byte of its answer; `end` notes it."""
         with self._changed:
+            self._running += 1
+
+    def end(self, exchange: Exchange) -> None:
+        """Note an exchange that has ended, just after the last byte of its answer."""
+        with self._changed:
+            self._running -= 1
             self._exchanges.append(exchange)
             self._changed.notify_all()
 
@@ -87,10 +94,7 @@ class Journal:
             self._exchanges.clear()
 
     def wait_for(self, wanted: Callable[[Exchange], bool], timeout_s: float = 60.0) -> Exchange:
-        """Return the newest exchange that is `wanted`, waiting for one; raises TimeoutError.
-
-        An exchange is noted just after its last byte was written, so a client may look too early.
-        """
+        """Return the newest exchange that is `wanted`, waiting for one; raises TimeoutError."""
 
         def find_newest() -> Exchange | None:
             return next(filter(wanted, reversed(self._exchanges)), None)
@@ -99,6 +103,13 @@ class Journal:
             if found := self._changed.wait_for(find_newest, timeout_s):
                 return found
         raise TimeoutError(f"no such exchange within {timeout_s} s")
+
+    def wait_until_idle(self, timeout_s: float = 60.0) -> Self:
+        """Return the journal once all exchanges that have begun are noted; raises TimeoutError."""
+        with self._changed:
+            if self._changed.wait_for(lambda: not self._running, timeout_s):
+                return self
+        raise TimeoutError(f"{self._running} exchanges still run after {timeout_s} s")
 
 
 class Shelf(Generic[T]):

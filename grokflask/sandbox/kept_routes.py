@@ -130,6 +130,7 @@ def _list_results(request: Request, id: str) -> dict[str, Any]:
 def _answer_all(request: Request, batch: Batch, chats: Iterable[tuple[str, msgspec.Raw | bytes]]) -> None:
     """Answer a batch's chats, and note in the journal what they cost."""
     cost_ticks = 0
+    request.state.journal.begin()
     for name, body in chats:
         result: dict[str, Any] = {"batch_request_id": name}
         batch.results.append(result)
@@ -142,7 +143,7 @@ def _answer_all(request: Request, batch: Batch, chats: Iterable[tuple[str, msgsp
         cost_ticks += reply["usage"]["cost_in_usd_ticks"]
         result["batch_result"] = {"response": {"chat_get_completion": reply}}
     note = Exchange("", request.path, "complete", 200, cost_ticks=cost_ticks, request_id=request.id)
-    request.state.journal.add(note)
+    request.state.journal.end(note)
 
 
 def _cut_page(request: Request, items: Sequence[Any], most: int) -> tuple[Sequence[Any], str | None]:

@@ -129,11 +129,11 @@ def test_without_the_database(door: Door, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(door.app.extensions["database"], "_open", fail)
     door.app.extensions["keys"]._memory._store.count_changes = lambda: 0
     assert door.call("POST", "chat/completions", json=CHAT).status_code == 200  # ann is remembered
-    noted = len(door.sandbox.journal)
+    noted = len(door.sandbox.journal.wait_until_idle())
     refused = door.call("POST", "chat/completions", json={**CHAT, "deferred": True})
     assert refused.status_code == 503
     assert fetch(door, id).status_code == 503
-    assert len(door.sandbox.journal) == noted
+    assert len(door.sandbox.journal.wait_until_idle()) == noted
 
 
 def test_tokens_of_a_text(door: Door) -> None:

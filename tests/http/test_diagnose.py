@@ -44,7 +44,7 @@ def test_events(client: FlaskClient) -> None:
     assert events[0] == {
         "number": 1,
         "of": 5,
-        "sent_ms": 0,
+        "sent_ms": sent[0],
         "request_id": "r1",
         "scheme": "http",
         "forwarded_for": 2,

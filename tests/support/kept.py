@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from grokflask import create_app
 from grokflask.config import load_settings
 from grokflask.sandbox import Exchange, Sandbox
-from support.processes import UPSTREAM_KEY, wait_for
+from support.processes import UPSTREAM_KEY
 
 ADMIN_TOKEN = "admin-token-0123456789"
 
@@ -57,13 +57,8 @@ class Door:
         return rows[::-1]
 
     def find_charges(self, count: int) -> list[Exchange]:
-        """What upstream has charged anything for: so many exchanges, which it notes when they have ended."""
-
-        def find() -> list[Exchange]:
-            return [each for each in self.sandbox.journal if each.cost_ticks]
-
-        wait_for(lambda: len(find()) >= count, f"{count} charges")
-        charges = find()
+        """What upstream has charged anything for: so many exchanges."""
+        charges = [each for each in self.sandbox.journal.wait_until_idle() if each.cost_ticks]
         assert len(charges) == count
         return charges
 

@@ -98,7 +98,7 @@ def test_the_sdk(gateway: KeyedGateway, sandbox: Sandbox) -> None:
             with pytest.raises(openai.NotFoundError):
                 attempt()
         assert ann.files.delete(file.id).deleted
-    noted = {each.path: each.cost_ticks for each in sandbox.journal}
+    noted = {each.path: each.cost_ticks for each in sandbox.journal.wait_until_idle()}
     rows = gateway.wait_for_rows(13, key="ann")
     paid = {row["route"]: row["cost_ticks"] for row in rows if row["cost_ticks"]}
     assert paid == {

@@ -105,7 +105,7 @@ def live_through(
         marks = {each.mark for each in plan if each.case.reaches and each.case.route != "models"}
         wait_for(lambda: marks <= {_find_mark(noted) for noted in sandbox.journal}, "upstream's notes")
         noted: dict[str, list[Exchange]] = defaultdict(list)
-        for exchange in sandbox.journal:
+        for exchange in sandbox.journal.wait_until_idle():
             noted[_find_mark(exchange)].append(exchange)
         assert len({row["request_id"] for row in rows}) == len(rows)
         return Day(gateway, keys, plan, {row["request_id"]: row for row in rows}, noted)

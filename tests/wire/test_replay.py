@@ -194,7 +194,7 @@ def test_cut_at_every_event(
     assert got == uncut
     assert re.sub(rb"id: .*\n", b"", uncut) == ask(gateway, key, "k1", body=body).content
     rows = gateway.wait_for_rows(1)
-    charged = [each.cost_ticks for each in sandbox.journal]
+    charged = [each.cost_ticks for each in sandbox.journal.wait_until_idle()]
     assert [row["outcome"] for row in rows] == ["complete"]
     assert [row["cost_ticks"] for row in rows] == charged
     assert len(charged) == 1

@@ -102,7 +102,6 @@ def test_messages(over_sandbox: KeyedGateway, sandbox: Sandbox) -> None:
         assert "sunny" in answered.content[0].text
         assert ask(sdk, max_tokens=1).stop_reason == "max_tokens"
     rows = over_sandbox.wait_for_rows(5)
-    sandbox.journal.wait_for(lambda _: len(sandbox.journal) == 5)
     charged = [
         (
             noted.prompt_tokens,
@@ -110,7 +109,7 @@ def test_messages(over_sandbox: KeyedGateway, sandbox: Sandbox) -> None:
             noted.prompt_tokens + noted.output_tokens,
             noted.cost_ticks,
         )
-        for noted in sandbox.journal
+        for noted in sandbox.journal.wait_until_idle()
     ]
     assert [
         (row["prompt_tokens"], row["completion_tokens"], row["total_tokens"], row["cost_ticks"])

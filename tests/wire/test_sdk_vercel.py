@@ -78,7 +78,9 @@ def test_vercels_sdk(gateway: KeyedGateway, sandbox: Sandbox) -> None:
     assert told["noCredits"]["status"] == 403
     assert "credits" in told["noCredits"]["message"]
 
-    noted = {each.request_id: each for each in sandbox.journal if each.outcome == "complete"}
+    noted = {
+        each.request_id: each for each in sandbox.journal.wait_until_idle() if each.outcome == "complete"
+    }
     rows = gateway.wait_for_rows(len(sandbox.journal))
     paid = {row["upstream_request_id"]: row["cost_ticks"] for row in rows if row["outcome"] == "complete"}
     assert paid == {request_id: each.cost_ticks for request_id, each in noted.items()}

@@ -36,8 +36,7 @@ def ask(sandbox: Sandbox, path: str, *texts: str, conv_id: str | None = None, **
     number = len(sandbox.journal)
     body = say(path, *texts) | more
     requests.post(sandbox.base_url + path, json=body, headers=headers, timeout=WAIT_S).raise_for_status()
-    sandbox.journal.wait_for(lambda _: len(sandbox.journal) > number)
-    return sandbox.journal[number]
+    return sandbox.journal.wait_until_idle()[number]
 
 
 def test_whole_blocks_from_the_beginning() -> None:

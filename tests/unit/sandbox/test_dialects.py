@@ -45,9 +45,8 @@ def stream(sandbox: Sandbox, path: str, **fields: Any) -> list[dict[str, Any]]:
 
 
 def note(sandbox: Sandbox, number: int) -> Exchange:
-    """What was noted of the exchange with this number, which is a moment behind its last byte."""
-    sandbox.journal.wait_for(lambda _: len(sandbox.journal) >= number)
-    return sandbox.journal[number - 1]
+    """What was noted of the exchange with this number."""
+    return sandbox.journal.wait_until_idle()[number - 1]
 
 
 def test_a_response_is_told_in_the_order_of_recordings(sandbox: Sandbox) -> None:

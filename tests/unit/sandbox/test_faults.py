@@ -524,7 +524,7 @@ def test_every_fault_is_tested_here() -> None:
 @pytest.mark.parametrize("fault", [name for name in FAULTS if not FAULTS[name].timed])
 def test_faults_are_noted(sandbox: Sandbox, fault: str) -> None:
     """The journal says whether a fault model cut its answer short or told all of it."""
-    sandbox.journal.clear()
+    sandbox.journal.wait_until_idle().clear()
     heard = hear(sandbox, fault)
     noted = sandbox.journal.wait_for(lambda exchange: exchange.model == f"sandbox-{fault}")
     shortened = heard.status != 200 or fault in CUT_SHORT.split()
