@@ -85,7 +85,7 @@ exchanges = Table(
 """The ledger: a row for each exchange, open while `outcome` is null. The fields of LedgerRow, and its day."""
 
 # SQLAlchemy's options for a partial index load the dialects of both databases: 2.5 MiB more in each worker.
-_OPEN = DDL("CREATE INDEX exchanges_open ON exchanges (worker) WHERE outcome IS NULL")
+_OPEN = DDL("CREATE INDEX exchanges_open ON exchanges (worker) WHERE outcome IS NULL")  # type: ignore[no-untyped-call]
 event.listen(exchanges, "after_create", _OPEN)
 
 daily = Table(
