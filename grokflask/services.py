@@ -36,6 +36,7 @@ from grokflask.replay.idempotency import Idempotency
 from grokflask.replay.recordings import Recordings
 from grokflask.runtime import VERSION, Background
 from grokflask.storage.database import Database
+from grokflask.storage.outages import TimeLimits
 from grokflask.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         pool_size=settings.worker_connections,
     )
     clients = ClientWatcher()
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, _read_time_limits(settings))
     key_store = KeyStore(database, [name for name, _ in settings.keys])
     pool = _open_pool(settings.redis_url) if settings.redis_url else None
     counters = _make_counters(settings, pool)
@@ -110,6 +111,10 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         idempotency=idempotency,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],
     )
+
+
+def _read_time_limits(settings: Settings) -> TimeLimits:
+    return TimeLimits(settings.database_connect_timeout_s, settings.database_read_timeout_s)
 
 
 def _make_limits(
