@@ -98,9 +98,9 @@ class Settings:
     unless the key has its own limit. A stream counts as one request."""
     max_streams: int | None = _setting(None, integer(1, 10**6))
     """Open streams per key, unless the key has its own limit."""
-    output_estimate_tokens: int = _setting(4096, integer(0, 10**6))
-    """Output tokens to reserve against token limits and budgets when a request sets no `max_tokens`. What the
-    answer does not use is returned at its end."""
+    output_estimate_tokens: int = _setting(1024, integer(0, 10**6))
+    """Tokens of text to reserve for an answer, and as many for reasoning, until eight answers of its model
+    have shown what it needs. A lower `max_tokens` counts instead."""
     fair_share: float = _setting(0.8, read_share)
     """Once this share of the gateway's slots is in use, a key may hold no more than its fair share. With 1,
     this applies only when the gateway is full."""

@@ -36,6 +36,7 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     SHUTDOWN = "shutdown"
     LOST = "lost"  # the process was killed; the usage is unknown
+    LIMIT = "limit"  # its key's budget was used up meanwhile
     REFUSED = "refused"  # by the gateway; nothing reached upstream
 
 
@@ -254,6 +255,13 @@ class BudgetSpentError(ClientError):
     default_message = "The budget of this key is spent."
     kind = "insufficient_quota"  # as OpenAI has it
     default_headers = _NO_RETRY
+
+
+class BudgetUsedUpError(BudgetSpentError):
+    """A stream has used what was left of its key's budget."""
+
+    outcome = Outcome.LIMIT
+    default_message = "The budget of this key is used up; the answer is incomplete."
 
 
 class ClientGoneError(ClientError):

@@ -17,6 +17,7 @@ from grokflask.keys.ring import ApiKey
 from grokflask.ledger.entry import LedgerEntry
 from grokflask.ledger.row import LedgerRow
 from grokflask.limits.admission import Hold
+from grokflask.limits.learning import Learning
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.usage import Settlement
 from grokflask.shaping.request import UpstreamRequest
@@ -199,6 +200,7 @@ class Exchange:
         exchanges: OpenExchanges,
         rows: Rows,
         tallies: Tallies,
+        learning: Learning,
     ) -> None:
         self.call = call
         self.path, self.model = upstream_request.path, upstream_request.model
@@ -210,6 +212,7 @@ class Exchange:
         self._exchanges = exchanges
         self._rows = rows
         self._tallies = tallies
+        self._learning = learning
         self._bill: Bill | None = None
 
     def finish(self, settlement: Settlement) -> Bill:
@@ -228,6 +231,8 @@ class Exchange:
         if not self.entry.settled:
             row = self.entry.settle(settlement, bill)
             self._rows.settle(row)
+            if settlement.outcome is Outcome.COMPLETE and not bill.estimated and self._estimate.output_tokens:
+                self._learning.note(self._estimate, row.route, bill.usage, (row.duration_ms or 0) / 1000)
             self._tallies.settled.append(row)
 
     def fail(self, error: GrokflaskError) -> None:

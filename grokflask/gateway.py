@@ -16,6 +16,7 @@ from grokflask.catalogue import Catalogue, MovedModels, filter_models
 from grokflask.config import Settings
 from grokflask.delivery.answer import Reply, StreamReply
 from grokflask.delivery.clients import ClientWatcher, Departure
+from grokflask.delivery.meter import Meter
 from grokflask.delivery.relay import Relay
 from grokflask.delivery.spool import Spool
 from grokflask.delivery.terms import Terms
@@ -35,10 +36,13 @@ from grokflask.keys.ring import ApiKey
 from grokflask.ledger.entry import LedgerEntry
 from grokflask.ledger.row import LedgerRow, clean, make_id
 from grokflask.limits.admission import Hold, Limits
+from grokflask.limits.learning import Learning
+from grokflask.limits.metering import Allowance
 from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.protocol.usage import Usage
 from grokflask.shaping.affinity import make_salt
 from grokflask.shaping.bodies import shape_request
+from grokflask.shaping.estimates import cap_output
 from grokflask.shaping.request import ClientRequest, UpstreamRequest
 from grokflask.sockets import limit_sending
 from grokflask.upstream.client import UpstreamCall, UpstreamClient
@@ -78,6 +82,7 @@ class Gateway:
         self._salt = make_salt(settings)
         self._catalogue = Catalogue(settings.models_cache_s, clock)
         self._moved = MovedModels()
+        self._learning = Learning()
         self._drains = threading.Semaphore(settings.drains)
         self._clock = clock
 
@@ -101,13 +106,16 @@ class Gateway:
             if request.route.catalogue and (kept := self._catalogue.find(upstream_request.path, key)):
                 return self._reply_from_cache(*kept, entry, key)
             terms = self._set_terms(upstream_request, request, key)
+            upstream_request = self._learning.apply(upstream_request, request.route.name)
             hold = self._admit(key, upstream_request, entry.row)
             notices |= hold.headers
+            upstream_request, changes = cap_output(upstream_request, request.route.shape, hold.ask.ticks)
+            notices |= changes
             exchange = self._start(key, upstream_request, entry, hold)
             try:
                 answer: Reply | StreamReply
                 if upstream_request.stream:
-                    answer = self._stream(exchange, terms, request)
+                    answer = self._stream(exchange, terms, request, self._meter(upstream_request, hold))
                 else:
                     answer = self._read_whole(exchange, terms, request)
             except BaseException as error:
@@ -161,9 +169,19 @@ class Gateway:
             hold.settle()
             raise
         self._rows.open(entry.expect(upstream_request.estimate))
-        return Exchange(call, upstream_request, key, entry, hold, self.exchanges, self._rows, self.tallies)
+        register = (self.exchanges, self._rows, self.tallies, self._learning)
+        return Exchange(call, upstream_request, key, entry, hold, *register)
 
-    def _stream(self, exchange: Exchange, terms: Terms, request: ClientRequest) -> StreamReply:
+    def _meter(self, upstream_request: UpstreamRequest, hold: Hold) -> Meter:
+        """Counts a stream, and takes from its key's budgets what it needs more than was reserved."""
+        estimate = upstream_request.estimate
+        allowance = None
+        if hold.has_budget and estimate.billing == "tokens":
+            lends = self._settings.budgets_outage != "closed"
+            allowance = Allowance(estimate, hold.ask.ticks, hold.extend, lends=lends)
+        return Meter(estimate.pace if estimate.reasons else 0.0, allowance)
+
+    def _stream(self, exchange: Exchange, terms: Terms, request: ClientRequest, meter: Meter) -> StreamReply:
         """An answer as events, with upstream's headers if upstream answers before the response must begin."""
         relay = Relay(
             exchange.call,
@@ -175,6 +193,7 @@ class Gateway:
             on_answer=exchange.entry.note_head,
             on_id=lambda id: self._custody.keep_beside(exchange.makes, id, exchange.key),
             deliveries=Deliveries(self.tallies),
+            meter=meter,
             clock=self._clock,
         )
         self.exchanges.show(exchange.call, OpenStream(exchange.entry.row, relay.count_sent))
@@ -193,7 +212,7 @@ class Gateway:
         reader = ReplyReader(exchange.call, terms, departure, started_at=entry.started_at, clock=self._clock)
         reply = reader.read()
         entry.note_head(reply.headers, reply.retried)
-        entry.note_reply(self._find_usage(exchange, request, reply), reply.model_served)
+        entry.note_reply(self._find_usage(exchange, request, reply), reply.model_served, reply.text_tokens)
         try:
             answer = self._make_reply(exchange, request, reply)
             if departure.left_at is not None:

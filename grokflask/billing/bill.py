@@ -2,7 +2,7 @@
 
 A bill uses upstream's own figures. Where there are none, because a stream was cut short or upstream reports
 no usage, it is an estimate, and marked as one. Reservations are on the high side. The bill for an answer that
-was cut short counts the tokens that were seen; reasoning is not seen.
+was cut short counts the tokens of the text that came, and silence of a model that reasons by its usual pace.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from grokflask.billing.prices import LONGEST_VIDEO_S, VIDEO_TICKS, price_images,
 from grokflask.errors import Outcome, UpstreamStatusError
 from grokflask.protocol.routes import Billing
 from grokflask.protocol.usage import Settlement, Usage
+
+MAX_OUTPUT_TOKENS = 2_000_000
+"""Caps are believed up to this: upstream refuses requests for more."""
 
 ASCII_BYTES_PER_TOKEN = 4
 OTHER_BYTES_PER_TOKEN = 2
@@ -48,11 +51,37 @@ class Estimate(msgspec.Struct, frozen=True):
     """Charged as soon as upstream has read the prompt."""
     ticks: int = 0
     """The cost of prompt and output."""
+    output_ticks: int = 0
+    """The price of a token of output."""
+    reasoning_tokens: int = 0
+    """Those expected of each answer."""
+    answers: int = 1
+    cap_tokens: int | None = None
+    """The most visible tokens of each answer, if the client set that."""
+    caps_reasoning: bool = False
+    """The cap is for reasoning as well."""
+    reasons: bool = False
+    effort: str = ""
+    """As the client asks for it, in JSON."""
+    pace: float = 60.0
+    """Tokens a second that the model usually writes."""
 
     @property
     def tokens(self) -> int:
         """Tokens that count against tokens per minute."""
         return self.prompt_tokens + self.output_tokens
+
+    def expect(self, visible_tokens: int, reasoning_tokens: int) -> Estimate:
+        """The estimate if each answer has so many tokens, unless its cap is lower."""
+        cap_tokens = MAX_OUTPUT_TOKENS if self.cap_tokens is None else self.cap_tokens
+        if not self.reasons:
+            reasoning_tokens = 0
+        output_tokens = min(visible_tokens, cap_tokens) + reasoning_tokens
+        if self.caps_reasoning:
+            output_tokens = min(output_tokens, cap_tokens)
+        output_tokens *= self.answers
+        ticks = self.prompt_ticks + output_tokens * self.output_ticks
+        return replace(self, output_tokens=output_tokens, reasoning_tokens=reasoning_tokens, ticks=ticks)
 
 
 FREE = Estimate("free", "")
@@ -80,13 +109,16 @@ class Bill(msgspec.Struct, frozen=True):
 def estimate_chat(model: str, body: bytes, output_tokens: int) -> Estimate:
     """An estimate for a chat with the JSON `body` and `output_tokens` in all its answers."""
     prompt_tokens = count_prompt(body)
+    prompt_ticks = price_tokens(model, prompt_tokens, 0)
+    output_ticks = price_tokens(model, prompt_tokens, 1) - prompt_ticks
     return Estimate(
         "tokens",
         model,
         prompt_tokens,
         output_tokens,
-        price_tokens(model, prompt_tokens, 0),
-        price_tokens(model, prompt_tokens, output_tokens),
+        prompt_ticks,
+        prompt_ticks + output_tokens * output_ticks,
+        output_ticks,
     )
 
 
@@ -143,7 +175,7 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
     if estimate.billing == "free":
         return Bill(replace(usage, cost_ticks=0), estimated=False)
     if not (final or count_output(usage)):  # only the prompt was reported, at the beginning
-        seen = settlement.events_seen
+        seen = settlement.text_tokens + settlement.silent_tokens
         total = None if usage.prompt_tokens is None else usage.prompt_tokens + seen
         usage = replace(usage, completion_tokens=seen, total_tokens=total)
     return Bill(replace(usage, cost_ticks=_price(usage, estimate, settlement)), estimated=True)
@@ -160,16 +192,15 @@ def _is_unreported(usage: Usage, estimate: Estimate, final: bool) -> bool:
 
 
 def _guess(estimate: Estimate, settlement: Settlement) -> Bill:
-    """A bill without reported usage: the prompt, and one token for each event that was seen."""
+    """A bill without reported usage: the prompt, the text that came, and the silence."""
     if estimate.billing == "images":
         return Bill(Usage(cost_ticks=estimate.ticks), estimated=True)
-    # A whole reply without usage may have used all of the output that was reserved for it.
-    complete = settlement.outcome is Outcome.COMPLETE and not settlement.events_seen
-    output_tokens = estimate.output_tokens if complete else settlement.events_seen
+    text, silent = settlement.text_tokens, settlement.silent_tokens
     usage = Usage(
         prompt_tokens=estimate.prompt_tokens,
-        completion_tokens=output_tokens,
-        total_tokens=estimate.prompt_tokens + output_tokens,
+        completion_tokens=text,
+        reasoning_tokens=silent or None,
+        total_tokens=estimate.prompt_tokens + text + silent,
     )
     return Bill(replace(usage, cost_ticks=_price(usage, estimate, settlement)), estimated=True)
 

@@ -26,6 +26,8 @@ from grokflask.runtime import get_pid
 from grokflask.sockets import is_gone, shut_down
 
 INTERVAL_S = 0.25
+ENDING_S = 2.0
+"""How long the usage of an answer that is otherwise complete is waited for when its client has left."""
 SPARE_S = 1.0
 """Extra time before the watcher ends an answer: its reader, which can inform the client, comes first."""
 
@@ -169,6 +171,10 @@ class ClientWatcher:
             _log.exception("the callback for a client that left failed")
 
 
+def _is_not_ending() -> bool:
+    return False
+
+
 class Departure:
     """What happens to a call when its client leaves: it is cancelled, or read to its end for the usage.
 
@@ -184,6 +190,8 @@ class Departure:
     Attributes:
         left_at: monotonic time at which the client was found to have left, or None.
         drains_call: the call continues, and its usage is still to be read.
+        drain_s: how long it may.
+        is_ending: returns whether only the usage is still to come. Then the call continues for ENDING_S.
     """
 
     def __init__(
@@ -201,7 +209,8 @@ class Departure:
         self._watcher = watcher
         self._sock = sock
         self._cancel = cancel
-        self._drain_s = drain_s
+        self.drain_s = drain_s
+        self.is_ending: Callable[[], bool] = _is_not_ending
         self._drains = drains
         self._lock = threading.Lock()
         self._ended = False
@@ -214,11 +223,13 @@ class Departure:
             if self.left_at is not None or self._ended:
                 return
             self.left_at = time.monotonic()
-            if self._drain_s and self._drains is not None:
+            if not self.drain_s and self.is_ending():
+                self.drain_s = ENDING_S  # nothing more is generated, so it costs nothing to know the cost
+            if self.drain_s and self._drains is not None:
                 self.drains_call = self._drains.acquire(blocking=False)
             if self.drains_call:
                 self._watch.stop()
-                self._watch = self._watcher.call_after(self._drain_s, self._give_up)
+                self._watch = self._watcher.call_after(self.drain_s, self._give_up)
         if not self.drains_call:
             self._give_up()
         shut_down(self._sock, socket.SHUT_RDWR)  # ends a send that still waits
@@ -241,6 +252,7 @@ class Departure:
             if self._ended:
                 return
             self._ended = True
+        self.is_ending = _is_not_ending  # it may refer to what refers to this: a cycle
         self._watch.stop()
         self._total.stop()
         if self.drains_call and self._drains is not None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 
 from grokflask.delivery.clients import Departure
+from grokflask.delivery.meter import SILENCE_S, Meter
 from grokflask.delivery.terms import HEARTBEAT, Terms
 from grokflask.errors import (
     ClientGoneError,
@@ -22,12 +23,16 @@ from grokflask.errors import (
     Outcome,
     StreamBrokenError,
     StreamTruncatedError,
+    UpstreamError,
 )
 from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.protocol.sse import EventDecoder
 from grokflask.protocol.usage import Settlement
 from grokflask.upstream.client import UpstreamCall
 from grokflask.upstream.stream import UpstreamStream
+
+LATEST_BYTES = 1024
+"""How much of what was yielded last is kept until the next: the last event is in it."""
 
 _log = logging.getLogger("grokflask.relay")
 
@@ -60,6 +65,7 @@ class Relay:
             sent a second time.
         on_id: called with the id under which upstream keeps the answer, before the client sees it.
         deliveries: records the time that bytes take from upstream to the client.
+        meter: counts what passes.
         clock: monotonic seconds.
 
     Attributes:
@@ -78,24 +84,28 @@ class Relay:
         on_answer: Callable[[dict[str, str], bool], object] | None = None,
         on_id: Callable[[str], object] | None = None,
         deliveries: Deliveries | None = None,
+        meter: Meter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.headers: dict[str, str] = {}
         self._call = call
         self._stream: UpstreamStream | None = None
         self._terms = terms
-        self._on_answer = on_answer
-        self._on_finish = on_finish
-        self._on_settle = on_settle
+        self._on_answer, self._on_finish, self._on_settle = on_answer, on_finish, on_settle
         self._departure = departure
+        departure.is_ending = self._is_ending
+        self._filter = terms.dialect.make_filter(wants_usage=terms.wants_usage, secrets=terms.secrets)
+        self._filter.on_id = on_id
+        self._meter = meter or Meter()
+        self._meter.begin(self._filter, started_at)
+        self._latest = b""  # the end of what was yielded last
         self._deliveries = deliveries or Deliveries(Tallies())
         self._clock = clock
         self._decoder = EventDecoder()
-        self._filter = terms.dialect.make_filter(wants_usage=terms.wants_usage, secrets=terms.secrets)
-        self._filter.on_id = on_id
         self._started_at = started_at
         self._total_at = started_at + terms.total_timeout_s
-        self._deadline = started_at + terms.first_event_timeout_s
+        self._patience_s = terms.first_event_timeout_s  # how long before `_deadline` the silence began
+        self._deadline = started_at + self._patience_s
         self._given_at: float | None = None  # when bytes were last yielded
         self._read_at: float | None = None  # when the bytes being written were read
         self._heartbeat_at = started_at  # until the answer has come a comment is due at once
@@ -200,6 +210,11 @@ class Relay:
         ttft_s = None
         if self._events_out and self._first_event_at is not None:
             ttft_s = self._first_event_at - self._started_at
+        silent_tokens = self._meter.silent_tokens
+        if not self._filter.usage_final:
+            self._meter.count(self._bytes_out)
+            if not isinstance(self._error, UpstreamError):  # such a silence is a fault of upstream
+                silent_tokens += self._measure_silence(self._clock())
         return Settlement(
             outcome=error.outcome if error else Outcome.COMPLETE if reached_client else Outcome.CLIENT_ABORT,
             error=error,
@@ -208,6 +223,8 @@ class Relay:
             model_served=self._filter.model_served,
             events=self._events_out,
             events_seen=self._filter.events,
+            text_tokens=self._meter.tokens,
+            silent_tokens=silent_tokens,
             bytes_out=self._bytes_out,
             ttft_s=ttft_s,
             status=self._status,
@@ -236,8 +253,12 @@ class Relay:
             # A bug in the gateway must not end a stream silently either.
             _log.exception("the relay failed")
             out = self._fail(StreamBrokenError("The gateway failed inside the answer; it is incomplete."))
-        self._bytes_out += len(out)
+        size = len(out)
+        self._latest = out if size < LATEST_BYTES else out[-LATEST_BYTES:]
+        self._bytes_out += size
         self._events_out = self._filter.events
+        if self._bytes_out >= self._meter.count_at:
+            out += self._look(out)
         if self._filter.done or self._error:
             self._stage = Stage.ENDED
             self._on_finish(self._sum_up(reached_client=True))
@@ -248,12 +269,15 @@ class Relay:
     def _wait_for_bytes(self, now: float) -> bytes:
         """The next bytes to yield: events, or a comment if there have been none for too long."""
         while True:
-            until = min(self._deadline, self._total_at, self._heartbeat_at)
-            if now >= until:
+            until = min(self._deadline, self._total_at, self._heartbeat_at, self._meter.check_at)
+            if now >= self._meter.check_at:
+                self._check_silence(now)
+            elif now >= until:
                 if now >= self._deadline or now >= self._total_at:
                     raise self._make_timeout_error(now)
                 self._read_at = None
                 self._deliveries.note_heartbeat()
+                self._meter.other_bytes += len(HEARTBEAT)
                 return HEARTBEAT
             events = self._receive(until - now)
             out = self._filter.take(events) if events else b""
@@ -285,12 +309,37 @@ class Relay:
         events = self._decoder.feed(data) if data else self._decoder.finish()
         if events:
             self._read_at = now
-            self._deadline = now + self._terms.idle_timeout_s
+            if now - self._deadline + self._patience_s > SILENCE_S:
+                self._meter.silent_tokens += self._measure_silence(now)
+            self._patience_s = self._terms.idle_timeout_s
+            self._deadline = now + self._patience_s
             if self._first_event_at is None:
                 self._first_event_at = now
         elif not data:
             raise StreamTruncatedError
         return events
+
+    def _look(self, out: bytes) -> bytes:
+        """Counts what is in `out` and before; returns an error event if the key's budget is used up."""
+        self._meter.count(self._bytes_out, out)
+        if self._error or self._filter.done or (error := self._meter.check()) is None:
+            return b""
+        failure = self._fail(error)
+        self._bytes_out += len(failure)
+        return failure
+
+    def _check_silence(self, now: float) -> None:
+        """Silence may be reasoning, which uses up a budget as well. Raises why the stream has to end."""
+        if error := self._meter.check(now, now - self._deadline + self._patience_s):
+            raise error
+
+    def _measure_silence(self, now: float) -> int:
+        """The tokens for the silence since the latest event, or since the request came."""
+        return self._meter.measure_silence(now - self._deadline + self._patience_s)
+
+    def _is_ending(self) -> bool:
+        """Only the usage is still to come. In chat, what names a `finish_reason` is the last with text."""
+        return self._terms.dialect.make_filter.ending.search(self._latest) is not None
 
     def _check_cancelled(self) -> None:
         """Raises the reason if the call was cancelled: a broken connection is then only its consequence."""
@@ -311,7 +360,7 @@ class Relay:
         left_at = self._departure.left_at
         if not self._departure.drains_call or left_at is None:
             return
-        deadline = min(left_at + self._terms.drain_s, self._total_at)
+        deadline = min(left_at + self._departure.drain_s, self._total_at)
         try:
             while not self._filter.done and not self._filter.error:
                 left_s = deadline - self._clock()
@@ -319,12 +368,14 @@ class Relay:
                     return
                 received = self._receive(left_s)
                 if received:
-                    self._filter.take(received)
+                    self._meter.other_bytes -= len(self._filter.take(received))
         except GrokflaskError:
             pass  # no client is left to report it to
 
     def _fail(self, error: GrokflaskError) -> bytes:
         self._error = error
-        return self._terms.dialect.render_event(
+        out = self._terms.dialect.render_event(
             error, as_json=self._terms.wants_json, number=self._filter.events
         )
+        self._meter.other_bytes += len(out)
+        return out

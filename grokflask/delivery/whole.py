@@ -12,10 +12,12 @@ from mmap import mmap
 
 import msgspec
 
+from grokflask.billing.bill import count_output
 from grokflask.delivery.clients import Departure
 from grokflask.delivery.spool import Spool
 from grokflask.delivery.terms import Terms
 from grokflask.errors import GrokflaskError, UpstreamProtocolError
+from grokflask.protocol.texts import BYTES_PER_TOKEN, measure_text
 from grokflask.protocol.upstream_errors import clean_failure, parse_error
 from grokflask.protocol.usage import Usage
 from grokflask.upstream.client import UpstreamCall
@@ -35,6 +37,8 @@ class WholeReply(msgspec.Struct, frozen=True):
     model_served: str | None
     retried: bool
     media_type: str = "application/json"
+    text_tokens: int = 0
+    """Of its text, about; counted only if it has no usage."""
 
 
 class ReplyReader:
@@ -106,13 +110,15 @@ class ReplyReader:
                 raise parse_error(bytes(data), headers=stream.headers, secrets=self._terms.secrets)
             if isinstance(body, bytes):  # failures are small
                 body = clean_failure(body, self._terms.secrets)
+        usage = reading.read_usage()
         return WholeReply(
             stream.status,
             stream.headers,
             body,
-            reading.read_usage(),
+            usage,
             reading.read_model(),
             stream.retried,
+            text_tokens=0 if count_output(usage or Usage()) else measure_text(data) // BYTES_PER_TOKEN,
         )
 
     def _check_cancelled(self) -> None:

@@ -41,6 +41,8 @@ class LedgerEntry:
     usage: Usage | None = None
     """The usage of a whole reply, once known: it is charged even if an error follows."""
     model_served: str | None = None
+    text_tokens: int = 0
+    """Of a whole reply without usage."""
     clock: Callable[[], float] = field(default=time.monotonic, repr=False)
 
     @property
@@ -77,13 +79,14 @@ class LedgerEntry:
             usage=self.usage,
             usage_final=True,
             model_served=self.model_served,
+            text_tokens=self.text_tokens,
             bytes_out=bytes_out,
             status=error.status if error else status,
         )
 
-    def note_reply(self, usage: Usage | None, model_served: str | None) -> None:
-        """Records the usage and model of a whole reply."""
-        self.usage, self.model_served = usage, model_served
+    def note_reply(self, usage: Usage | None, model_served: str | None, text_tokens: int) -> None:
+        """Records the usage and model of a whole reply, and how many tokens its text has about."""
+        self.usage, self.model_served, self.text_tokens = usage, model_served, text_tokens
 
     def settle(self, settlement: Settlement, bill: Bill | None = None) -> LedgerRow:
         """Closes the entry, logs its line and returns its row. Later calls change nothing."""

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 from msgspec.structs import replace
@@ -26,13 +25,16 @@ from grokflask.errors import StoreUnavailableError
 from grokflask.keys.limits import KeyLimits
 from grokflask.ledger.row import LedgerRow
 from grokflask.limits.counters import RENEW_S, Ask, Counters, Grant, Refusal, Standing, Unloaded
-from grokflask.limits.outage import FindSpent, OutageCounters
+from grokflask.limits.outage import AwayError, FindSpent, OutageCounters, SpendingUnknownError, StoreState
 from grokflask.limits.refusals import explain, make_token_headers
 from grokflask.limits.settlements import Settlements
 from grokflask.runtime import get_pid
 
 LOOKUPS = 2
 """How often a request looks up its key's spending in the ledger before it continues without the figure."""
+
+FIRST_STEP_TOKENS = 256
+"""Output for which there must be room, where a request does not fit as a whole and others are open."""
 
 PROBE_S = 1.0
 """Interval at which the thread tries an unreachable store again, and polls a reachable one for streams to
@@ -45,6 +47,8 @@ class Hold:
     """What one exchange has reserved. `settle` releases it once.
 
     Attributes:
+        ask: what is held, and the key's limits.
+        local: (also) this worker's outage counters hold it.
         headers: response headers with what is left of the limits.
     """
 
@@ -56,6 +60,15 @@ class Hold:
         self._lock = threading.Lock()
         self._settled = False
 
+    @property
+    def has_budget(self) -> bool:
+        """Its key has a budget."""
+        return self.ask.budget_day_ticks is not None or self.ask.budget_month_ticks is not None
+
+    def extend(self, ticks: int) -> int:
+        """As `Limits.extend`."""
+        return self._limits.extend(self, ticks)
+
     def settle(self, bill: Bill | None = None) -> None:
         """Releases the reservation and books `bill`, or nothing if the request was not sent upstream."""
         with self._lock:
@@ -63,15 +76,6 @@ class Hold:
                 return
             self._settled = True
         self._limits.settle(self, bill.tokens if bill else 0, bill.ticks if bill else 0)
-
-
-@dataclass(slots=True)
-class StoreState:
-    """State of the store for /ready: `store` is where limits are counted now."""
-
-    store: Literal["memory", "redis", "local"]
-    outages: int = 0
-    waiting: int = 0
 
 
 class Limits:
@@ -143,6 +147,7 @@ class Limits:
         Raises TooManyStreamsError, TokenLimitError, BudgetSpentError or FairShareError, and
         StoreUnavailableError if a limit is `closed` in an outage.
         """
+        first_tokens = min(FIRST_STEP_TOKENS, estimate.output_tokens)
         ask = Ask(
             id=id,
             key=key,
@@ -155,21 +160,45 @@ class Limits:
             tokens_per_minute=limits.tokens_per_minute,
             budget_day_ticks=limits.budget_day_ticks,
             budget_month_ticks=limits.budget_month_ticks,
+            least_tokens=estimate.prompt_tokens + first_tokens,
+            least_ticks=estimate.prompt_ticks + first_tokens * estimate.output_ticks,
+            alone_tokens=estimate.prompt_tokens,
+            alone_ticks=estimate.prompt_ticks,
         )
+        hold = self._holds[ask.id] = self._hold(ask)
+        return hold
+
+    def _hold(self, ask: Ask) -> Hold:
         local = self._away
         try:
             answer = self._outage_counters.admit(ask) if local else self._ask(ask)
-        except _SpendingUnknownError:
+        except SpendingUnknownError:
             local = True
             answer = self._ask_without_spending(ask)
-        except _AwayError:
+        except AwayError:
             local = True
             answer = self._outage_counters.admit(ask)
         if isinstance(answer, Refusal):
             raise explain(answer, ask)
-        hold = Hold(self, ask, local=local, headers=make_token_headers(ask, answer))
-        self._holds[ask.id] = hold
-        return hold
+        if answer.held is not None:
+            ask = replace(ask, tokens=answer.held[0], ticks=answer.held[1])
+        return Hold(self, ask, local=local, headers=make_token_headers(ask, answer))
+
+    def extend(self, hold: Hold, ticks: int) -> int:
+        """Reserves `ticks` for the exchange instead of what it has, or what the budgets allow.
+
+        Waits for the store. Returns what is reserved now, if the exchange is still open. Raises
+        StoreUnavailableError if budgets are `closed` in an outage.
+        """
+        ask = hold.ask
+        hold.local = hold.local or self._away
+        try:
+            held = self._outage_counters.extend(ask, ticks) if hold.local else self._ask_more(ask, ticks)
+        except (AwayError, SpendingUnknownError):
+            hold.local = True
+            held = self._outage_counters.extend(ask, ticks)
+        hold.ask = replace(ask, ticks=held)
+        return held
 
     def settle(self, hold: Hold, tokens: int, ticks: int) -> None:
         """Called once by `Hold.settle`. Never raises."""
@@ -222,15 +251,28 @@ class Limits:
             thread.join(timeout_s)
 
     def _ask(self, ask: Ask) -> Grant | Refusal:
-        """Asks the store. Raises _AwayError if it is unreachable."""
+        """Asks the store. Raises AwayError if it is unreachable."""
         try:
             answer = self._counters.admit(ask, self._clock())
             if isinstance(answer, Unloaded):
                 answer = self._load_and_ask(ask)
         except StoreUnavailableError as error:
             self._note_away(error)
-            raise _AwayError from None
+            raise AwayError from None
         return answer
+
+    def _ask_more(self, ask: Ask, ticks: int) -> int:
+        try:
+            for _ in range(LOOKUPS):
+                held = self._counters.extend(ask, ticks, self._clock())
+                if not isinstance(held, Unloaded):
+                    return held
+                asked_at = self._clock()
+                self._counters.load(ask.key, ask.day, *self._look_up(ask), asked_at)
+        except StoreUnavailableError as error:
+            self._note_away(error)
+            raise AwayError from None
+        raise SpendingUnknownError
 
     def _load_and_ask(self, ask: Ask) -> Grant | Refusal:
         """Looks up what the key has spent: once for all of its requests that arrive together."""
@@ -244,20 +286,20 @@ class Limits:
                     break
                 asked_at = self._clock()
                 # A look-up may fail on a busy machine, while another worker's succeeded.
-                with suppress(_SpendingUnknownError):
+                with suppress(SpendingUnknownError):
                     self._counters.load(ask.key, ask.day, *self._look_up(ask), asked_at)
                     self._outage_counters.forget(ask.key, ask.day)
                 answer = self._counters.admit(ask, self._clock())
         self._loading.pop(period, None)
         if isinstance(answer, Unloaded):
-            raise _SpendingUnknownError
+            raise SpendingUnknownError
         return answer
 
     def _look_up(self, ask: Ask) -> tuple[int, int]:
         try:
             return self._find_spent(ask.key, ask.day)
         except StoreUnavailableError:
-            raise _SpendingUnknownError from None
+            raise SpendingUnknownError from None
 
     def _ask_without_spending(self, ask: Ask) -> Grant | Refusal:
         """Checks the budgets in this worker, and everything else in the store."""
@@ -266,12 +308,13 @@ class Limits:
             return local
         try:
             answer = self._ask(replace(ask, budget_day_ticks=None, budget_month_ticks=None))
-        except _AwayError:
+        except AwayError:
             self._outage_counters.settle(ask, 0, 0)
             return self._outage_counters.admit(ask)
         if isinstance(answer, Refusal):
             self._outage_counters.settle(ask, 0, 0)
-        return answer
+            return answer
+        return answer if local.held is None else replace(answer, held=local.held)
 
     def _book(self, ask: Ask, tokens: int, ticks: int, *, local: bool) -> None:
         if local:
@@ -279,7 +322,7 @@ class Limits:
         self._settlements.add(ask, tokens, ticks)
         if self._away:
             return
-        if self._shared and not _is_limited(ask):
+        if self._shared and not ask.is_limited:
             self._wake.set()  # no later request depends on it
             return
         try:
@@ -347,16 +390,3 @@ class Limits:
             self._away = False
             self._outage_counters.clear()
             _log.warning("Redis is reachable again: streams, tokens and budgets are counted there")
-
-
-class _AwayError(Exception):
-    """The store is unreachable."""
-
-
-class _SpendingUnknownError(Exception):
-    """The key's spending is neither in the store nor available from the ledger."""
-
-
-def _is_limited(ask: Ask) -> bool:
-    limits = (ask.max_streams, ask.tokens_per_minute, ask.budget_day_ticks, ask.budget_month_ticks)
-    return any(limit is not None for limit in limits)

@@ -57,6 +57,8 @@ class Ask(msgspec.Struct, frozen=True):
         stream: counts as an open stream.
         tokens: estimate, held against `tokens_per_minute`; clamped to 0..MAX_AMOUNT.
         ticks: estimate, held against the budgets; 1 USD = 10^10 ticks; clamped likewise.
+        least_tokens, least_ticks: where the estimate does not fit but this does, what is left is held.
+        alone_tokens, alone_ticks: the same for a key that has nothing else open.
         day: the UTC day that will be booked, `YYYY-MM-DD`; its first seven letters are the month.
     """
 
@@ -71,11 +73,21 @@ class Ask(msgspec.Struct, frozen=True):
     tokens_per_minute: int | None = None
     budget_day_ticks: int | None = None
     budget_month_ticks: int | None = None
+    least_tokens: int = MAX_AMOUNT
+    least_ticks: int = MAX_AMOUNT
+    alone_tokens: int = MAX_AMOUNT
+    alone_ticks: int = MAX_AMOUNT
 
     def __post_init__(self) -> None:
         if not (0 <= self.tokens <= MAX_AMOUNT and 0 <= self.ticks <= MAX_AMOUNT):
             msgspec.structs.force_setattr(self, "tokens", max(0, min(self.tokens, MAX_AMOUNT)))
             msgspec.structs.force_setattr(self, "ticks", max(0, min(self.ticks, MAX_AMOUNT)))
+
+    @property
+    def is_limited(self) -> bool:
+        """Its key has any of these limits."""
+        limits = (self.max_streams, self.tokens_per_minute, self.budget_day_ticks, self.budget_month_ticks)
+        return any(limit is not None for limit in limits)
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -84,10 +96,12 @@ class Grant(msgspec.Struct, frozen=True):
     Attributes:
         streams: the key's open streams, this one included.
         tokens_left: what is left of this minute's tokens if everything held is used; None without a limit.
+        held: tokens and ticks that it holds, if not all that it asked for.
     """
 
     streams: int
     tokens_left: int | None
+    held: tuple[int, int] | None = None
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -169,6 +183,13 @@ class Counters(Protocol):
         Checked in this order: the fair share, streams, tokens, budget of the day, budget of the month.
         """
 
+    def extend(self, ask: Ask, ticks: int, now: float) -> int | Unloaded:
+        """Lets the lease of `ask` hold `ticks`, or what the budgets have left of the difference.
+
+        Less than a quarter of the difference is not taken. Returns what is held then. A lease that is freed
+        or lost stays so.
+        """
+
     def load(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
         """Stores what the key has spent, where that is missing. `now` is taken before the ledger is read."""
 
@@ -226,7 +247,7 @@ def refuse_tokens(ask: Ask, used: int, last: int | None, now: float) -> Refusal:
     """
     assert ask.tokens_per_minute is not None
     retry_after_s: float | None = HELD_RETRY_S
-    if ask.tokens > ask.tokens_per_minute:
+    if min(ask.tokens, ask.alone_tokens) > ask.tokens_per_minute:
         retry_after_s = None
     elif last is not None:
         retry_after_s = (last + WINDOW_BUCKETS + 1) * BUCKET_S - now

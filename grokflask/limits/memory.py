@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from msgspec.structs import replace
+
 from grokflask.limits.counters import (
     FAIR_SHARE,
     LEASE_S,
     LOAD_SLACK_S,
     MARK_S,
+    MAX_AMOUNT,
     RETRY_S,
     SEQ_S,
     Ask,
@@ -89,20 +92,40 @@ class MemoryCounters(Counters):
         with self._lock:
             self._prune(now)
             account = self._accounts.get(ask.key) or _Account()
-            if ask.id not in self._leases:
-                obstacle = (
-                    self._check_share(account)
-                    or _check_streams(account, ask)
-                    or _check_tokens(account, ask, now)
-                    or _check_budgets(account, ask)
-                )
-                if obstacle:
-                    return obstacle
-                self._hold(ask, now + LEASE_S)
+            lease = self._leases.get(ask.id)
+            if lease is None:
+                obstacle = self._check_share(account) or _check_streams(account, ask)
+                tokens = obstacle or _check_tokens(account, ask, now)
+                ticks = obstacle or _check_budgets(account, ask)
+                for verdict in (obstacle, tokens, ticks):
+                    if isinstance(verdict, Refusal | Unloaded):
+                        return verdict
+                fits = tokens == ask.tokens and ticks == ask.ticks
+                held = ask if fits else replace(ask, tokens=tokens, ticks=ticks)
+                lease = self._hold(held, now + LEASE_S)
                 account = self._accounts[ask.key]
             limit = ask.tokens_per_minute
             left = None if limit is None else limit - _count_tokens(account, now)
-            return Grant(account.streams, left)
+            return Grant(
+                account.streams, left, None if lease.ask is ask else (lease.ask.tokens, lease.ask.ticks)
+            )
+
+    def extend(self, ask: Ask, ticks: int, now: float) -> int | Unloaded:
+        with self._lock:
+            self._prune(now)
+            account = self._accounts.get(ask.key) or _Account()
+            if _is_unloaded(account, ask):
+                return Unloaded()
+            lease = self._leases.get(ask.id)
+            held = lease.ask.ticks if lease else ask.ticks
+            left = (budget - account.spent[name].ticks for _, name, budget in _list_budgets(ask))
+            step = min(ticks - held, min(left, default=MAX_AMOUNT) - account.ticks)
+            if step <= 0 or 4 * step < ticks - held:
+                return held
+            if lease:
+                lease.ask = replace(lease.ask, ticks=held + step)
+                account.ticks += step
+            return held + step
 
     def load(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
         with self._lock:
@@ -178,7 +201,7 @@ class MemoryCounters(Counters):
         share = max(1, self._capacity // self._active)
         return None if account.open < share else Refusal("share", RETRY_S, account.open, share)
 
-    def _hold(self, ask: Ask, expiry: float) -> None:
+    def _hold(self, ask: Ask, expiry: float) -> _Lease:
         account = self._accounts.setdefault(ask.key, _Account())
         self._active += account.open == 0
         account.open += 1
@@ -187,6 +210,7 @@ class MemoryCounters(Counters):
         account.ticks += ask.ticks
         lease = self._leases[ask.id] = _Lease(ask, expiry)
         self._note_expiry(lease)
+        return lease
 
     def _note_expiry(self, lease: _Lease) -> None:
         heapq.heappush(self._expiries, (lease.expiry, lease.ask.id))
@@ -256,14 +280,18 @@ def _check_streams(account: _Account, ask: Ask) -> Refusal | None:
     return Refusal("streams", RETRY_S, account.streams, limit)
 
 
-def _check_tokens(account: _Account, ask: Ask, now: float) -> Refusal | None:
+def _check_tokens(account: _Account, ask: Ask, now: float) -> Refusal | int:
+    """The tokens to hold."""
     limit = ask.tokens_per_minute
     if limit is None:
-        return None
+        return ask.tokens
     used = _count_tokens(account, now)
     if used + ask.tokens <= limit:
-        return None
-    surplus = used - account.tokens + ask.tokens - limit
+        return ask.tokens
+    least = min(ask.tokens, ask.least_tokens if account.open else ask.alone_tokens)
+    if used + least <= limit:
+        return limit - used
+    surplus = used - account.tokens + least - limit
     last = None
     for bucket in sorted(account.minute):
         if surplus > 0 and bucket >= find_oldest_bucket(now):
@@ -272,24 +300,34 @@ def _check_tokens(account: _Account, ask: Ask, now: float) -> Refusal | None:
     return refuse_tokens(ask, used, last, now)
 
 
-def _check_budgets(account: _Account, ask: Ask) -> Refusal | Unloaded | None:
-    budgets: tuple[tuple[Literal["budget_day", "budget_month"], str, int | None], ...] = (
-        ("budget_day", ask.day, ask.budget_day_ticks),
-        ("budget_month", ask.day[:7], ask.budget_month_ticks),
-    )
-    if any(budget is not None and name not in account.spent for _, name, budget in budgets):
+def _list_budgets(ask: Ask) -> list[tuple[Literal["budget_day", "budget_month"], str, int]]:
+    budgets: list[tuple[Literal["budget_day", "budget_month"], str, int]] = []
+    if ask.budget_day_ticks is not None:
+        budgets.append(("budget_day", ask.day, ask.budget_day_ticks))
+    if ask.budget_month_ticks is not None:
+        budgets.append(("budget_month", ask.day[:7], ask.budget_month_ticks))
+    return budgets
+
+
+def _is_unloaded(account: _Account, ask: Ask) -> bool:
+    return any(name not in account.spent for _, name, _ in _list_budgets(ask))
+
+
+def _check_budgets(account: _Account, ask: Ask) -> Refusal | Unloaded | int:
+    """The ticks to hold."""
+    if _is_unloaded(account, ask):
         return Unloaded()
-    for reason, name, budget in budgets:
-        if budget is None:
-            continue
+    ticks = ask.ticks
+    least = min(ticks, ask.least_ticks if account.open else ask.alone_ticks)
+    for reason, name, budget in _list_budgets(ask):
         spent = account.spent[name].ticks
-        used = spent + account.ticks
+        left = budget - spent - account.ticks
         has_money_left = budget > 0 and spent < budget
         # A request without a known cost is admitted until the budget is spent.
-        fits = ask.ticks == 0 or used + ask.ticks <= budget
-        if not (has_money_left and fits):
-            return Refusal(reason, None, used, budget)
-    return None
+        if not (has_money_left and (least == 0 or least <= left)):
+            return Refusal(reason, None, budget - left, budget)
+        ticks = max(0, min(ticks, left))
+    return ticks
 
 
 def _count_tokens(account: _Account, now: float) -> int:

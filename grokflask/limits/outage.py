@@ -7,6 +7,8 @@ For each limit a setting says `open` (not enforced), `local` (this worker enforc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -18,6 +20,23 @@ from grokflask.limits.settlements import Settlements
 
 FindSpent = Callable[[str, str], tuple[int, int]]
 """Takes a key and a day; returns ticks spent on that day and in its month. Raises StoreUnavailableError."""
+
+
+class AwayError(Exception):
+    """The store is unreachable."""
+
+
+class SpendingUnknownError(Exception):
+    """The key's spending is neither in the store nor available from the ledger."""
+
+
+@dataclass(slots=True)
+class StoreState:
+    """State of the store for /ready: `store` is where limits are counted now."""
+
+    store: Literal["memory", "redis", "local"]
+    outages: int = 0
+    waiting: int = 0
 
 
 class OutageCounters:
@@ -60,6 +79,17 @@ class OutageCounters:
         answer = self._counters.admit(ask, self._clock())
         assert not isinstance(answer, Unloaded)
         return answer
+
+    def extend(self, ask: Ask, ticks: int) -> int:
+        """Like `Counters.extend`, with this worker's part of each budget. Raises StoreUnavailableError."""
+        part = self._part_budgets(ask)
+        # What was admitted before the outage is not held here, but what it takes from now on is.
+        self._counters.renew(self._worker(), 0, [replace(ask, tokens=0, ticks=0)], self._clock())
+        if part.budget_day_ticks is None and part.budget_month_ticks is None:
+            return ticks
+        held = self._counters.extend(part, ticks, self._clock())
+        assert not isinstance(held, Unloaded)
+        return held
 
     def settle(self, ask: Ask, tokens: int, ticks: int) -> None:
         """Releases what `ask` held here and books what it used."""

@@ -66,6 +66,7 @@ class RedisCounters(Counters):
         self._client = client
         self._own = (capacity, repr(fair_share))
         self._run_admit = prepare(client, _SCRIPTS, "leases", "admit")
+        self._run_extend = prepare(client, _SCRIPTS, "leases", "extend")
         self._run_settle = prepare(client, _SCRIPTS, "leases", "settle")
         self._run_renew = prepare(client, _SCRIPTS, "leases", "renew")
         self._run_standing = prepare(client, _SCRIPTS, "leases", "standing")
@@ -89,12 +90,15 @@ class RedisCounters(Counters):
                 find_oldest_bucket(now),
                 *("" if limit is None else limit for limit in limits),
                 *self._own,
+                *(min(ask.tokens, ask.least_tokens), min(ask.ticks, ask.least_ticks)),
+                *(min(ask.tokens, ask.alone_tokens), min(ask.ticks, ask.alone_ticks)),
             ),
         )
         verdict = _text(reply[0])
         match verdict:
             case "granted":
-                return Grant(reply[1], reply[2])
+                held = None if reply[3:] == [ask.tokens, ask.ticks] else (reply[3], reply[4])
+                return Grant(reply[1], reply[2], held)
             case "unloaded":
                 return Unloaded()
             case "tokens":
@@ -104,6 +108,17 @@ class RedisCounters(Counters):
             case "streams" | "share":
                 return Refusal(verdict, RETRY_S, reply[1], reply[2])
         raise AssertionError(verdict)
+
+    def extend(self, ask: Ask, ticks: int, now: float) -> int | Unloaded:
+        budgets = (ask.budget_day_ticks, ask.budget_month_ticks)
+        held: int | None = self._run_extend(
+            (*_LEASES, _SPENT + ask.key),
+            (
+                *(repr(now), ask.id, ask.key, ask.ticks, ticks, ask.day, ask.day[:7]),
+                *("" if budget is None else budget for budget in budgets),
+            ),
+        )
+        return Unloaded() if held is None else held
 
     def load(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
         sums = (day, day_ticks, day[:7], month_ticks)

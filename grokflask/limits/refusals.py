@@ -30,24 +30,32 @@ def explain(refusal: Refusal, ask: Ask) -> GrokflaskError:
         case "share":
             return FairShareError(headers=headers)
         case "tokens" if wait_s is None:
+            need = min(ask.tokens, ask.alone_tokens)
             return TokenLimitError(
-                f"This request may use {ask.tokens} tokens, but this key is limited to {limit} a minute: "
-                "lower max_tokens.",
+                f"The prompt of this request has about {need} tokens, but this key "
+                f"is limited to {limit} a minute: send a shorter prompt.",
                 headers={"x-should-retry": "false", **_make_headers(limit, limit - used)},
             )
         case "tokens":
             headers |= _make_headers(limit, limit - used)
+            need = _find_need(limit - used, ask.tokens, ask.alone_tokens, ask.least_tokens)
             return TokenLimitError(
-                f"This key has used or reserved {used} of its {limit} tokens a minute, and this request may "
-                f"use {ask.tokens}. Try again in {headers['Retry-After']} s.",
+                f"This key has used or reserved {used} of its {limit} tokens a minute, and this request "
+                f"needs about {need} to begin. Try again in {headers['Retry-After']} s.",
                 headers=headers,
             )
         case "budget_day" | "budget_month" as period:
+            need = _find_need(limit - used, ask.ticks, ask.alone_ticks, ask.least_ticks)
             return BudgetSpentError(
                 f"This key has spent or reserved {format_usd(used)} of its {format_usd(limit)} USD for the "
-                f"{period.removeprefix('budget_')}, and this request may cost {format_usd(ask.ticks)} USD. "
-                "Days and months begin at 00:00 UTC."
+                f"{period.removeprefix('budget_')}, and this request needs about {format_usd(need)} USD to "
+                "begin. Days and months begin at 00:00 UTC."
             )
+
+
+def _find_need(left: int, whole: int, alone: int, least: int) -> int:
+    """What a request needs at least: its prompt, or also its first words where other requests are open."""
+    return min(whole, alone if left < alone else least)
 
 
 def make_token_headers(ask: Ask, grant: Grant) -> dict[str, str]:

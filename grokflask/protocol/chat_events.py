@@ -6,6 +6,7 @@ Everything else is passed on byte for byte, unparsed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from grokflask.errors import UpstreamStatusError
@@ -14,6 +15,10 @@ from grokflask.protocol.upstream_errors import parse_error
 from grokflask.protocol.usage import Usage, read_chunk
 
 DONE = b"[DONE]"
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+FRAME_BYTES = len(b"data: \n\n")
 
 
 class EventFilter:
@@ -23,6 +28,9 @@ class EventFilter:
         wants_usage: pass the usage-only event on.
         secrets: texts to cut out of upstream's messages.
     """
+
+    #: Finds in the latest events that the answer is complete but for its usage.
+    ending = re.compile(rb'"finish_reason"\s*:\s*"')
 
     #: Called with the id under which upstream keeps the answer, before the event with it is passed on.
     on_id: Callable[[str], object] | None = None
@@ -35,6 +43,8 @@ class EventFilter:
         self.usage_final = False  # `usage` covers the whole answer
         self.model_served: str | None = None  # as the first event names it, or the one with the usage
         self.events = 0  # passed on, without `[DONE]`
+        self.other_events = 0  # those of them that have no text, as far as they were parsed
+        self.other_bytes = 0  # passed on in these, and in `[DONE]`
         self._wants_usage = wants_usage
         self._secrets = secrets
         self._begun = False
@@ -78,6 +88,7 @@ class EventFilter:
         if event.strip() == DONE:
             event = DONE
             self.done = self.usage_final = True
+            self.other_bytes += len(DONE_EVENT)
         elif self._is_error(event) or not self._is_wanted(event):
             return
         else:
@@ -104,7 +115,13 @@ class EventFilter:
         self.usage = chunk.read_usage() or self.usage  # upstream counts up: the last one is the total
         self.usage_final = not chunk.has_choices
         self.model_served = chunk.read_model() or self.model_served
+        if self._wants_usage and not chunk.has_choices:
+            self._note_other(event)
         return self._wants_usage or chunk.has_choices
+
+    def _note_other(self, event: bytes) -> None:
+        self.other_events += 1
+        self.other_bytes += len(event) + FRAME_BYTES
 
 
 def _has_marks(events: bytes) -> bool:

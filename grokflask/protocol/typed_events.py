@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from grokflask.errors import MALFORMED
-from grokflask.protocol.chat_events import DONE, EventFilter
+from grokflask.protocol.chat_events import DONE, DONE_EVENT, EventFilter
 from grokflask.protocol.raw_json import NULL
 from grokflask.protocol.sse import NamedEvent, Run
 from grokflask.protocol.upstream_errors import clean_failure, parse_error
@@ -34,6 +34,8 @@ _EVENT = msgspec.json.Decoder(_Event)
 
 class TypedEventFilter(EventFilter):
     """What both kinds of stream have in common."""
+
+    ending = re.compile(b"(?!)")  # the usage comes in the last event
 
     def take(self, events: list[bytes]) -> bytes:
         """The events for the client, as `EventFilter.take`; every event is parsed."""
@@ -75,8 +77,10 @@ class ResponsesFilter(TypedEventFilter):
     """
 
     def _take_run(self, run: Run, parts: list[bytes]) -> None:
-        # Only events with the answer, and errors, have these fields: see `chat_events._has_marks`.
-        if run.find(b'"response"') < 0 and run.find(b'"error"') < 0:
+        # Only events with the answer, and errors, have these fields: see `chat_events._has_marks`. Those that
+        # end a part repeat its text.
+        data: bytes = run
+        if b'"response"' not in data and b'"error"' not in data and b'.done"' not in data:
             self.events += run.number
             parts.append(run)
             return
@@ -85,7 +89,8 @@ class ResponsesFilter(TypedEventFilter):
     def _take_one(self, event: bytes, parts: list[bytes]) -> None:
         if event.strip() == DONE:
             self.done = self.usage_final = True
-            parts.append(b"data: [DONE]\n\n")
+            self.other_bytes += len(DONE_EVENT)
+            parts.append(DONE_EVENT)
             return
         parsed = self._read(event)
         if self.error:
@@ -95,9 +100,12 @@ class ResponsesFilter(TypedEventFilter):
             if reply is not None and reply.has_error:
                 event = clean_failure(event, self._secrets)
         self.events += 1
+        if parsed is None or not parsed.type.endswith(".delta"):
+            self._note_other(event)
         parts.append(b"data: " + event + b"\n\n")
         if self.done and not self.failure:
-            parts.append(b"data: [DONE]\n\n")
+            self.other_bytes += len(DONE_EVENT)
+            parts.append(DONE_EVENT)
 
     def _take_answer(self, event: _Event) -> TypedReply | None:
         reply = self._note(event.response)
@@ -135,6 +143,9 @@ class MessagesFilter(TypedEventFilter):
         elif name == "message_stop":
             self.done = self.usage_final = True
         self.events += 1
+        if name != "content_block_delta":
+            self._note_other(event)
+            self.other_bytes += len(name) + len("event: \n")
         if _NAME.fullmatch(name):
             parts.append(b"event: " + name.encode() + b"\n")
         parts.append(b"data: " + event + b"\n\n")

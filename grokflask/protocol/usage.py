@@ -72,6 +72,10 @@ class Settlement(msgspec.Struct, frozen=True):
     """`usage` covers the whole answer, not only its beginning."""
     events_seen: int = 0
     """`events`, and those that came after the client had left."""
+    text_tokens: int = 0
+    """Tokens of the text that has come, by its events and bytes."""
+    silent_tokens: int = 0
+    """Tokens that upstream may have reasoned in silence."""
     status: int = 200
     """Of the response that the client got."""
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 EXPOSED_HEADERS = """
     X-Request-ID X-Upstream-Request-ID Retry-After X-Stream-Fallback X-Params-Dropped X-RateLimit-Limit
     X-RateLimit-Remaining X-RateLimit-Reset X-Grokflask-Upstream X-RateLimit-Limit-Tokens
-    X-RateLimit-Remaining-Tokens Idempotent-Replayed X-Model-Served
+    X-RateLimit-Remaining-Tokens Idempotent-Replayed X-Model-Served X-Output-Cap
 """.split()
 """Response headers that scripts of other origins may read."""
 

@@ -1,5 +1,6 @@
 -- Reserves everything that a request needs, or nothing. After leases.lua.
--- Returns {"granted", open streams, tokens left or false}, {"unloaded"}, or {reason, used, limit, bucket or false}.
+-- Returns {"granted", open streams, tokens left or false, tokens held, ticks held}, {"unloaded"}, or
+-- {reason, used, limit, bucket or false}.
 
 local WORKERS = KEYS[7]    -- sorted set: worker -> when it counts as dead
 local CAPACITIES = KEYS[8] -- hash: worker -> its slots
@@ -12,6 +13,10 @@ local day, month, oldest = ARGV[8], ARGV[9], tonumber(ARGV[10])
 local max_streams, max_tokens = tonumber(ARGV[11]), tonumber(ARGV[12]) -- nil where there is no limit
 local budget_day, budget_month = tonumber(ARGV[13]), tonumber(ARGV[14])
 local capacity, fair_share = tonumber(ARGV[15]), tonumber(ARGV[16])
+local least_tokens, least_ticks = tonumber(ARGV[17]), tonumber(ARGV[18]) -- where more does not fit
+local alone_tokens, alone_ticks = tonumber(ARGV[19]), tonumber(ARGV[20]) -- for a key with nothing else open
+
+local alone
 
 local function check_share()
   local open, total = read(OPEN, key), redis.call("ZCARD", EXPIRIES)
@@ -48,8 +53,13 @@ local function check_tokens()
   if all + tokens <= max_tokens then
     return nil
   end
+  local least = alone and alone_tokens or least_tokens
+  if all + least <= max_tokens then
+    tokens = write(max_tokens - all)
+    return nil
+  end
   table.sort(buckets, function(a, b) return a[1] < b[1] end)
-  local surplus, last = used + tokens - max_tokens, false
+  local surplus, last = used + least - max_tokens, false
   for _, bucket in ipairs(buckets) do
     if surplus > 0 then
       surplus, last = surplus - bucket[2], bucket[1]
@@ -63,7 +73,12 @@ local function check_budget(reason, budget, spent, held)
     return nil
   end
   -- A request without a known cost is admitted until the budget is spent.
-  if budget > 0 and spent < budget and (ticks == "0" or spent + held + ticks <= budget) then
+  local least = alone and alone_ticks or least_ticks
+  local left = budget - spent - held
+  if budget > 0 and spent < budget and (least == 0 or least <= left) then
+    if tonumber(ticks) > left then
+      ticks = write(math.max(0, left))
+    end
     return nil
   end
   return {reason, spent + held, budget, false}
@@ -83,15 +98,18 @@ local function check_budgets()
 end
 
 release_lapsed(now)
-if redis.call("HEXISTS", LEASES, id) == 0 then
+local lease = read_lease(id)
+if not lease then
+  alone = read(OPEN, key) == 0
   local obstacle = check_share() or check_streams() or check_tokens() or check_budgets()
   if obstacle then
     return obstacle
   end
   hold(id, expiry, key, stream, tokens, ticks)
+  lease = {stream, tokens, ticks}
 end
 local left = false
 if max_tokens then
   left = max_tokens - read_minute(MINUTE, oldest) - read(TOKENS, key)
 end
-return {"granted", read(STREAMS, key), left}
+return {"granted", read(STREAMS, key), left, tonumber(lease[2]), tonumber(lease[3])}

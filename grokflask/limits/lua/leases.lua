@@ -20,6 +20,16 @@ local function subtract(held, key, amount)
   end
 end
 
+local function write(number)
+  return string.format("%.0f", number)
+end
+
+-- A lease's stream, tokens, ticks and key; nil if there is none.
+local function read_lease(id)
+  local lease = redis.call("HGET", LEASES, id)
+  return lease and {string.match(lease, "^(%d+) (%d+) (%d+) (.*)$")}
+end
+
 local function hold(id, expiry, key, stream, tokens, ticks)
   redis.call("ZADD", EXPIRIES, expiry, id)
   redis.call("HSET", LEASES, id, stream .. " " .. tokens .. " " .. ticks .. " " .. key)
@@ -31,12 +41,12 @@ end
 
 local function release(id)
   redis.call("ZREM", EXPIRIES, id)
-  local lease = redis.call("HGET", LEASES, id)
+  local lease = read_lease(id)
   if not lease then
     return
   end
   redis.call("HDEL", LEASES, id)
-  local stream, tokens, ticks, key = string.match(lease, "^(%d+) (%d+) (%d+) (.*)$")
+  local stream, tokens, ticks, key = unpack(lease)
   subtract(OPEN, key, "1")
   subtract(STREAMS, key, stream)
   subtract(TOKENS, key, tokens)

@@ -29,6 +29,7 @@ WORDS = {
     Outcome.TRUNCATED: ("truncated", "bad", "The upstream stream ended before it was complete."),
     Outcome.TIMEOUT: ("timeout", "bad", "Upstream was silent for too long."),
     Outcome.SHUTDOWN: ("ended here", "warn", "The gateway ended it: a restart, or an admin."),
+    Outcome.LIMIT: ("budget used up", "warn", "The gateway ended it when the key's budget was used up."),
     Outcome.LOST: ("lost", "bad", "Its process was killed."),
     Outcome.REFUSED: ("refused", "warn", "The gateway refused it and sent nothing upstream."),
 }

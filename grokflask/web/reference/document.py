@@ -43,6 +43,7 @@ _HEADERS = {
     "X-Stream-Fallback": "Why a request to stream was answered whole: `vision`, `images` or `deferred`.",
     "X-Params-Dropped": "Fields that xAI would refuse, and that the gateway removed.",
     "X-Model-Served": "The model that answered, if it is not the requested one.",
+    "X-Output-Cap": "The cap that the gateway has set because the key's budget has no more.",
     "Idempotent-Replayed": "`true` if an earlier request with the same Idempotency-Key got this answer.",
     "Age": "Seconds since the gateway fetched this from xAI.",
     "Retry-After": "Seconds to wait before trying again.",
@@ -52,7 +53,7 @@ _HEADERS = {
     "ETag": "Changes with the document.",
 }
 _ON_ALL = list(_HEADERS)[:8]
-_ON_POSTS = list(_HEADERS)[8:12]
+_ON_POSTS = list(_HEADERS)[8:13]
 _ON_ERRORS = [name for name in list(_HEADERS)[:10] if name not in list(_HEADERS)[1:3]]
 
 _PARAMETERS = {

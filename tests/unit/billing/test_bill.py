@@ -137,7 +137,13 @@ def test_estimates() -> None:
     """A chat is priced by its model and length, images by the piece."""
     body = b"x" * 800_000
     assert estimate_chat("grok-4.3", body, 100) == Estimate(
-        "tokens", "grok-4.3", 200_000, 100, 2 * 200_000 * 12_500, 2 * (200_000 * 12_500 + 100 * 25_000)
+        "tokens",
+        "grok-4.3",
+        200_000,
+        100,
+        2 * 200_000 * 12_500,
+        2 * (200_000 * 12_500 + 100 * 25_000),
+        50_000,
     )
     images = estimate_images("grok-imagine-image", 4)
     assert (images.tokens, images.ticks, images.prompt_ticks) == (0, 800_000_000, 800_000_000)
@@ -210,17 +216,17 @@ ENDINGS: list[tuple[Outcome, GrokflaskError | None]] = [
 
 
 @pytest.mark.parametrize(("outcome", "error"), ENDINGS)
-@pytest.mark.parametrize("events", [0, 7])
-def test_cut_short_without_usage(outcome: Outcome, error: GrokflaskError | None, events: int) -> None:
-    """The prompt is paid for, and about a token for each event; never nothing, and marked as an estimate."""
-    bill = make_bill(CHAT, Settlement(outcome, error, events_seen=events), reached=True)
+@pytest.mark.parametrize(("text", "silent"), [(0, 0), (7, 0), (7, 40)])
+def test_cut_short_without_usage(
+    outcome: Outcome, error: GrokflaskError | None, text: int, silent: int
+) -> None:
+    """The prompt is paid for, the text and the reasoning; never nothing, and marked as an estimate."""
+    cut = Settlement(outcome, error, events_seen=text, text_tokens=text, silent_tokens=silent)
+    bill = make_bill(CHAT, cut, reached=True)
     assert bill.estimated
-    assert bill.ticks == 1000 * 12_500 + events * 25_000
-    assert (bill.usage.prompt_tokens, bill.usage.completion_tokens, bill.tokens) == (
-        1000,
-        events,
-        1000 + events,
-    )
+    assert bill.ticks == 1000 * 12_500 + (text + silent) * 25_000
+    usage = Usage(1000, None, text, silent or None, 1000 + text + silent, bill.ticks)
+    assert (bill.usage, bill.tokens) == (usage, 1000 + text + silent)
 
 
 @pytest.mark.parametrize(("outcome", "error"), [*ENDINGS, (Outcome.UPSTREAM_ERROR, UpstreamConnectError())])
@@ -237,14 +243,14 @@ def test_upstreams_refusal_is_free_and_its_failure_inside_is_not() -> None:
         make_bill(CHAT, refused, reached=True).ticks,
         make_bill(CHAT, refused, reached=True).estimated,
     ) == (0, False)
-    inside = replace(refused, events_seen=100)
+    inside = replace(refused, events_seen=100, text_tokens=100)
     assert make_bill(CHAT, inside, reached=True).ticks == 1000 * 12_500 + 100 * 25_000
 
 
 def test_a_whole_reply_without_usage() -> None:
-    """Nothing is known of its length, so all that was reserved stands."""
-    bill = make_bill(CHAT, Settlement(Outcome.COMPLETE, usage_final=True), reached=True)
-    assert (bill.ticks, bill.estimated) == (CHAT.ticks, True)
+    """It is booked by its text, not by all that was reserved."""
+    bill = make_bill(CHAT, Settlement(Outcome.COMPLETE, usage_final=True, text_tokens=9), reached=True)
+    assert (bill.ticks, bill.estimated) == (1000 * 12_500 + 9 * 25_000, True)
 
 
 def test_images_are_paid_when_they_are_made() -> None:

@@ -166,7 +166,13 @@ def test_no_limits_no_headers() -> None:
 REFUSALS: list[tuple[KeyLimits, type[GrokflaskError], str, str, str | None]] = [
     (STREAMS, TooManyStreamsError, "too_many_streams", "already has 4 open streams", "1"),
     (TOKENS, TokenLimitError, "token_limit_exceeded", "used or reserved 800", "5"),
-    (KeyLimits(tokens_per_minute=199), TokenLimitError, "token_limit_exceeded", "lower max_tokens", None),
+    (
+        KeyLimits(tokens_per_minute=99),
+        TokenLimitError,
+        "token_limit_exceeded",
+        "a shorter prompt",
+        None,
+    ),
     (BUDGET, BudgetSpentError, "insufficient_quota", "0.000002 USD for the day", None),
     (MONTH, BudgetSpentError, "insufficient_quota", "USD for the month", None),
 ]

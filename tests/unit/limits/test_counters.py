@@ -732,3 +732,92 @@ def test_clear_forgets_everything() -> None:
     assert store.admit(ask("a", tokens_per_minute=9), NOW) == Grant(1, 9)
     store.settle([settled(1, "a", tokens=5)], "w", NOW)
     assert store.standing("alice", DAY, NOW) == Standing(0, 5, 0, None, None)
+
+
+# What is left, and steps
+
+
+def left(id_: str, **fields: Any) -> Ask:
+    """An ask of 1,000 tokens and ticks that may begin with 300, or with 50 if nothing else is open."""
+    least = {"least_tokens": 300, "least_ticks": 300, "alone_tokens": 50, "alone_ticks": 50}
+    return ask(id_, **{"tokens": 1000, "ticks": 1000, **least, **fields})
+
+
+@pytest.mark.parametrize("limits", [{"tokens_per_minute": 1600}, {"budget_day_ticks": 1600}])
+def test_what_is_left_is_held_if_a_first_step_fits(store: Counters, limits: dict[str, int]) -> None:
+    """The second of two has what the first left; a third that cannot begin is refused."""
+    store.load("alice", DAY, 0, 0, NOW)
+    tokens, ticks = (600, 1000) if "tokens_per_minute" in limits else (1000, 600)
+    first = store.admit(left("a", **limits), NOW)
+    assert isinstance(first, Grant)
+    assert first.held is None
+    second = store.admit(left("b", **limits), NOW)
+    assert isinstance(second, Grant)
+    assert second.held == (tokens, ticks)
+    assert store.admit(left("b", **limits), NOW) == second  # a repeated question has the same answer
+    third = store.admit(left("c", **limits), NOW)
+    assert isinstance(third, Refusal)
+    assert (third.used, third.limit) == (1600, 1600)
+    standing = store.standing("alice", DAY, NOW)
+    assert (standing.tokens, standing.held_ticks) == (1000 + tokens, 1000 + ticks)
+    store.settle([settled(1, "a"), settled(2, "b")], "w", NOW)
+    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 0, 0)
+
+
+def test_the_only_request_needs_room_for_its_prompt(store: Counters) -> None:
+    """A key with nothing else open is not refused because of what nobody can know; one with others is."""
+    store.load("alice", DAY, 900, 900, NOW)
+    both = {"budget_day_ticks": 1000, "budget_month_ticks": 990, "tokens_per_minute": 60}
+    alone = store.admit(left("a", **both), NOW)
+    assert isinstance(alone, Grant)
+    assert alone.held == (60, 90)
+    assert store.admit(left("b", tokens=0, **both), NOW) == Refusal("budget_day", None, 990, 1000)
+    store.settle([settled(1, "a")], "w", NOW)
+    assert store.admit(left("c", alone_ticks=91, **both), NOW) == Refusal("budget_month", None, 900, 990)
+
+
+def test_steps(store: Counters) -> None:
+    """A lease grows as far as both budgets have room; a repeated step counts once; settled, all is free."""
+    store.load("alice", DAY, 0, 100, NOW)
+    mine = ask("a", ticks=500, budget_day_ticks=5000, budget_month_ticks=2100)
+    assert store.admit(mine, NOW) == Grant(1, None)
+    for _ in range(2):
+        assert store.extend(mine, 1000, NOW) == 1000
+    assert store.standing("alice", DAY, NOW).held_ticks == 1000
+    assert store.admit(ask("b", ticks=300, budget_day_ticks=5000), NOW) == Grant(2, None)
+    assert store.extend(replace(mine, ticks=1000), 2000, NOW) == 1700  # what is left
+    assert store.extend(replace(mine, ticks=1700), 2700, NOW) == 1700
+    store.settle([settled(1, "b")], "w", NOW)
+    assert store.extend(replace(mine, ticks=1700), 2900, NOW) == 2000
+    store.settle([settled(2, "a", ticks=40)], "w", NOW)
+    assert store.extend(replace(mine, ticks=2000), 2010, NOW) == 2010  # too late: nothing is held
+    assert store.standing("alice", DAY, NOW) == Standing(0, 0, 0, 40, 140)
+
+
+def test_a_step_too_small_to_be_worth_it(store: Counters) -> None:
+    """A stream does not come back for every tick that is left."""
+    store.load("alice", DAY, 0, 0, NOW)
+    mine = ask("a", ticks=500, budget_day_ticks=749)
+    assert store.admit(mine, NOW) == Grant(1, None)
+    assert store.extend(mine, 1500, NOW) == 500
+    assert store.extend(replace(mine, key="bob"), 1500, NOW) == Unloaded()
+
+
+def test_parallel_steps_never_hold_more_than_the_budget(store: Counters) -> None:
+    """Fifty leases that grow at once get what there is, to the tick."""
+    store.load("alice", DAY, 0, 0, NOW)
+    asks = [ask(str(number), ticks=10, budget_day_ticks=10_000) for number in range(50)]
+    for each in asks:
+        assert store.admit(each, NOW) == Grant(asks.index(each) + 1, None)
+
+    def grow(each: Ask) -> int:
+        for ticks in range(100, 1001, 100):
+            held = store.extend(each, ticks, NOW)
+            assert isinstance(held, int)
+            each = replace(each, ticks=held)
+        return each.ticks
+
+    with ThreadPoolExecutor(16) as pool:
+        held = sum(pool.map(grow, asks))
+    assert held == store.standing("alice", DAY, NOW).held_ticks
+    assert 9_900 <= held <= 10_000

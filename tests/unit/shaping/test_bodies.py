@@ -574,19 +574,21 @@ def test_what_images_may_cost(n: Any, images: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "output_tokens"),
     [
-        ({}, 4096),
-        ({"max_tokens": 100}, 4196),
-        ({"max_tokens": 100, "max_completion_tokens": 7}, 4103),
-        ({"max_tokens": 100, "max_completion_tokens": None}, 4196),
-        ({"max_tokens": -1}, 4096),
+        ({}, 2048),
+        ({"max_tokens": 100}, 1124),
+        ({"max_tokens": 100, "max_completion_tokens": 7}, 1031),
+        ({"max_tokens": 100, "max_completion_tokens": None}, 1124),
+        ({"max_tokens": 100, "reasoning_effort": "none"}, 100),
+        ({"max_tokens": 5000}, 2048),
+        ({"max_tokens": -1}, 2048),
         ({"model": "grok-4.20-0309-non-reasoning", "max_tokens": 100}, 100),
         ({"model": "grok-4.20-0309-non-reasoning", "max_tokens": 0}, 0),
-        ({"n": 3}, 3 * 4096),
-        ({"n": 10**30, "max_tokens": 10**30}, 128 * 2_000_000),
+        ({"n": 3}, 3 * 2048),
+        ({"n": 10**30, "max_tokens": 10**30}, 128 * 2048),
     ],
 )
 def test_what_an_answer_may_need(fields: dict[str, Any], output_tokens: int) -> None:
-    """The cap times `n`, with room for reasoning where the model reasons; a default where there is no cap."""
+    """Usual text or the cap if that is lower, with usual reasoning where the model reasons, times `n`."""
     assert (
         shape({"messages": [{"role": "user", "content": "hi"}], **fields}).estimate.output_tokens
         == output_tokens

@@ -225,7 +225,7 @@ def test_estimates() -> None:
     assert capped.estimate.prompt_tokens > 1000
     assert capped.estimate.ticks == price_tokens(capped.model, capped.estimate.prompt_tokens, 70)
     open_ended = shape("responses", TEXT, output_estimate_tokens=500)
-    assert open_ended.estimate.output_tokens == 500
+    assert open_ended.estimate.output_tokens == 1000
     message = shape("messages", {**MESSAGES, "model": "grok-4.7"}, output_estimate_tokens=500)
     assert message.estimate.output_tokens == 510
 

@@ -1,0 +1,79 @@
+"""What answers usually need, learnt from those of this process, for reservations that fit.
+
+Kept for each model, effort and route. Until MIN_SAMPLES answers have come, the settings' default counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from statistics import median
+
+from msgspec.structs import replace
+
+from grokflask.billing.bill import Estimate, count_output
+from grokflask.protocol.usage import Usage
+from grokflask.shaping.request import UpstreamRequest
+
+SAMPLES = 256
+"""The latest answers that count."""
+MIN_SAMPLES = 8
+"""After so many the figures are used, and each time so many more they are computed again."""
+MAX_HABITS = 1000
+"""Clients choose the names of models: beyond this number, the oldest is forgotten."""
+MIN_PACE_TOKENS = 50
+"""Shorter answers say nothing about the pace."""
+
+
+class _Habit:
+    """The latest answers of one kind."""
+
+    def __init__(self) -> None:
+        self.samples: deque[tuple[int, int, float]] = deque(maxlen=SAMPLES)
+        self.count = 0
+        self.visible_tokens = self.reasoning_tokens = 0
+        self.pace: float | None = None
+
+    def compute(self) -> None:
+        visible, reasoning, paces = zip(*self.samples, strict=True)
+        self.visible_tokens, self.reasoning_tokens = _find_q90(visible), _find_q90(reasoning)
+        if known := [pace for pace in paces if pace]:
+            self.pace = median(known)
+
+
+class Learning:
+    """What this process has learnt. Safe from any thread."""
+
+    def __init__(self) -> None:
+        self._habits: dict[tuple[str, str, str], _Habit] = {}
+        self._lock = threading.Lock()
+
+    def apply(self, request: UpstreamRequest, route: str) -> UpstreamRequest:
+        """The request with the 90th percentile of what such answers needed as its estimate, if known."""
+        estimate = request.estimate
+        habit = self._habits.get((estimate.model, estimate.effort, route))
+        if habit is None or habit.count < MIN_SAMPLES:
+            return request
+        estimate = estimate.expect(habit.visible_tokens, habit.reasoning_tokens)
+        if habit.pace is not None:
+            estimate = replace(estimate, pace=habit.pace)
+        return replace(request, estimate=estimate)
+
+    def note(self, estimate: Estimate, route: str, usage: Usage, seconds: float) -> None:
+        """Takes in the usage of a complete answer that took `seconds`."""
+        output_tokens, reasoning_tokens = count_output(usage), usage.reasoning_tokens or 0
+        pace = output_tokens / seconds if output_tokens >= MIN_PACE_TOKENS and seconds > 0 else 0.0
+        visible = max(0, output_tokens - reasoning_tokens) // estimate.answers
+        name = (estimate.model, estimate.effort, route)
+        with self._lock:
+            habit = self._habits.setdefault(name, _Habit())
+            if len(self._habits) > MAX_HABITS:
+                del self._habits[next(iter(self._habits))]
+            habit.samples.append((visible, reasoning_tokens // estimate.answers, pace))
+            habit.count += 1
+            if habit.count % MIN_SAMPLES == 0:
+                habit.compute()
+
+
+def _find_q90(figures: tuple[int, ...]) -> int:
+    return sorted(figures)[len(figures) * 9 // 10]
