@@ -16,7 +16,7 @@ from grokflask.protocol.chat_events import EventFilter
 from grokflask.protocol.texts import BYTES_PER_TOKEN, measure_text
 from grokflask.protocol.usage import Usage
 
-SILENCE_S = 1.0
+SILENCE_S = 0.5
 """Silence up to this long is no reasoning: upstream reads the prompt, or the network is slow."""
 
 FIRST_LOOK_BYTES = 1024
