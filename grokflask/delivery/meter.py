@@ -1,7 +1,7 @@
 """Counts what passes of one answer, in tokens: that is booked if the answer is cut before its usage comes.
 
 Each event is a token, or more if it has more than four bytes of text. Events are not parsed: the meter looks
-at the text of a few of them, and takes the rest of their bytes for the same in all others. A model that
+at one now and then, and takes what is not text in it for the same in all others. A model that
 reasons without showing it is silent, and counts by the pace at which it usually writes. No IO.
 """
 
@@ -13,7 +13,7 @@ from typing import Protocol
 from grokflask.billing.bill import count_output
 from grokflask.errors import GrokflaskError
 from grokflask.protocol.chat_events import EventFilter
-from grokflask.protocol.texts import BYTES_PER_TOKEN, measure_text
+from grokflask.protocol.texts import BYTES_PER_TOKEN, measure_frame
 from grokflask.protocol.usage import Usage
 
 SILENCE_S = 0.5
@@ -22,8 +22,6 @@ SILENCE_S = 0.5
 FIRST_LOOK_BYTES = 1024
 LOOK_BYTES = 32 * 1024
 """The meter looks at the first event, then after this much, doubled each time up to the larger one."""
-SAMPLE_BYTES = 4096
-"""How much it looks at, or at one event."""
 
 
 CHECK_S = 0.25
@@ -65,7 +63,7 @@ class Meter:
         self._allowance = allowance
         self._events = 0
         self._bytes = 0
-        self._frame = 0.0  # bytes of an event that are not text
+        self._frame = inf  # bytes of an event that are not text
         self._usage: Usage | None = None  # upstream's latest
 
     def begin(self, filter: EventFilter, now: float) -> None:
@@ -83,8 +81,8 @@ class Meter:
         new = events - self._events
         if new > 0:
             if sample:
-                self._frame = _measure_frame(sample)
-            text_bytes = size - self._bytes - new * self._frame
+                self._frame = measure_frame(sample)
+            text_bytes = max(0.0, size - self._bytes - new * self._frame)
             self.tokens += max(new, int(text_bytes / BYTES_PER_TOKEN))
             self._events, self._bytes = events, size
         usage = self._filter.usage
@@ -116,11 +114,3 @@ class Meter:
     def measure_silence(self, seconds: float) -> int:
         """The tokens that a silence of `seconds` may have been."""
         return int(self._pace * max(0.0, seconds - SILENCE_S))
-
-
-def _measure_frame(events: bytes) -> float:
-    """The bytes of one of these events that are not text."""
-    cut = events.find(b"\n\n", max(0, len(events) - SAMPLE_BYTES)) + 2
-    if len(events) > SAMPLE_BYTES and cut < len(events):
-        events = events[cut:]
-    return (len(events) - measure_text(events)) / max(1, events.count(b"\n\n"))

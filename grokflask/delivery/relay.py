@@ -321,8 +321,10 @@ class Relay:
 
     def _look(self, out: bytes) -> bytes:
         """Counts what is in `out` and before; returns an error event if the key's budget is used up."""
+        if self._error:
+            return b""
         self._meter.count(self._bytes_out, out)
-        if self._error or self._filter.done or (error := self._meter.check()) is None:
+        if self._filter.done or (error := self._meter.check()) is None:
             return b""
         failure = self._fail(error)
         self._bytes_out += len(failure)
