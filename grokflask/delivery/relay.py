@@ -272,7 +272,9 @@ class Relay:
             until = min(self._deadline, self._total_at, self._heartbeat_at, self._meter.check_at)
             if now >= self._meter.check_at:
                 self._check_silence(now)
-            elif now >= until:
+                now = self._clock()
+                continue
+            if now >= until:
                 if now >= self._deadline or now >= self._total_at:
                     raise self._make_timeout_error(now)
                 self._read_at = None

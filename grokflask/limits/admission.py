@@ -191,12 +191,15 @@ class Limits:
         StoreUnavailableError if budgets are `closed` in an outage.
         """
         ask = hold.ask
+        if ask.id not in self._holds:
+            return ask.ticks  # it ended meanwhile
         hold.local = hold.local or self._away
         try:
             held = self._outage_counters.extend(ask, ticks) if hold.local else self._ask_more(ask, ticks)
         except (AwayError, SpendingUnknownError):
             hold.local = True
             held = self._outage_counters.extend(ask, ticks)
+        held = max(held, ask.ticks)
         hold.ask = replace(ask, ticks=held)
         return held
 

@@ -1,6 +1,7 @@
 """What answers usually need, learnt from those of this process, for reservations that fit.
 
-Kept for each model, effort and route. Until MIN_SAMPLES answers have come, the settings' default counts.
+Kept for each model, effort and route, with a cap and without. Until MIN_SAMPLES answers have come, the
+settings' default counts.
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ class Learning:
     """What this process has learnt. Safe from any thread."""
 
     def __init__(self) -> None:
-        self._habits: dict[tuple[str, str, str], _Habit] = {}
+        self._habits: dict[tuple[str, str, str, bool], _Habit] = {}
         self._lock = threading.Lock()
 
     def apply(self, request: UpstreamRequest, route: str) -> UpstreamRequest:
         """The request with the 90th percentile of what such answers needed as its estimate, if known."""
         estimate = request.estimate
-        habit = self._habits.get((estimate.model, estimate.effort, route))
+        habit = self._habits.get(_name(estimate, route))
         if habit is None or habit.count < MIN_SAMPLES:
             return request
         estimate = estimate.expect(habit.visible_tokens, habit.reasoning_tokens)
@@ -64,7 +65,7 @@ class Learning:
         output_tokens, reasoning_tokens = count_output(usage), usage.reasoning_tokens or 0
         pace = output_tokens / seconds if output_tokens >= MIN_PACE_TOKENS and seconds > 0 else 0.0
         visible = max(0, output_tokens - reasoning_tokens) // estimate.answers
-        name = (estimate.model, estimate.effort, route)
+        name = _name(estimate, route)
         with self._lock:
             habit = self._habits.setdefault(name, _Habit())
             if len(self._habits) > MAX_HABITS:
@@ -73,6 +74,10 @@ class Learning:
             habit.count += 1
             if habit.count % MIN_SAMPLES == 0:
                 habit.compute()
+
+
+def _name(estimate: Estimate, route: str) -> tuple[str, str, str, bool]:
+    return estimate.model, estimate.effort, route, estimate.cap_tokens is not None
 
 
 def _find_q90(figures: tuple[int, ...]) -> int:

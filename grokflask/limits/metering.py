@@ -10,7 +10,6 @@ import logging
 import threading
 from _thread import start_new_thread
 from collections.abc import Callable
-from math import inf
 
 from grokflask.billing.bill import Estimate
 from grokflask.errors import BudgetUsedUpError, GrokflaskError, StoreUnavailableError
@@ -87,7 +86,7 @@ class Allowance:
         self._answered.set()
 
     def _take_in(self, ticks: int) -> None:
-        granted = (ticks - self._prompt_ticks) / self._price if self._price else inf
+        granted = (ticks - self._prompt_ticks) / self._price
         step = granted - self._granted
         self._granted = granted
         self.due = granted - LEAD * step if step > 0 else granted

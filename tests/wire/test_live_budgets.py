@@ -276,3 +276,15 @@ def test_who_leaves_after_the_last_word_pays_what_it_cost(
     threading.Timer(0.6, left.set).start()  # the watcher has seen it go, and the two seconds are not over
     (row,) = gateway.wait_for_rows(1, key="hasty")
     assert (row["outcome"], row["cost_ticks"], row["estimated"]) == ("client_abort", 2_550_000_000, False)
+
+
+def test_readers_of_one_answer_see_the_same_end(make_keyed: Gateways, charging: ChargingUpstream) -> None:
+    """A kept stream whose budget is used up is not run a second time, and ends alike for all."""
+    gateway = make_keyed(XAI_API_BASE=charging.base_url)
+    key = gateway.make_key("sharer", budget_day=0.02) | {"Idempotency-Key": "one"}
+    body = make_body("sharer", 50_000, 0, stream=True)
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda _: ask(gateway, key, body).text, range(2))
+    assert one == two
+    assert "insufficient_quota" in one.split("data: ")[-1]
+    assert len(gateway.wait_for_rows(1, key="sharer")) == 1

@@ -14,9 +14,11 @@ import pytest
 from support.figures import parse_figures
 
 from grokflask.delivery.clients import ClientWatcher, Departure
+from grokflask.delivery.meter import Meter
 from grokflask.delivery.relay import Relay
 from grokflask.delivery.terms import HEARTBEAT, Terms
 from grokflask.errors import (
+    BudgetUsedUpError,
     ClientGoneError,
     GrokflaskError,
     Outcome,
@@ -30,6 +32,7 @@ from grokflask.errors import (
 )
 from grokflask.metrics.exposition import Metrics
 from grokflask.metrics.tallies import Deliveries, Tallies
+from grokflask.protocol.dialects import CHAT, MESSAGES, RESPONSES, Dialect
 from grokflask.protocol.usage import Settlement, Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -122,6 +125,8 @@ class Exchange:
         commit_s: float = 1e6,
         total_timeout_s: float = 1e6,
         drain_s: float = 0.0,
+        dialect: Dialect = CHAT,
+        meter: Meter | None = None,
     ) -> None:
         self.clock = Clock()
         self.stream = FakeStream(self.clock, steps)
@@ -144,6 +149,7 @@ class Exchange:
             first_event_timeout_s=FIRST_S,
             idle_timeout_s=IDLE_S,
             secrets=("plain-old-secret",),
+            dialect=dialect,
         )
         self.tallies = Tallies()
         self.relay = Relay(
@@ -154,6 +160,7 @@ class Exchange:
             self.settlements.append,
             started_at=self.clock.now,
             deliveries=Deliveries(self.tallies),
+            meter=meter,
             clock=self.clock,
         )
         self.relay.wait_for_answer(commit_s)
@@ -863,3 +870,94 @@ def test_the_first_comment_waits_no_longer_than_for_an_answer() -> None:
     assert next(iter(exchange.relay)) == HEARTBEAT
     assert exchange.clock.now - begun_at == 2
     exchange.relay.close()
+
+
+# Cut answers, and budgets
+
+
+FINISH = json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}).encode()
+
+
+def test_the_usage_of_a_complete_answer_is_waited_for_though_the_client_has_left() -> None:
+    """After its last word nothing more is generated, so the true figures cost nothing."""
+    exchange = Exchange(frame(chunk("a")), frame(FINISH), Wait(1.0), frame(usage_only(7)), frame(b"[DONE]"))
+    items = iter(exchange.relay)
+    next(items), next(items)
+    exchange.departure.leave()
+    assert exchange.call.cancelled is None
+    assert list(items) == []
+    exchange.relay.close()
+    settled = exchange.settled
+    assert (settled.outcome, settled.usage_final) == (Outcome.CLIENT_ABORT, True)
+    assert settled.usage == Usage(completion_tokens=7)
+
+
+def test_who_leaves_before_the_last_word_ends_the_call() -> None:
+    """Also behind a text that looks like an end: its quotes have a backslash."""
+    exchange = Exchange(frame(FINISH), frame(chunk('"finish_reason":"stop"')), frame(chunk("b")))
+    items = iter(exchange.relay)
+    next(items), next(items)
+    exchange.departure.leave()
+    assert isinstance(exchange.call.cancelled, ClientGoneError)
+
+
+def test_silence_counts_for_a_model_that_reasons() -> None:
+    """Before the first word, in the middle, and when its client leaves; not where upstream failed."""
+    for pace, tokens in ((10.0, 95 + 45), (0.0, 0)):
+        steps = (Wait(10.0), frame(chunk("a")), Wait(5.0), frame(chunk("b")), Wait(0.4), frame(chunk("c")))
+        exchange = Exchange(*steps, Wait(19.0), meter=Meter(pace))
+        items = iter(exchange.relay)
+        for _ in range(3):
+            next(items)
+        exchange.relay.close()
+        assert exchange.settled.silent_tokens == tokens
+    broken = Exchange(frame(chunk("a")), Wait(IDLE_S + 1), meter=Meter(10.0))
+    broken.take()
+    assert (broken.settled.outcome, broken.settled.silent_tokens) == (Outcome.TIMEOUT, 0)
+
+
+class SmallAllowance:
+    """Room for so many tokens."""
+
+    def __init__(self, due: float) -> None:
+        self.due = due
+
+    def check(self, used_tokens: int) -> GrokflaskError | None:
+        return BudgetUsedUpError() if used_tokens >= self.due else None
+
+
+@pytest.mark.parametrize(
+    ("dialect", "event", "parts"),
+    [
+        (CHAT, chunk("word"), [b'"code":"insufficient_quota"']),
+        (RESPONSES, b'{"type":"response.output_text.delta","delta":"word"}', [b'"type":"error"', b"_quota"]),
+        (
+            MESSAGES,
+            b'{"type":"content_block_delta","delta":{"text":"word"}}',
+            [b"event: error", b"rate_limit"],
+        ),
+    ],
+)
+def test_a_stream_whose_budget_is_used_up(dialect: Dialect, event: bytes, parts: list[bytes]) -> None:
+    """It ends with what has come and an error of its dialect, and upstream is closed."""
+    exchange = Exchange(
+        *[frame(event)] * 200, dialect=dialect, wants_json=True, meter=Meter(allowance=SmallAllowance(50))
+    )
+    items = exchange.take()
+    assert b"[DONE]" not in items[-1]
+    assert all(part in items[-1] for part in parts)
+    assert 50 <= exchange.settled.text_tokens == exchange.settled.events <= 80
+    assert (exchange.settled.outcome, exchange.settled.status) == (Outcome.LIMIT, 200)
+    assert exchange.stream.calls == ["close"]
+    assert exchange.stream.steps
+    assert exchange.finished[0].outcome is Outcome.LIMIT
+
+
+def test_a_silence_that_uses_up_a_budget() -> None:
+    """It is not seen to the end, nor only at a heartbeat."""
+    exchange = Exchange(frame(chunk("a")), Wait(1000.0), meter=Meter(10.0, SmallAllowance(100)))
+    items = exchange.take()
+    assert "used up" in read_error(items[-1], as_json=False)
+    assert exchange.settled.outcome is Outcome.LIMIT
+    assert 100 <= exchange.settled.text_tokens + exchange.settled.silent_tokens <= 110
+    assert exchange.clock.now == pytest.approx(1010.5, abs=0.5)

@@ -56,6 +56,10 @@ class Store(MemoryCounters):
         self._answer()
         super().renew(worker, capacity, leases, now)
 
+    def extend(self, ask: Ask, ticks: int, now: float) -> int | Unloaded:
+        self._answer()
+        return super().extend(ask, ticks, now)
+
     def settle(self, settlements: Sequence[Settled], worker: str, now: float) -> None:
         self._answer()
         super().settle(settlements, worker, now)
@@ -488,3 +492,55 @@ def test_nobody_else_is_reached_without_a_shared_store() -> None:
         Settings(), MemoryCounters(1), shared=False, worker=lambda: "w", find_spent=lambda *_: (0, 0)
     )
     assert not limits.stop_elsewhere(["a"])
+
+
+# Steps
+
+
+OPEN_ENDED = Estimate("tokens", "grok-4.3", 100, 1000, 1_000, 11_000, 10)
+
+
+def test_a_request_that_does_not_fit_holds_what_is_left() -> None:
+    """The first of a key with its prompt's room, others with a first step's; what is held can grow."""
+    worker = Worker()
+    budget = KeyLimits(budget_day_ticks=15_000)
+    first, second = (worker.admit(budget, estimate=OPEN_ENDED) for _ in range(2))
+    assert (first.ask.ticks, second.ask.ticks) == (11_000, 4_000)
+    with pytest.raises(BudgetSpentError, match=r"0\.0000001000 USD to begin"):
+        worker.admit(budget, estimate=OPEN_ENDED)
+    first.settle(BILL)
+    assert second.extend(9_000) == second.ask.ticks == 9_000
+    assert second.extend(99_000) == 9_000  # a quarter of that is not there
+    assert second.extend(16_000) == 14_300
+    second.settle()
+    assert second.extend(99_000) == 14_300
+    assert worker.standing == Standing(0, 0, 0, 700, 700)
+
+
+def test_steps_in_an_outage() -> None:
+    """They follow the budgets' rule, and are held in this worker until the exchange ends."""
+    steps = {}
+    for policy in ("open", "local", "closed"):
+        worker = Worker(budgets_outage=policy, workers=2)
+        hold = worker.admit(KeyLimits(budget_day_ticks=20_000), estimate=OPEN_ENDED)
+        worker.outlast()
+        try:
+            steps[policy] = hold.extend(30_000)
+        except StoreUnavailableError:
+            steps[policy] = -1
+        worker.recover()
+        assert worker.standing.held_ticks == max(11_000, min(steps[policy], 11_000))
+        hold.settle(BILL)
+        assert worker.standing == Standing(0, 0, 0, 700, 700)
+    assert steps == {"open": 30_000, "local": 11_000, "closed": -1}
+
+
+def test_a_step_finds_the_store_away_or_its_sums_gone() -> None:
+    """The outage begins with it; a store that came back empty is told again what was spent."""
+    worker = Worker()
+    hold = worker.admit(KeyLimits(budget_day_ticks=50_000), estimate=OPEN_ENDED)
+    worker.store.clear()
+    assert hold.extend(20_000) == 20_000
+    worker.store.away = True
+    assert hold.extend(30_000) == 30_000
+    assert worker.limits.state.store == "local"
