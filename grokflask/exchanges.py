@@ -238,4 +238,10 @@ class Exchange:
     def fail(self, error: GrokflaskError) -> None:
         """Ends the call and settles, before a byte of the answer."""
         self.call.cancel(error)
-        self.settle(self.entry.sum_up(error.outcome, error=error))
+        settlement = self.entry.sum_up(error.outcome, error=error)
+        if error.outcome in (Outcome.CLIENT_ABORT, Outcome.SHUTDOWN) and not self.entry.row.stream:
+            # Upstream was at work, unseen: it is taken to have written at its pace, up to the usual length.
+            seconds = self.entry.clock() - self.entry.started_at
+            written = min(self._estimate.output_tokens, int(seconds * self._estimate.pace))
+            settlement = replace(settlement, text_tokens=settlement.text_tokens or written)
+        self.settle(settlement)

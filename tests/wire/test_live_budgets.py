@@ -153,8 +153,8 @@ def test_silence_is_metered(make_keyed: Gateways, charging: ChargingUpstream) ->
     """A model that reasons in silence uses up the budget as well, at the pace that it is known for."""
     gateway = make_keyed(XAI_API_BASE=charging.base_url)
     warm = gateway.make_key("warm")
-    for _ in range(8):
-        ask(gateway, warm, make_body("warm", 1500, 500, stream=True))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: ask(gateway, warm, make_body("warm", 1500, 500, stream=True)), range(8)))
     key = gateway.make_key("thinker", budget_day=0.04)
     reply = ask(gateway, key, make_body("thinker", 10, 200_000, stream=True))
     assert json.loads(reply.text.split("data: ")[-1])["error"]["code"] == "insufficient_quota"
