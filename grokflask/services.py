@@ -6,10 +6,11 @@ by the server or by the first request.
 
 from __future__ import annotations
 
+import logging
 import platform
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ from grokflask.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
+
+_log = logging.getLogger("grokflask.limits")
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,11 @@ def _make_limits(
             raise StoreUnavailableError
         return read_spent(database, key.removeprefix("key:"), day)
 
-    def catch_up() -> None:
-        # What this process has counted and not written yet must not be lost.
-        check_counters(counters, database, repair=True, lowers=False)
+    def heal(keys: Collection[str]) -> None:
+        # Not lowered: what is counted and not in the ledger yet must not be lost.
+        for drift in check_counters(counters, database, repair=True, keys=keys, lowers=False):
+            fields = {"key": drift.key, "period": drift.day, "was": drift.stored, "is": drift.actual}
+            _log.warning("a key's spending was raised to what the ledger has", extra={"fields": fields})
 
     limits = Limits(
         settings,
@@ -141,7 +146,7 @@ def _make_limits(
         worker=lambda: writer.worker,
         find_spent=find_spent,
         stop=exchanges.stop,
-        catch_up=None if settings.redis_url else catch_up,
+        heal=heal,
     )
     writer.on_lost = limits.charge
     return limits
