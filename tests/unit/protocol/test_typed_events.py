@@ -69,7 +69,7 @@ def make_messages() -> MessagesFilter:
 STORY = (response("created"), response("in_progress"), delta("Once"), delta(" upon"))
 
 
-@pytest.mark.parametrize("kind", ["completed", "incomplete"])
+@pytest.mark.parametrize("kind", ["completed", "incomplete", "cancelled"])
 @pytest.mark.parametrize("behind", [b"", DONE, frame(delta("late"))])
 def test_a_response_ends_with_its_last_event(kind: str, behind: bytes) -> None:
     """The event with the whole is the end, usage and model are read off it, and [DONE] is behind it."""
@@ -230,6 +230,15 @@ def test_done_is_no_end_of_a_message() -> None:
     events = make_messages()
     assert feed(events, frame(*MESSAGE[:-1]) + DONE) == frame(*MESSAGE[:-1], named=True)
     assert not events.done
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {}}, {"usage": {"output_tokens": 0}}])
+def test_a_message_that_does_not_tell_its_output(usage: dict[str, Any]) -> None:
+    """Only the prompt is known, and that is not taken away."""
+    events = make_messages()
+    feed(events, frame(*MESSAGE[:3], {"type": "message_delta", **usage}, MESSAGE[-1]))
+    assert events.done
+    assert events.usage == Usage(13, 4)
 
 
 def test_usage_of_a_message_that_was_cut() -> None:
