@@ -143,8 +143,8 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
         return Bill(usage, estimated=not final)
     if estimate.billing == "free":
         return Bill(replace(usage, cost_ticks=0), estimated=False)
-    if not count_output(usage) and (not final or usage.completion_tokens is None):
-        # Only the prompt was reported.
+    is_unknown = not count_output(usage) and (not final or usage.completion_tokens is None)
+    if is_unknown and estimate.billing == "tokens":  # only the prompt was reported
         seen = settlement.events_seen
         total = None if usage.prompt_tokens is None else usage.prompt_tokens + seen
         usage = replace(usage, completion_tokens=seen, total_tokens=total)

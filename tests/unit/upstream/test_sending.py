@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -245,6 +246,31 @@ def test_a_call_cancelled_while_it_connects() -> None:
         call.cancel(UpstreamTimeoutError())
         wait_for(lambda: count_connecting(port) == others, "the handshake's end")
         assert call.reached == "no"
+
+
+def test_a_call_cancelled_while_its_name_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is over at once. The look-up cannot be ended, but nothing follows it."""
+    asked, go, found = threading.Event(), threading.Event(), threading.Event()
+
+    def look_up(*_: object, **__: object) -> list[tuple[object, ...]]:
+        asked.set()
+        assert go.wait(WAIT_S)
+        found.set()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", listener.getsockname())]
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        call = make_client("http://upstream.example/v1").call(SMALL, None)
+        assert asked.wait(WAIT_S)
+        call.cancel(UpstreamTimeoutError())
+        with pytest.raises(UpstreamTimeoutError):
+            call.wait(0)
+        assert call.reached == "no"
+        go.set()
+        assert found.wait(WAIT_S)
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
 
 
 def test_a_call_cancelled_before_it_connects() -> None:
