@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from grokflask.errors import Outcome
+from grokflask.protocol import upstream_errors
 from grokflask.protocol.chat_events import EventFilter
 from grokflask.protocol.sse import EventDecoder
 from grokflask.protocol.typed_events import MessagesFilter, ResponsesFilter
+from grokflask.protocol.upstream_errors import MAX_PARSED_BYTES
 from grokflask.protocol.usage import Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -171,6 +174,29 @@ def test_a_failed_response_does_not_tell_secrets() -> None:
     (line,) = out.strip().split(b"\n")
     error = json.loads(line[6:])["response"]["error"]
     assert error == {"code": "x", "message": "Key [redacted] of team [redacted]."}
+
+
+@pytest.mark.parametrize("size", [1, MAX_PARSED_BYTES])
+def test_a_failed_response_of_megabytes(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Only its error becomes objects, and only if that is small. A large one may quote a secret: it goes."""
+    decoded: list[int] = []
+    decode = msgspec.json.decode
+
+    def count(data: bytes) -> Any:
+        decoded.append(len(data))
+        return decode(data)
+
+    monkeypatch.setattr(upstream_errors.msgspec.json, "decode", count)
+    error = {"message": "No.", "more": ["plain-old-secret"] * size}
+    output = [[]] * MAX_PARSED_BYTES
+    events = make_responses()
+    out = feed(events, frame(response("failed", error=error, output=output)))
+    assert max(decoded, default=0) <= MAX_PARSED_BYTES
+    assert events.failure is not None
+    assert events.failure.message == ("No." if size == 1 else "The upstream API reported an error.")
+    answer = decode(out.strip()[6:])["response"]
+    assert answer["output"] == output
+    assert answer["error"] == (error if size == 1 else {})
 
 
 def test_the_id_is_told_before_its_event_goes_out() -> None:
