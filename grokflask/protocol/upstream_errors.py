@@ -30,6 +30,8 @@ _SECRETS = re.compile(
     r"|\bsk-[A-Za-z0-9_-]{8,}"
     r"|[A-Za-z0-9_-]{0,8}\*{3,}[A-Za-z0-9_-]{0,8}"
 )
+_CONTROLS = ("Cc", "Zl", "Zp")
+_BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"']+")  # quoted back from a header
 
 
 class _Failure(msgspec.Struct):
@@ -38,8 +40,6 @@ class _Failure(msgspec.Struct):
 
 
 _FAILURE = msgspec.json.Decoder(_Failure)
-_CONTROLS = ("Cc", "Zl", "Zp")
-_BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"']+")  # quoted back from a header
 
 
 def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:

@@ -19,7 +19,6 @@ from grokflask.protocol.raw_json import NULL, decode_fields, read_text
 MAX_FIGURE = 10**15
 """Larger figures are not believed. As ticks it is 100,000 USD."""
 
-
 S = TypeVar("S", bound=msgspec.Struct)
 
 

@@ -66,11 +66,11 @@ class UpstreamStream:
         deadline = time.monotonic() + timeout_s
         left_s = timeout_s
         while not self._parser.ended:
-            if self._parser.error:
-                raise self._parser.error
             if self._parser.is_packed:
                 step_aside()
                 body = self._parser.unpack()
+            elif self._parser.error:
+                raise self._parser.error
             else:
                 data = self._answer.received or self._receive(left_s)
                 self._answer.received = b""

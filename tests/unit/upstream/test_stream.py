@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from grokflask.errors import UpstreamProtocolError
 from grokflask.upstream import stream as stream_module
 from grokflask.upstream.connections import Attempt
 from grokflask.upstream.parser import UNPACKED_BYTES, AnswerParser
@@ -82,6 +83,18 @@ def test_a_body_that_unpacks_a_thousandfold_steps_aside(turns: list[None]) -> No
         assert len(turns) >= got // UNPACKED_BYTES - 1
     assert sock.reads == 1
     assert stream.read(60) == b""
+
+
+def test_what_was_packed_comes_before_what_is_invalid_behind_it() -> None:
+    """As with a body that is not packed."""
+    size = 5 * UNPACKED_BYTES
+    pieces = [frame(gzip.compress(b"x" * size)) + b"zz\r\n"]
+    stream, _ = open_stream(pieces, "Content-Encoding: gzip", "Transfer-Encoding: chunked")
+    got = 0
+    with pytest.raises(UpstreamProtocolError):
+        while data := stream.read(60):
+            got += len(data)
+    assert got == size
 
 
 def test_a_body_that_unpacks_to_nothing_steps_aside(turns: list[None]) -> None:
