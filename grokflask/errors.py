@@ -362,6 +362,10 @@ class UpstreamProtocolError(UpstreamError):
     default_message = "The upstream API sent an answer that the gateway cannot read."
 
 
+class ForeignAnswerError(UpstreamProtocolError):
+    """A redirect or a page of HTML, as a proxy sends it: the API has not seen the request."""
+
+
 class UpstreamStatusError(UpstreamError):
     """Upstream answered with an error: its status, code, type and message are kept."""
 

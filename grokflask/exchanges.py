@@ -215,7 +215,8 @@ class Exchange:
     def finish(self, settlement: Settlement) -> Bill:
         """Upstream is done, but the last bytes are not out yet: books the bill and frees the limits."""
         if self._bill is None:
-            self._bill = make_bill(self._estimate, settlement, reached=self.call.reached)
+            reached = self.entry.row.reached = self.call.reached
+            self._bill = make_bill(self._estimate, settlement, reached=reached != "no")
             self._hold.settle(self._bill)
         return self._bill
 

@@ -17,7 +17,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from grokflask.server import private
 from grokflask.server.metric_slots import MetricsSlot
 from grokflask.server.waits import ReadWait, make_offload
-from grokflask.sockets import shut_down
+from grokflask.sockets import keep_alive, shut_down
 
 THREADS = 8
 """Threads for SQLite and for rendering metrics."""
@@ -190,15 +190,3 @@ def spare_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """Lets the kernel find out within a minute of silence that a peer has vanished.
-
-    A stream's heartbeats would notice, but nothing is sent while a whole reply is awaited.
-    """
-    if sock.family != socket.AF_UNIX and hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

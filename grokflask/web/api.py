@@ -60,11 +60,12 @@ def _make_view(route: Route) -> Callable[..., Response]:
             item_id=item_id,
             query=urlencode({name: args[name] for name in route.query if name in args}),
             wants_json=wants_json(flask_request),
+            once="HTTP_IDEMPOTENCY_KEY" in flask_request.environ,
             client=flask_request.environ.get("gunicorn.socket"),
         )
         notes.opened = True  # from here on the exchange writes its own log line
         try:
-            if "HTTP_IDEMPOTENCY_KEY" in flask_request.environ and route.method == "POST":
+            if client_request.once and route.method == "POST":
                 reply = _open_once(app, headers, notes.api_key, client_request)
             else:
                 gateway: Gateway = app.extensions["gateway"]

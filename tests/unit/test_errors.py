@@ -18,6 +18,7 @@ from grokflask.errors import (
     ConnectTimeoutError,
     FairShareError,
     FirstEventTimeoutError,
+    ForeignAnswerError,
     GatewayFullError,
     GrokflaskError,
     IdempotencyKeyInUseError,
@@ -96,6 +97,7 @@ TREE = [
     (UpstreamTimeoutError(), 504, "upstream_timeout", "server_error", Outcome.TIMEOUT),
     (NoAnswerError(), 502, "upstream_no_answer", "server_error", Outcome.UPSTREAM_ERROR),
     (UpstreamProtocolError(), 502, "upstream_protocol_error", "server_error", Outcome.UPSTREAM_ERROR),
+    (ForeignAnswerError(), 502, "upstream_protocol_error", "server_error", Outcome.UPSTREAM_ERROR),
     (UpstreamStatusError("no"), 502, "upstream_error", "server_error", Outcome.UPSTREAM_ERROR),
     (
         UpstreamStatusError("no", status=403, code="denied"),

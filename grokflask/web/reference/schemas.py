@@ -133,6 +133,7 @@ _ROW = {
     **dict.fromkeys("model_served code upstream_request_id".split(), MAYBE_TEXT),
     **dict.fromkeys("estimated stream".split(), BOOL),
     "outcome": {"enum": [*map(str, Outcome), None]},
+    "reached": {"enum": ["no", "sent", "answered", None]},
     "started_at": _TIME,
 }
 _KEY = {

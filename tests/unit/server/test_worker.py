@@ -19,7 +19,8 @@ from support.processes import ROOT
 from support.wire import read_all, read_until
 
 from grokflask.exchanges import OpenExchanges
-from grokflask.server.worker import Connections, Worker, keep_alive
+from grokflask.server.worker import Connections, Worker
+from grokflask.sockets import keep_alive
 
 WAIT_S = 20.0
 
