@@ -161,6 +161,9 @@ class Settings:
     `GROKFLASK_WORKER_CONNECTIONS`."""
     max_body_bytes: int = _setting(64 * 2**20, integer(1024, 2**31))
     """The largest request body. An image of 20 MiB takes 27 MiB as base64."""
+    bodies_total_bytes: int | None = _setting(None, integer(2048, 2**36))
+    """What the request bodies of a worker may take in memory together, until upstream has answered; more get
+    a 503. Each needs room for a copy as well. Default: four times `GROKFLASK_MAX_BODY_BYTES`."""
     max_upload_bytes: int = _setting(52 * 2**20, integer(1024, 2**34))
     """The largest file upload, including its form. xAI accepts files of up to 50 MB. An upload is buffered in
     a temporary file."""
@@ -221,6 +224,11 @@ class Settings:
         return self.capacity or max(1, self.worker_connections * 9 // 10)
 
     @property
+    def max_bodies_bytes(self) -> int:
+        """`bodies_total_bytes`, or its default."""
+        return self.bodies_total_bytes or 4 * self.max_body_bytes
+
+    @property
     def upstream_base(self) -> str:
         """Upstream's base URL, unless the sandbox is used."""
         return self.xai_api_base or XAI_API_BASE
@@ -247,6 +255,11 @@ class Settings:
                 f"GROKFLASK_CAPACITY is {self.capacity}, but GROKFLASK_WORKER_CONNECTIONS is "
                 f"{self.worker_connections}: without a spare connection the next client waits instead of "
                 "getting a 503; raise the one or lower the other",
+            ),
+            (
+                self.max_bodies_bytes < 2 * self.max_body_bytes,
+                f"GROKFLASK_BODIES_TOTAL_BYTES is {self.bodies_total_bytes}, but GROKFLASK_MAX_BODY_BYTES is "
+                f"{self.max_body_bytes}, and a body needs twice its size: raise the one or lower the other",
             ),
             (
                 ":memory:" in self.database_url,

@@ -6,13 +6,20 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from grokflask.billing.bill import Bill, make_bill
-from grokflask.errors import GatewayFullError, GrokflaskError, Outcome, ShuttingDownError, StreamStoppedError
+from grokflask.errors import (
+    BodiesFullError,
+    GatewayFullError,
+    GrokflaskError,
+    Outcome,
+    ShuttingDownError,
+    StreamStoppedError,
+)
 from grokflask.keys.ring import ApiKey
 from grokflask.ledger.entry import LedgerEntry
 from grokflask.ledger.row import LedgerRow
@@ -24,6 +31,9 @@ from grokflask.upstream.client import UpstreamCall
 
 FAREWELL_S = 5.0
 """Time before the end of the grace period at which exchanges that are still open are ended."""
+
+SMALL_BODY_BYTES = 64 * 1024
+"""Bodies up to this size are counted, but never refused for want of memory: each has a place already."""
 
 LEAD_S = 1.5
 """Time after the announcement in which new requests are still accepted: gunicorn's worker closes its listener
@@ -52,17 +62,63 @@ class OpenStream(msgspec.Struct, frozen=True):
     count_sent: Callable[[], tuple[int, int]]
 
 
+class Bodies:
+    """The memory of this process that holds request bodies.
+
+    Args:
+        most_bytes: what all of them may take together.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.held_bytes = 0
+        self.lock = threading.Lock()
+
+
+class HeldBody:
+    """The memory of one request's body, freed at the end of the `with` block. Safe from any thread.
+
+    Bytes count once they have arrived. Lengths that are only announced do not: clients that send nothing
+    would keep others out.
+    """
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size = 0
+
+    def resize(self, size: int) -> None:
+        """The body has `size` bytes in memory now. Raises BodiesFullError if there is no room for that.
+
+        It needs room for a copy as well, so large bodies are refused before small ones.
+        """
+        bodies = self._bodies
+        with bodies.lock:
+            total = bodies.held_bytes - self._size + size
+            if size > max(self._size, SMALL_BODY_BYTES) and total + size > bodies.most_bytes:
+                raise BodiesFullError
+            bodies.held_bytes, self._size = total, size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resize(0)
+
+
 class OpenExchanges:
     """The register of open upstream calls. Safe from any thread.
 
     Args:
         capacity: the most calls that may be open at once.
+        bodies_bytes: what the bodies of requests may take in memory.
 
     Attributes:
+        bodies: what they take now.
         draining: the process is about to end and not ready for new requests.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, bodies_bytes: int) -> None:
+        self.bodies = Bodies(bodies_bytes)
         self._capacity = capacity
         self._count = 0
         self._uploads = 0
@@ -91,6 +147,10 @@ class OpenExchanges:
         finally:
             with self._lock:
                 self._uploads -= 1
+
+    def hold_body(self) -> HeldBody:
+        """Counts a request's body, which takes nothing yet."""
+        return HeldBody(self.bodies)
 
     def start(self, begin: Callable[[], C]) -> C:
         """The call that `begin` makes, which holds a place until `end`.

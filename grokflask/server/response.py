@@ -8,6 +8,8 @@ from typing import Any
 from gunicorn import util
 from gunicorn.http import wsgi
 
+from grokflask.server.bodies import Body
+
 
 class Response(wsgi.Response):  # type: ignore[misc]
     """gunicorn's response, which sends its head together with the first bytes of the body.
@@ -20,9 +22,15 @@ class Response(wsgi.Response):  # type: ignore[misc]
     _unsent = b""
 
     def send_headers(self) -> None:
-        """Makes the head, and keeps it until `write` or `close` sends it."""
+        """Makes the head, and keeps it until `write` or `close` sends it.
+
+        The connection closes after the response if the request's body has not been received to its end.
+        """
         if self.headers_sent:
             return
+        body = self.req.body
+        if isinstance(body, Body) and not body.complete and not body.skip():
+            self.force_close()
         lines = [*self.default_headers(), *[f"{name}: {value}\r\n" for name, value in self.headers], "\r\n"]
         self._unsent = "".join(lines).encode("latin-1")
         self.headers_sent = True

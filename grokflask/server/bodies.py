@@ -1,0 +1,231 @@
+"""Request bodies, read off the connection in place of gunicorn's own readers.
+
+gunicorn's readers copy all that they hold with each read, and do not limit extensions of chunks and trailers.
+While there is something to read, no other greenlet runs. The readers here take linear time, have limits, and
+let others run after TURN_BYTES.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from contextlib import suppress
+from socket import SHUT_WR
+from typing import Any, NoReturn, Protocol
+
+import gevent
+
+from grokflask.sockets import BrokenBodyError, shut_down
+
+TURN_BYTES = 32 * 1024
+"""The most that one step receives, and about what is received before other greenlets run. Chunks of one byte
+are the dearest: they take 3 ms."""
+CALL_BYTES = 1024
+"""What a call to receive counts as, besides its bytes."""
+SKIP_BYTES = 64 * 1024
+"""How much of an unread body may be discarded to keep its connection."""
+
+LINE_BYTES = 4096
+"""The longest line with the size of a chunk and its extensions."""
+SURPLUS_BYTES = 16 * 1024
+"""How much all lines of sizes may take beyond 16 bytes a chunk and two bytes for each byte of the body."""
+TRAILER_BYTES = 8192
+"""The longest trailer section."""
+
+LINGER_S = 30.0
+LINGER_GAP_S = 5.0
+LINGER_BYTES = 256 * 2**20
+"""Limits for discarding what a client sends after its last answer: in all, between two reads, in bytes."""
+
+_ENDED_EARLY = "The request's body ended early."
+# The end of the last chunk, then the size of the next and its extensions (RFC 9112, section 7.1).
+_SIZE_LINE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
+_TRAILER = re.compile(rb"([!#-'*+.^_`|~0-9A-Za-z-]+):[^\x00-\x08\x0a-\x1f\x7f]*")
+# Fields that frame, route or authenticate a message must not come behind it (RFC 9110, section 6.5.1).
+_FORBIDDEN = frozenset(b"authorization content-length host te trailer transfer-encoding".split())
+
+
+class Unreader(Protocol):
+    """gunicorn's reader of a connection, which also has what came behind the last head."""
+
+    sock: Any
+
+    def take_buffered(self) -> bytes:
+        """What it has received and not given out."""
+
+    def unread(self, data: bytes) -> None:
+        """Puts `data` before what it gives out next."""
+
+
+class Body(io.RawIOBase):
+    """One request's body, as `wsgi.input`.
+
+    A read may return less than was asked for; b"" is the end of the body. It raises BrokenBodyError for a
+    body that ends early or breaks the rules of HTTP, and OSError when the connection fails.
+
+    Args:
+        unreader: where the body comes from, and what follows it goes back.
+        expects_continue: the client waits for `100 Continue`, which the first read sends.
+
+    Attributes:
+        complete: all of the body has been received, so a next request may follow.
+    """
+
+    def __init__(self, unreader: Unreader, *, complete: bool, expects_continue: bool) -> None:
+        self.complete = complete
+        self._unreader = unreader
+        self._expects_continue = expects_continue
+        self._turn_bytes = 0
+
+    def readable(self) -> bool:
+        """True: `io.RawIOBase` makes all other methods from `readinto`."""
+        return True
+
+    def skip(self) -> bool:
+        """Discards up to SKIP_BYTES of what has already arrived. Returns `complete`."""
+        if self._expects_continue:
+            return False  # the client may send the body or not
+        left, scratch = SKIP_BYTES, bytearray(TURN_BYTES)
+        sock = self._unreader.sock
+        sock.settimeout(0.0)
+        try:
+            while left > 0 and (size := self.readinto(scratch)):
+                left -= size
+        except (OSError, BrokenBodyError):
+            pass
+        finally:
+            sock.settimeout(None)
+        return self.complete
+
+    def _receive(self, most: int) -> bytes:
+        """What comes next on the connection, at most `most` bytes."""
+        buffered = self._unreader.take_buffered()
+        if buffered:
+            if len(buffered) > most:
+                self._unreader.unread(buffered[most:])
+            return buffered[:most]
+        sock = self._unreader.sock
+        if self._expects_continue:
+            self._expects_continue = False
+            sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._turn_bytes >= TURN_BYTES:
+            self._turn_bytes = 0
+            gevent.sleep(0)
+        data: bytes = sock.recv(most)
+        if not data:
+            raise BrokenBodyError(_ENDED_EARLY)
+        self._turn_bytes += len(data) + CALL_BYTES
+        return data
+
+
+class LengthBody(Body):
+    """A body of `length` bytes."""
+
+    def __init__(self, unreader: Unreader, length: int, *, expects_continue: bool = False) -> None:
+        super().__init__(unreader, complete=not length, expects_continue=expects_continue)
+        self._left = length
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills `buffer` with what comes next, and returns its size; 0 at the end."""
+        most = min(len(buffer), self._left, TURN_BYTES)
+        if not most:
+            return 0
+        data = self._receive(most)
+        size = len(data)
+        buffer[:size] = data
+        self._left -= size
+        self.complete = not self._left
+        return size
+
+
+class ChunkedBody(Body):
+    """A body in chunks. Extensions and trailers are checked and dropped."""
+
+    def __init__(self, unreader: Unreader, *, expects_continue: bool = False) -> None:
+        super().__init__(unreader, complete=False, expects_continue=expects_continue)
+        self._ready = memoryview(b"")
+        self._left = 0  # bytes that the current chunk still has
+        self._kept = b"\r\n"  # the beginning of what is not complete; before each size there is a line's end
+        self._surplus = 0
+        self._in_trailers = False
+        self._problem = ""
+
+    def readinto(self, buffer: Any) -> int:
+        """Fills `buffer` with what comes next, and returns its size; 0 at the end."""
+        while not self._ready and not self.complete:
+            if self._problem:
+                self._fail(self._problem)
+            self._ready = memoryview(self._decode(self._receive(TURN_BYTES)))
+        data = self._ready[: len(buffer)]
+        self._ready = self._ready[len(data) :]
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _decode(self, data: bytes) -> bytes:
+        """The bytes of the body in `data`."""
+        parts: list[bytes] = []
+        data, self._kept, place = self._kept + data, b"", 0
+        while not self._in_trailers:
+            if self._left:
+                parts.append(part := data[place : place + self._left])
+                place += len(part)
+                self._left -= len(part)
+                if self._left:
+                    break
+            found = _SIZE_LINE.match(data, place)
+            if found is None:
+                self._keep_line(data[place:])
+                break
+            self._left, place = int(found[1], 16), found.end()
+            self._surplus = max(0, self._surplus + len(found[0]) - 20 - 2 * self._left)
+            if self._surplus > SURPLUS_BYTES or len(found[0]) > LINE_BYTES:
+                self._fail("the extensions of its chunks are too long")
+            self._in_trailers = not self._left
+        if self._in_trailers:
+            self._read_trailers(data[place:])
+        return b"".join(parts)
+
+    def _keep_line(self, line: bytes) -> None:
+        """Keeps the beginning of a line with a chunk's size, unless it can never become one."""
+        if len(line) > LINE_BYTES or b"\r\n" in line[2:] or not b"\r\n".startswith(line[:2]):
+            self._fail("the size of a chunk is wrong")
+        self._kept = line
+
+    def _read_trailers(self, data: bytes) -> None:
+        """Ends the body, if `data` has all of the trailer section."""
+        # The line of the last size ends in front of it, so that an empty section looks like others.
+        end = (b"\r\n" + data[: TRAILER_BYTES + 4]).find(b"\r\n\r\n")
+        if end < 0:
+            if len(data) > TRAILER_BYTES:
+                self._fail("its trailers are too long")
+            self._kept = data
+            return
+        for line in data[: end - 2].split(b"\r\n") if end else ():
+            field = _TRAILER.fullmatch(line)
+            if field is None or field[1].lower() in _FORBIDDEN:
+                self._fail("it has a wrong or forbidden trailer")
+        self.complete = True
+        self._unreader.unread(data[end + 2 :])
+
+    def _fail(self, problem: str) -> NoReturn:
+        self._problem = problem
+        raise BrokenBodyError(f"The request's body is not valid HTTP: {problem}.")
+
+
+def linger(sock: Any) -> None:
+    """Discards what the client still sends, so that it can read its answer. The caller closes the socket.
+
+    If bytes are unread when a connection closes, or come later, the kernel resets it, and the client loses
+    what it has not read yet. nginx calls this a lingering close.
+    """
+    shut_down(sock, SHUT_WR)
+    left, ends_at = LINGER_BYTES, time.monotonic() + LINGER_S
+    with suppress(OSError):  # a timeout is one, too
+        while left > 0 and (left_s := ends_at - time.monotonic()) > 0:
+            sock.settimeout(min(left_s, LINGER_GAP_S))
+            size = len(sock.recv(TURN_BYTES))
+            if not size:
+                return
+            left -= size
+            gevent.sleep(0)
