@@ -32,8 +32,8 @@ from grokflask.upstream.client import UpstreamCall
 FAREWELL_S = 5.0
 """Time before the end of the grace period at which exchanges that are still open are ended."""
 
-SMALL_BODY_BYTES = 64 * 1024
-"""Bodies up to this size are counted, but never refused for want of memory: each has a place already."""
+SMALL_BODY_BYTES = 16 * 1024
+"""Bodies up to this size are neither counted nor refused for want of memory: their number has a limit."""
 
 LEAD_S = 1.5
 """Time after the announcement in which new requests are still accepted: gunicorn's worker closes its listener
@@ -84,19 +84,21 @@ class HeldBody:
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
-        self._size = 0
+        self._counted = 0
 
     def resize(self, size: int) -> None:
         """The body has `size` bytes in memory now. Raises BodiesFullError if there is no room for that.
 
         It needs room for a copy as well, so large bodies are refused before small ones.
         """
-        bodies = self._bodies
+        counted, bodies = size if size > SMALL_BODY_BYTES else 0, self._bodies
+        if counted == self._counted:
+            return
         with bodies.lock:
-            total = bodies.held_bytes - self._size + size
-            if size > max(self._size, SMALL_BODY_BYTES) and total + size > bodies.most_bytes:
+            total = bodies.held_bytes - self._counted + counted
+            if counted > self._counted and total + counted > bodies.most_bytes:
                 raise BodiesFullError
-            bodies.held_bytes, self._size = total, size
+            bodies.held_bytes, self._counted = total, counted
 
     def __enter__(self) -> Self:
         return self

@@ -7,8 +7,8 @@ Each part has a test in `tests/unit/server/test_private.py`. Gains are CPU of th
 - `gunicorn.config.Config` gets its settings as attributes: 23 µs of a request.
 - `AsyncWorker.handle` and `handle_request` are extended, to find idle connections and close them.
 - `gunicorn.http.parser.SocketUnreader` is extended, to limit heads: gunicorn's own limits allow 820 kB.
-- gunicorn's requests get bodies of ours, for the limits in `bodies`: `body.reader` says which kind, `unreader`
-  has the bytes, and `_expected_100_continue` is left to the body.
+- gunicorn's requests get bodies of ours, for the limits in `bodies`: `body.reader` says of which kind,
+  `unreader` has the bytes, and `_expected_100_continue` is left to the body.
 - gevent's `hub.loop` makes the watchers of `waits.ReadWait`: a paced event costs 0.92 as much.
 """
 
@@ -18,7 +18,6 @@ from typing import Any
 
 from gunicorn import util
 from gunicorn.http import parser, wsgi
-from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import LimitRequestHeaders, ObsoleteFolding
 from gunicorn.http.unreader import SocketUnreader
 
@@ -35,7 +34,7 @@ class HeadUnreader(SocketUnreader):  # type: ignore[misc]
 
     def chunk(self) -> bytes:
         """What comes next. Raises LimitRequestHeaders after MAX_HEAD_BYTES without a request."""
-        data: bytes = super().chunk()
+        data: bytes = self.sock.recv(self.mxchunk)
         self.head_bytes += len(data)
         if self.head_bytes > MAX_HEAD_BYTES:
             raise LimitRequestHeaders(f"more than {MAX_HEAD_BYTES} bytes")
@@ -54,20 +53,21 @@ def fix_settings(cfg: Any) -> None:
     vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
 
 
+_NO_BODY: Body = LengthBody(None, 0)  # type: ignore[arg-type]
+
+
 def replace_body(request: Any) -> Body:
-    """Gives gunicorn's request a body of ours, of which nothing has been read yet, and returns it.
+    """Gives gunicorn's request a body of ours, if it has one. Nothing of it may have been read.
 
     Raises ObsoleteFolding for a head with a folded line. gunicorn's parser in C lets it pass, without a name.
     """
     if "" in dict(request.headers):
         raise ObsoleteFolding("")
     request.unreader.head_bytes = 0
-    reader, expects_continue = request.body.reader, request._expected_100_continue
-    request._expected_100_continue = False
-    body: Body
-    if isinstance(reader, ChunkedReader):
-        body = ChunkedBody(request.unreader, expects_continue=expects_continue)
-    else:
-        body = LengthBody(request.unreader, reader.length, expects_continue=expects_continue)
-    request.body = body
+    length = getattr(request.body.reader, "length", None)
+    if length == 0:
+        return _NO_BODY
+    make = ChunkedBody if length is None else LengthBody
+    body = make(request.unreader, length, expects_continue=request._expected_100_continue)
+    request.body, request._expected_100_continue = body, False
     return body

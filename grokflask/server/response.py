@@ -8,8 +8,6 @@ from typing import Any
 from gunicorn import util
 from gunicorn.http import wsgi
 
-from grokflask.server.bodies import Body
-
 
 class Response(wsgi.Response):  # type: ignore[misc]
     """gunicorn's response, which sends its head together with the first bytes of the body.
@@ -29,7 +27,7 @@ class Response(wsgi.Response):  # type: ignore[misc]
         if self.headers_sent:
             return
         body = self.req.body
-        if isinstance(body, Body) and not body.complete and not body.skip():
+        if not getattr(body, "complete", True) and not body.skip():  # a request without one keeps gunicorn's
             self.force_close()
         lines = [*self.default_headers(), *[f"{name}: {value}\r\n" for name, value in self.headers], "\r\n"]
         self._unsent = "".join(lines).encode("latin-1")

@@ -110,13 +110,14 @@ def test_bodies_hold_what_has_arrived() -> None:
     """Until the request is done with, whatever its end; a body may also leave memory before that."""
     exchanges = OpenExchanges(5, MEMORY)
     with exchanges.hold_body() as first, pytest.raises(RuntimeError), exchanges.hold_body() as second:
-        first.resize(1000)
-        second.resize(500)
-        second.resize(700)
-        assert exchanges.bodies.held_bytes == 1700
+        first.resize(100_000)
+        second.resize(SMALL_BODY_BYTES)
+        assert exchanges.bodies.held_bytes == 100_000
+        second.resize(70_000)
+        assert exchanges.bodies.held_bytes == 170_000
         second.resize(0)
-        assert exchanges.bodies.held_bytes == 1000
-        second.resize(10)
+        assert exchanges.bodies.held_bytes == 100_000
+        second.resize(20_000)
         raise RuntimeError
     assert exchanges.bodies.held_bytes == 0
 
@@ -137,11 +138,10 @@ def test_memory_for_bodies_ends() -> None:
         third.resize(3 * MIB)
         assert exchanges.bodies.held_bytes == 13 * MIB
         first.resize(4 * MIB)  # one that shrinks is never refused
-        small.resize(SMALL_BODY_BYTES)
         third.resize(0)
-        second.resize(6 * MIB - SMALL_BODY_BYTES)
+        second.resize(6 * MIB)
         with pytest.raises(BodiesFullError):
-            second.resize(6 * MIB)
+            second.resize(6 * MIB + 1)
         small.resize(SMALL_BODY_BYTES)
     assert exchanges.bodies.held_bytes == 0
 
