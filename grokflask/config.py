@@ -163,7 +163,7 @@ class Settings:
     """The largest request body. An image of 20 MiB takes 27 MiB as base64."""
     bodies_total_bytes: int | None = _setting(None, integer(2048, 2**36))
     """What the request bodies of a worker may take in memory together, until upstream has answered; more get
-    a 503. Each needs room for a copy as well. Default: four times `GROKFLASK_MAX_BODY_BYTES`."""
+    a 503. Default: four times `GROKFLASK_MAX_BODY_BYTES`. It is never less than twice that."""
     max_upload_bytes: int = _setting(52 * 2**20, integer(1024, 2**34))
     """The largest file upload, including its form. xAI accepts files of up to 50 MB. An upload is buffered in
     a temporary file."""
@@ -225,8 +225,8 @@ class Settings:
 
     @property
     def max_bodies_bytes(self) -> int:
-        """`bodies_total_bytes`, or its default."""
-        return self.bodies_total_bytes or 4 * self.max_body_bytes
+        """`bodies_total_bytes`, or its default; one body of the largest size, and its copy, always fit."""
+        return max(self.bodies_total_bytes or 4 * self.max_body_bytes, 2 * self.max_body_bytes)
 
     @property
     def upstream_base(self) -> str:
@@ -255,11 +255,6 @@ class Settings:
                 f"GROKFLASK_CAPACITY is {self.capacity}, but GROKFLASK_WORKER_CONNECTIONS is "
                 f"{self.worker_connections}: without a spare connection the next client waits instead of "
                 "getting a 503; raise the one or lower the other",
-            ),
-            (
-                self.max_bodies_bytes < 2 * self.max_body_bytes,
-                f"GROKFLASK_BODIES_TOTAL_BYTES is {self.bodies_total_bytes}, but GROKFLASK_MAX_BODY_BYTES is "
-                f"{self.max_body_bytes}, and a body needs twice its size: raise the one or lower the other",
             ),
             (
                 ":memory:" in self.database_url,
