@@ -12,36 +12,27 @@ import re
 import time
 from contextlib import suppress
 from socket import SHUT_WR
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import gevent
 
 from grokflask.sockets import BrokenBodyError, shut_down
 
-TURN_BYTES = 32 * 1024
-"""The most that is received at once, and the work that is done before other greenlets run: 2 ms at most."""
-CALL_BYTES, CHUNK_BYTES = 1024, 32
-"""The work of a call and of a chunk, besides their bytes."""
+TURN_BYTES, CALL_BYTES, CHUNK_BYTES = 32 * 1024, 1024, 32
+"""The work that is done before other greenlets run, which is 2 ms at most, and what each call to receive and
+each chunk count as, besides their bytes."""
 FRAMING_BYTES = 8192
 """The most that is received at once where it may be chunks of one byte."""
 SKIP_BYTES = 64 * 1024
 """How much of an unread body may be discarded to keep its connection."""
-
-LINE_BYTES = 4096
-"""The longest line with the size of a chunk and its extensions."""
-SURPLUS_BYTES = 16 * 1024
-"""How much all lines of sizes may take beyond 16 bytes a chunk and two bytes for each byte of the body."""
-TRAILER_BYTES = 8192
-"""The longest trailer section."""
-
-LINGER_S = 30.0
-LINGER_GAP_S = 5.0
-LINGER_BYTES = 256 * 2**20
+LINE_BYTES, SURPLUS_BYTES, TRAILER_BYTES = 4096, 16 * 1024, 8192
+"""The limits for a line with a chunk's size and extensions, for what all such lines take beyond 16 bytes each
+and twice the body, and for the trailer section."""
+LINGER_S, LINGER_GAP_S, LINGER_BYTES = 30.0, 5.0, 256 * 2**20
 """Limits for discarding what a client sends after its last answer: in all, between two reads, in bytes."""
 LINGER_READ_BYTES, LINGER_PAUSE_S = 64 * 1024, 0.001
 """What is read at once then, and the pause after it: a fast client takes a few percent of the processor."""
 
-_ENDED_EARLY = "The request's body ended early."
 # The end of the last chunk, then the size of the next and its extensions (RFC 9112, section 7.1).
 _SIZE_LINE = re.compile(rb"\r\n([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*+)?\r\n")
 _TRAILER = re.compile(rb"([!#-'*+.^_`|~0-9A-Za-z-]+):[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -49,26 +40,14 @@ _TRAILER = re.compile(rb"([!#-'*+.^_`|~0-9A-Za-z-]+):[^\x00-\x08\x0a-\x1f\x7f]*"
 _FORBIDDEN = frozenset(b"authorization content-length host te trailer transfer-encoding".split())
 
 
-class Unreader(Protocol):
-    """gunicorn's reader of a connection, which also has what came behind the last head."""
-
-    sock: Any
-
-    def take_buffered(self) -> bytes:
-        """What it has received and not given out."""
-
-    def unread(self, data: bytes) -> None:
-        """Puts `data` before what it gives out next."""
-
-
 class Body(io.RawIOBase):
-    """One request's body, as `wsgi.input`.
+    """One request's body, as `wsgi.input`. `io.RawIOBase` makes all ways to read from `readinto`.
 
     A read may return less than was asked for; b"" is the end of the body. It raises BrokenBodyError for a
     body that ends early or breaks the rules of HTTP, and OSError when the connection fails.
 
     Args:
-        unreader: where the body comes from, and what follows it goes back.
+        unreader: gunicorn's reader of the connection, which has what came with the head.
         length: its bytes; None if only its chunks tell.
         expects_continue: the client waits for `100 Continue`, which the first read sends.
 
@@ -78,22 +57,21 @@ class Body(io.RawIOBase):
 
     _turn_bytes = 0
 
-    def __init__(self, unreader: Unreader, length: int | None, *, expects_continue: bool = False) -> None:
+    def __init__(self, unreader: Any, length: int | None, *, expects_continue: bool = False) -> None:
         self.complete = length == 0
         self._unreader = unreader
         self._left = length or 0  # of the body, or of the current chunk
         self._expects_continue = expects_continue
 
     def readable(self) -> bool:
-        """True: `io.RawIOBase` makes all other methods from `readinto`."""
+        """True."""
         return True
 
     def skip(self) -> bool:
         """Discards up to SKIP_BYTES of what has already arrived. Returns `complete`."""
         if self._expects_continue:
             return False  # the client may send the body or not
-        left, scratch = SKIP_BYTES, bytearray(TURN_BYTES)
-        sock = self._unreader.sock
+        left, scratch, sock = SKIP_BYTES, bytearray(TURN_BYTES), self._unreader.sock
         sock.settimeout(0.0)
         try:
             while left > 0 and (size := self.readinto(scratch)):
@@ -106,11 +84,11 @@ class Body(io.RawIOBase):
 
     def _receive(self, most: int) -> bytes:
         """What comes next on the connection, at most `most` bytes."""
-        buffered = self._unreader.take_buffered()
-        if buffered:
-            if len(buffered) > most:
-                self._unreader.unread(buffered[most:])
-            return buffered[:most]
+        data: bytes = self._unreader.take_buffered()
+        if data:
+            if len(data) > most:
+                self._unreader.unread(data[most:])
+            return data[:most]
         sock = self._unreader.sock
         if self._expects_continue:
             self._expects_continue = False
@@ -118,9 +96,9 @@ class Body(io.RawIOBase):
         if self._turn_bytes >= TURN_BYTES:
             self._turn_bytes = 0
             gevent.sleep(0)
-        data: bytes = sock.recv(most)
+        data = sock.recv(most)
         if not data:
-            raise BrokenBodyError(_ENDED_EARLY)
+            raise BrokenBodyError("The request's body ended early.")
         self._turn_bytes += len(data) + CALL_BYTES
         return data
 
@@ -175,7 +153,9 @@ class ChunkedBody(Body):
                 break
             found = _SIZE_LINE.match(data, end)
             if found is None:
-                self._keep_line(data[end:])
+                self._kept = line = data[end:]
+                if len(line) > LINE_BYTES or b"\r\n" in line[2:] or not b"\r\n".startswith(line[:2]):
+                    self._fail("the size of a chunk is wrong")
                 break
             place, left = found.end(), int(found[1], 16)
             self._surplus = max(0, self._surplus + place - end - 20 - 2 * left)
@@ -187,12 +167,6 @@ class ChunkedBody(Body):
         if self._in_trailers:
             self._read_trailers(data[place:])
         return b"".join(parts)
-
-    def _keep_line(self, line: bytes) -> None:
-        """Keeps the beginning of a line with a chunk's size, unless it can never become one."""
-        if len(line) > LINE_BYTES or b"\r\n" in line[2:] or not b"\r\n".startswith(line[:2]):
-            self._fail("the size of a chunk is wrong")
-        self._kept = line
 
     def _read_trailers(self, data: bytes) -> None:
         """Ends the body, if `data` has all of the trailer section."""

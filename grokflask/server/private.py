@@ -53,7 +53,7 @@ def fix_settings(cfg: Any) -> None:
     vars(cfg).update({name: setting.get() for name, setting in cfg.settings.items()})
 
 
-_NO_BODY: Body = LengthBody(None, 0)  # type: ignore[arg-type]
+_NO_BODY: Body = LengthBody(None, 0)
 
 
 def replace_body(request: Any) -> Body:

@@ -105,7 +105,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """
 
     LAST_S = 3.0
-    TURN_REQUESTS = 16
+    TURN_REQUESTS = 8
     """After so many requests of one connection others run, if the next ones are there already."""
 
     make_poll: Callable[[], Any] | None = None

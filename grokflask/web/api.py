@@ -52,7 +52,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
         app, flask_request, notes = get_current()
         gateway: Gateway = app.extensions["gateway"]
         headers, args = flask_request.headers, flask_request.args if route.query else {}
-        with gateway.exchanges.hold_body() as held:
+        with HeldBody(gateway.exchanges) as held:
             client_request = ClientRequest(
                 route=route,
                 request_id=notes.request_id,

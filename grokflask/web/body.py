@@ -106,7 +106,7 @@ def peek_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
         waits = "HTTP_EXPECT" in flask_request.environ  # for `100 Continue`: a refused body need not be sent
         if 0 < (flask_request.content_length or 0) <= PEEK_BYTES and not waits:
             gateway: Gateway = app.extensions["gateway"]
-            with contextlib.suppress(GrokflaskError), gateway.exchanges.hold_body() as held:
+            with contextlib.suppress(GrokflaskError), HeldBody(gateway.exchanges) as held:
                 flask_request.max_content_length = PEEK_BYTES
                 timeout_s = min(PEEK_S, app.config["BODY_TIMEOUT_S"])
                 notes.body = _read_all(app, flask_request, timeout_s, PEEK_BYTES, held)

@@ -18,7 +18,7 @@ from grokflask.errors import (
     ShuttingDownError,
     StreamStoppedError,
 )
-from grokflask.exchanges import SMALL_BODY_BYTES, OpenExchanges, OpenStream
+from grokflask.exchanges import SMALL_BODY_BYTES, HeldBody, OpenExchanges, OpenStream
 from grokflask.ledger.row import LedgerRow
 
 MIB = 2**20
@@ -109,41 +109,41 @@ def test_drain_refuses_and_then_ends() -> None:
 def test_bodies_hold_what_has_arrived() -> None:
     """Until the request is done with, whatever its end; a body may also leave memory before that."""
     exchanges = OpenExchanges(5, MEMORY)
-    with exchanges.hold_body() as first, pytest.raises(RuntimeError), exchanges.hold_body() as second:
+    with HeldBody(exchanges) as first, pytest.raises(RuntimeError), HeldBody(exchanges) as second:
         first.resize(100_000)
         second.resize(SMALL_BODY_BYTES)
-        assert exchanges.bodies.held_bytes == 100_000
+        assert exchanges.held_bytes == 100_000
         second.resize(70_000)
-        assert exchanges.bodies.held_bytes == 170_000
+        assert exchanges.held_bytes == 170_000
         second.resize(0)
-        assert exchanges.bodies.held_bytes == 100_000
+        assert exchanges.held_bytes == 100_000
         second.resize(20_000)
         raise RuntimeError
-    assert exchanges.bodies.held_bytes == 0
+    assert exchanges.held_bytes == 0
 
 
 def test_memory_for_bodies_ends() -> None:
     """Each needs its size again for a copy, so large ones are refused first, and small ones never."""
     exchanges = OpenExchanges(5, MEMORY)
     with (
-        exchanges.hold_body() as first,
-        exchanges.hold_body() as second,
-        exchanges.hold_body() as third,
-        exchanges.hold_body() as small,
+        HeldBody(exchanges) as first,
+        HeldBody(exchanges) as second,
+        HeldBody(exchanges) as third,
+        HeldBody(exchanges) as small,
     ):
         first.resize(5 * MIB)
         second.resize(5 * MIB)
         with pytest.raises(BodiesFullError):
             third.resize(3 * MIB + 1)
         third.resize(3 * MIB)
-        assert exchanges.bodies.held_bytes == 13 * MIB
+        assert exchanges.held_bytes == 13 * MIB
         first.resize(4 * MIB)  # one that shrinks is never refused
         third.resize(0)
         second.resize(6 * MIB)
         with pytest.raises(BodiesFullError):
             second.resize(6 * MIB + 1)
         small.resize(SMALL_BODY_BYTES)
-    assert exchanges.bodies.held_bytes == 0
+    assert exchanges.held_bytes == 0
 
 
 def test_memory_for_bodies_is_exact_in_parallel() -> None:
@@ -155,12 +155,12 @@ def test_memory_for_bodies_is_exact_in_parallel() -> None:
     def hold(number: int) -> None:
         barrier.wait(WAIT_S)
         for turn in range(20):
-            with contextlib.suppress(BodiesFullError), exchanges.hold_body() as body:
+            with contextlib.suppress(BodiesFullError), HeldBody(exchanges) as body:
                 for size in range(0, 2 * MIB, 100_000 + 1000 * ((number * turn) % 7)):
                     body.resize(size)
-                    seen.append(exchanges.bodies.held_bytes)
+                    seen.append(exchanges.held_bytes)
 
     with ThreadPoolExecutor(50) as pool:
         list(pool.map(hold, range(50)))
     assert 0 < max(seen) <= MEMORY
-    assert exchanges.bodies.held_bytes == 0
+    assert exchanges.held_bytes == 0
