@@ -165,6 +165,9 @@ class Settings:
     `GROKFLASK_WORKER_CONNECTIONS`."""
     max_body_bytes: int = _setting(64 * 2**20, integer(1024, 2**31))
     """The largest request body. An image of 20 MiB takes 27 MiB as base64."""
+    bodies_total_bytes: int | None = _setting(None, integer(2048, 2**36))
+    """What the request bodies of a worker may take in memory together, until upstream has answered; more get
+    a 503. Default: four times `GROKFLASK_MAX_BODY_BYTES`. It is never less than twice that."""
     max_upload_bytes: int = _setting(52 * 2**20, integer(1024, 2**34))
     """The largest file upload, including its form. xAI accepts files of up to 50 MB. An upload is buffered in
     a temporary file."""
@@ -223,6 +226,11 @@ class Settings:
     def max_exchanges(self) -> int:
         """`capacity`, or its default."""
         return self.capacity or max(1, self.worker_connections * 9 // 10)
+
+    @property
+    def max_bodies_bytes(self) -> int:
+        """`bodies_total_bytes`, or its default; one body of the largest size, and its copy, always fit."""
+        return max(self.bodies_total_bytes or 4 * self.max_body_bytes, 2 * self.max_body_bytes)
 
     @property
     def upstream_base(self) -> str:

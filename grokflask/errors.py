@@ -272,6 +272,22 @@ class GatewayFullError(GrokflaskError):
     default_headers = _RETRY_SOON
 
 
+class BodiesFullError(GrokflaskError):
+    """The worker holds request bodies of GROKFLASK_BODIES_TOTAL_BYTES."""
+
+    status, code = 503, "bodies_full"
+    default_message = "The gateway has no memory for a request of this size now. Try again in a moment."
+    default_headers = _RETRY_SOON
+
+
+class DiskFullError(GrokflaskError):
+    """TMPDIR takes no more bytes. Sending the request again would not help soon, and may cost money."""
+
+    status, code = 507, "disk_full"
+    default_message = "The gateway has no room for this body on its disk."
+    default_headers = _NO_RETRY
+
+
 class ShuttingDownError(GrokflaskError):
     status, code = 503, "shutting_down"
     outcome = Outcome.SHUTDOWN

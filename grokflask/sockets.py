@@ -13,6 +13,13 @@ _GONE_STATES = frozenset((7, 8, 9))  # CLOSE, CLOSE_WAIT, LAST_ACK
 _NOTSENT = slice(144, 148)  # tcpi_notsent_bytes of tcp_info in linux/tcp.h
 
 
+class BrokenBodyError(Exception):
+    """The client's body ended early, or is not valid HTTP. The message is for the client.
+
+    It is no OSError, which Werkzeug would replace.
+    """
+
+
 def is_gone(sock: socket.socket) -> bool:
     """The peer of `sock` has closed, half-closed or reset the connection."""
     try:

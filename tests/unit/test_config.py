@@ -84,6 +84,7 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("GROKFLASK_MAX_UPLOAD_BYTES", "max_upload_bytes", "1024", 1024),
     ("GROKFLASK_DEFAULT_VIDEO_MODEL", "default_video_model", "v-1", "v-1"),
     ("GROKFLASK_MAX_BODY_BYTES", "max_body_bytes", "1024", 1024),
+    ("GROKFLASK_BODIES_TOTAL_BYTES", "bodies_total_bytes", "134217728", 2**27),
     ("GROKFLASK_TRUSTED_PROXIES", "trusted_proxies", "0", 0),
     ("GROKFLASK_DEFAULT_CHAT_MODEL", "default_chat_model", "grok-9", "grok-9"),
     ("GROKFLASK_DEFAULT_IMAGE_MODEL", "default_image_model", "x-ai/img:1", "x-ai/img:1"),
@@ -207,6 +208,7 @@ BAD: dict[str, list[str]] = {
     "GROKFLASK_MAX_UPLOAD_BYTES": ["1023"],
     "GROKFLASK_DEFAULT_VIDEO_MODEL": ["a b"],
     "GROKFLASK_MAX_BODY_BYTES": ["64MB", "1023"],
+    "GROKFLASK_BODIES_TOTAL_BYTES": ["2047", "no"],
     "GROKFLASK_TRUSTED_PROXIES": ["11", "yes"],
     "GROKFLASK_DEFAULT_CHAT_MODEL": ["grok 4"],
     "GROKFLASK_DEFAULT_IMAGE_MODEL": ["/grok"],
@@ -479,3 +481,17 @@ def test_docs_name_every_setting() -> None:
 def test_docs_page_is_up_to_date() -> None:
     """docs/settings.md is what `python -m grokflask.config` prints."""
     assert DOCS.read_text(encoding="utf-8") == render_docs()
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, 2**28),
+        ({"GROKFLASK_MAX_BODY_BYTES": "1000000000"}, 4_000_000_000),
+        ({"GROKFLASK_BODIES_TOTAL_BYTES": "1000000000"}, 1_000_000_000),
+        ({"GROKFLASK_BODIES_TOTAL_BYTES": "100000"}, 2**27),
+    ],
+)
+def test_memory_for_bodies(environ: dict[str, str], expected: int) -> None:
+    """The largest body always finds room in an idle gateway."""
+    assert load(**environ).max_bodies_bytes == expected

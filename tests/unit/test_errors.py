@@ -9,6 +9,7 @@ import pytest
 from grokflask import errors
 from grokflask.errors import (
     AuthenticationError,
+    BodiesFullError,
     BodyTimeoutError,
     BodyTooLargeError,
     BudgetSpentError,
@@ -16,6 +17,7 @@ from grokflask.errors import (
     ClientGoneError,
     ConfigError,
     ConnectTimeoutError,
+    DiskFullError,
     FairShareError,
     FirstEventTimeoutError,
     ForeignAnswerError,
@@ -69,6 +71,8 @@ TREE = [
     (BodyTimeoutError(), 408, "body_timeout", "invalid_request_error", Outcome.REFUSED),
     (ClientGoneError(), 499, "client_gone", "invalid_request_error", Outcome.CLIENT_ABORT),
     (GatewayFullError(), 503, "gateway_full", "server_error", Outcome.REFUSED),
+    (BodiesFullError(), 503, "bodies_full", "server_error", Outcome.REFUSED),
+    (DiskFullError(), 507, "disk_full", "server_error", Outcome.REFUSED),
     (ShuttingDownError(), 503, "shutting_down", "server_error", Outcome.SHUTDOWN),
     (StreamStoppedError(), 503, "stream_stopped", "server_error", Outcome.SHUTDOWN),
     (ConnectTimeoutError(), 504, "connect_timeout", "server_error", Outcome.TIMEOUT),
