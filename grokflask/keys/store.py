@@ -159,6 +159,11 @@ class KeyStore:
         """The number of changes to any key: while it stays the same, cached keys are up to date."""
         return self._database.read(lambda connection: int(connection.execute(_SELECT_CHANGES).scalar_one()))
 
+    def list_hashes(self) -> frozenset[str]:
+        """The hashes of all secrets."""
+        query = select(secrets_table.c.sha256)
+        return self._database.read(lambda connection: frozenset(connection.execute(query).scalars()))
+
     def _write(self, name: str, change: Callable[[Connection], object]) -> StoredKey:
         """Runs `change` in a transaction, and returns the key as it is then."""
 

@@ -13,11 +13,12 @@ import re
 
 from flask import Flask, Request, Response
 
-from grokflask.keys.ring import ApiKey, KeyRing
+from grokflask.keys.ring import ApiKey
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.dialects import MESSAGES
 from grokflask.protocol.routes import Route
 from grokflask.web.api import find_route
+from grokflask.web.callers import authenticate
 from grokflask.web.current import Notes, get_current
 from grokflask.web.request_limits import RequestLimiter
 
@@ -51,13 +52,12 @@ def is_sane_id(text: str) -> bool:
 
 
 def _authenticate(route: Route, app: Flask, flask_request: Request, notes: Notes) -> None:
-    """Notes the key. Raises AuthenticationError, KeyRevokedError, KeyExpiredError, StoreUnavailableError."""
+    """Notes the key. Raises the errors of `callers.authenticate`."""
     notes.route_streams = route.streams
-    keys: KeyRing = app.extensions["keys"]
     authorization = flask_request.headers.get("Authorization")
     if route.dialect is MESSAGES and "x-api-key" in flask_request.headers:
         authorization = f"Bearer {flask_request.headers['x-api-key']}"  # how Anthropic's SDKs send a key
-    notes.api_key = keys.authenticate(authorization, flask_request.remote_addr or "unknown")
+    notes.api_key = authenticate(app, flask_request, authorization)
 
 
 def _finish_response(response: Response) -> Response:
