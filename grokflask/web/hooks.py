@@ -73,7 +73,7 @@ def _finish_response(response: Response) -> Response:
             if app.extensions["upstream_name"] == "sandbox":
                 response.headers["X-Grokflask-Upstream"] = "sandbox"
             if "opened" not in notes:
-                _log_refusal(route.name, response.status_code, notes)
+                _log_refusal(route.name, response.status_code, flask_request.remote_addr, notes)
     except Exception:
         _log.exception("a header could not be set")
     return response
@@ -88,12 +88,13 @@ def _count_response(tallies: Tallies, flask_request: Request, status: int, notes
     tallies.answered.append((name, status, notes.error_code if notes.get("refused") else None))
 
 
-def _log_refusal(route: str, status: int, notes: Notes) -> None:
+def _log_refusal(route: str, status: int, address: str | None, notes: Notes) -> None:
     """The log line of a request that was refused before it became an exchange."""
     key: ApiKey | None = notes.get("api_key")
     fields = {
         "request_id": notes.request_id,
         "key": key.name if key else None,
+        "who": None if key else address,
         "route": route,
         "status": status,
         "outcome": "refused",
