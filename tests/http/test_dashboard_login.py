@@ -17,6 +17,8 @@ from werkzeug.test import TestResponse
 from grokflask.web.attempts import LIMITS
 from grokflask.web.dashboard.sessions import COOKIE, SESSION_S
 
+pytestmark = pytest.mark.usefixtures("standing_windows")
+
 TOKEN = "admin-token-0123456789"
 BY_ADDRESS, IN_TOTAL = LIMITS["admin token"]
 HTML = {"Accept": "text/html"}

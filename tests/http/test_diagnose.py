@@ -70,6 +70,7 @@ def test_who_gets_it(make_client: Callable[..., FlaskClient]) -> None:
     assert client.post(PATH, headers=ALICE).status_code == 405
 
 
+@pytest.mark.usefixtures("standing_windows")
 def test_wrong_ones_are_counted_as_keys(make_client: Callable[..., FlaskClient]) -> None:
     """They end with a 429; a key and the admin token go on."""
     client = make_client(GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN)

@@ -14,8 +14,9 @@ from support.stores import ADMIN, ADMIN_TOKEN
 
 from grokflask.web.attempts import LIMITS
 
+pytestmark = pytest.mark.usefixtures("standing_windows")
+
 CHAT = "/api/v1/chat/completions"
-FORM = {"Content-Type": "text/plain"}
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -58,15 +58,12 @@ def test_guesses_of_keys(keyed: KeyedGateway, upstream: ScriptedUpstream) -> Non
         return requests.post(f"{keyed.url}{CHAT}", data=BODY, headers=headers, timeout=WAIT_S).status_code
 
     assert ask(used) == 200
-    with ThreadPoolExecutor(8) as pool:
-        statuses = list(
-            pool.map(lambda number: get(f"{keyed.url}/v1/usage", f"gf-{number}").status_code, range(600))
-        )
+    began = time.monotonic()
+    statuses = [get(f"{keyed.url}/v1/usage", f"gf-{number}").status_code for number in range(600)]
+    minutes = (time.monotonic() - began) / 60
     most = LIMITS["API key"][0].amount
     assert set(statuses) == {401, 429}
-    assert most <= statuses.count(401) <= 2 * most + 8 * 2  # a window may end; those that run at once
-    refused = get(f"{keyed.url}/v1/usage", "gf-guess")
-    assert refused.status_code == 429 or statuses.count(401) > most
+    assert most <= statuses.count(401) <= (2 + minutes) * most
     assert [ask(used), ask(unused)] == [200, 200]
     new = keyed.make_key("new")
     wait_for(lambda: ask(new) == 200, "the new key, of which a worker learns within a second")
