@@ -117,13 +117,10 @@ class KeyRing:
         self._names = {hash_secret(secret): name for name, secret in settings.keys}
         self._memory = _Memory(store, settings, clock) if store else None
         self._clock = clock
+        #: Every caller is accepted.
+        self.is_open = settings.auth_mode == "open"
         #: None counts no wrong keys.
         self.guesses: Guesses | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Every caller is accepted."""
-        return self._mode == "open"
 
     def authenticate(self, authorization: str | None, address: str) -> ApiKey:
         """The caller who sent this `Authorization` header from `address`.
@@ -131,7 +128,7 @@ class KeyRing:
         Raises AuthenticationError, KeyRevokedError, KeyExpiredError, RateLimitError after too many wrong keys
         from this address, or StoreUnavailableError if the key cannot be looked up.
         """
-        if self._mode == "open":
+        if self.is_open:
             return ApiKey("open", f"address:{address}", self._upstream_key)
         secret = read_bearer(authorization)
         if secret is None:

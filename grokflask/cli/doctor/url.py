@@ -118,19 +118,15 @@ def _check_as_stranger(caller: Caller) -> Iterator[Finding]:
     """Checks what a caller without a key can do. Raises CallError."""
     prefix = f"/doctor-{secrets.token_hex(4)}"
     with caller.call("GET", f"{prefix}/health", silence_s=ANSWER_S, headers={"SCRIPT_NAME": prefix}) as reply:
-        yield judge_script_name(reply.status_code)
+        if reply.status_code != 200:
+            yield Finding("script name", "ok", "a client's SCRIPT_NAME header does not change the path")
+        else:
+            text = "a client's SCRIPT_NAME header changes the path, and so passes access lists of the proxy"
+            remedy = "Use the gateway's gunicorn.conf.py, and no --forwarder-headers."
+            yield Finding("script name", "FAIL", text, remedy)
     for name, path in (("/admin", "/admin/login"), ("/metrics", "/metrics")):
         with caller.call("GET", path, silence_s=ANSWER_S) as reply:
             yield judge_reach(name, reply.status_code, is_local(caller.url))
-
-
-def judge_script_name(status: int) -> Finding:
-    """Whether the gateway has dropped a path's beginning because a client's header said so."""
-    finding = partial(Finding, "script name")
-    if status != 200:
-        return finding("ok", "a client's SCRIPT_NAME header does not change the path")
-    text = "a client's SCRIPT_NAME header changes the path, and so passes access lists of the proxy"
-    return finding("FAIL", text, "Use the gateway's gunicorn.conf.py, and no --forwarder-headers.")
 
 
 def judge_reach(name: str, status: int, is_near: bool) -> Finding:
