@@ -142,6 +142,16 @@ class UnmeteredError(ClientError):
     )
 
 
+class HostNotAllowedError(ClientError):
+    status, code = 403, "host_not_allowed"
+    default_message = "The gateway does not answer under this host name."
+
+
+class CrossSiteError(ClientError):
+    status, code = 403, "cross_site"
+    default_message = "A page of another origin has sent this: list that origin in GROKFLASK_CORS_ORIGINS."
+
+
 class RouteNotFoundError(ClientError):
     status, code = 404, "not_found"
     default_message = "There is nothing at this path."

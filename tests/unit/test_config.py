@@ -17,6 +17,7 @@ from grokflask.config import (
     render_docs,
 )
 from grokflask.errors import ConfigError
+from grokflask.setting_types import EXAMPLES
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 SECRET = "xai-hunter2-secret"
@@ -50,6 +51,13 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("GROKFLASK_AUTH", "auth", "keys", "keys"),
     ("GROKFLASK_AUTH", "auth", "passthrough", "passthrough"),
     ("GROKFLASK_AUTH", "auth", "open", "open"),
+    (
+        "GROKFLASK_HOSTS",
+        "hosts",
+        "Grok.lan, [fd00::5], a-b.example.com",
+        ("grok.lan", "[fd00::5]", "a-b.example.com"),
+    ),
+    ("GROKFLASK_HOSTS", "hosts", "*", ("*",)),
     ("GROKFLASK_KEYS", "keys", "alice:secret-a1", (("alice", "secret-a1"),)),
     (
         "GROKFLASK_KEYS",
@@ -174,6 +182,16 @@ BAD: dict[str, list[str]] = {
     "GROKFLASK_RESUME_GRACE_S": ["-1"],
     "GROKFLASK_CAPACITY": ["0"],
     "GROKFLASK_AUTH": ["none", "Keys", "keys,open"],
+    "GROKFLASK_HOSTS": [
+        "http://grok.lan",
+        "grok.lan:8000",
+        "grok.lan/",
+        "*,grok.lan",
+        "*.lan",
+        "a b",
+        ",",
+        "fd00::5",
+    ],
     "GROKFLASK_KEYS": [
         "alice",
         ":secret-a1",
@@ -329,6 +347,30 @@ def test_secrets_lists_all_of_them() -> None:
     assert set(settings.secrets) == {SECRET, "alices-secret", "bobs-secret", "redis-secret"}
     assert load().secrets == ()
     assert load(REDIS_URL="redis://localhost").secrets == ()
+
+
+def test_weak_secrets() -> None:
+    """Short, repetitive and documented ones are named, not quoted. Random ones are fine."""
+    weak = {"a": "short-1234567", "b": "abababababababababab", "c": EXAMPLES[0]}
+    settings = load(
+        GROKFLASK_KEYS=",".join(f"{name}:{secret}" for name, secret in weak.items()) + f",d:{SECRET}",
+        GROKFLASK_ADMIN_TOKEN=EXAMPLES[1],
+        GROKFLASK_METRICS_TOKEN="0123456789abcdef",
+    )
+    warnings = settings.find_weak_secrets()
+    assert [warning.split(" may be")[0] for warning in warnings] == [
+        *(f"the secret of '{name}' in GROKFLASK_KEYS" for name in weak),
+        "GROKFLASK_ADMIN_TOKEN",
+    ]
+    assert not [secret for secret in settings.secrets if secret in str(warnings)]
+    assert load().find_weak_secrets() == []
+
+
+@pytest.mark.parametrize("secret", EXAMPLES)
+def test_examples_are_those_of_the_docs(secret: str) -> None:
+    """Whoever copies a page word for word is warned."""
+    pages = [*DOCS.parent.glob("*.md"), DOCS.parents[1] / ".env.example"]
+    assert any(secret in page.read_text() for page in pages)
 
 
 # Contradictions
