@@ -64,7 +64,9 @@ def starve(server: GatewayServer) -> Iterator[None]:
 def read_outcomes(path: Path) -> list[str]:
     """How the exchanges in the ledger ended."""
     with closing(sqlite3.connect(path)) as connection:
-        return [outcome for (outcome,) in connection.execute("SELECT outcome FROM exchanges ORDER BY id")]
+        return [
+            outcome for (outcome,) in connection.execute("SELECT coalesce(outcome, 'open') FROM exchanges")
+        ]
 
 
 def test_no_free_descriptor(server: GatewayServer, upstream: ScriptedUpstream, tmp_path: Path) -> None:
@@ -73,14 +75,14 @@ def test_no_free_descriptor(server: GatewayServer, upstream: ScriptedUpstream, t
     left = threading.Event()
 
     def answer(exchange: Exchange) -> None:
+        if exchange.document["model"] == "late":
+            answer_chat(exchange)
+            return
         exchange.start()
         exchange.event(chat_chunk("Once"))
         if exchange.document["model"] == "left":
             assert exchange.wait_until_left()
             left.set()
-            return
-        if exchange.document["model"] == "late":
-            answer_chat(exchange)
             return
         assert events.wait(WAIT_S)
         exchange.event(chat_chunk("upon a time"))
@@ -100,13 +102,13 @@ def test_no_free_descriptor(server: GatewayServer, upstream: ScriptedUpstream, t
             started_at = time.monotonic()
             for _ in range(6):
                 late.append(connect(server))
-                late[-1].sendall(build_request("Connection: close", model="late", stream=False))
+                late[-1].sendall(build_request("Connection: close", model="late"))
             wait_for(lambda: len(server.find_lines("in do_read")) >= TRIES, "tries to accept")
             assert time.monotonic() - started_at >= (TRIES - 1) * PAUSE_S, "the worker tries without a pause"
             events.set()
             assert b"upon a time" in read_all(staying)
         late.append(connect(server))
-        late[-1].sendall(build_request("Connection: close", model="late", stream=False))
+        late[-1].sendall(build_request("Connection: close", model="late"))
         statuses = [read_all(client)[9:12] for client in late]
     finally:
         for client in (leaving, staying, *late):
