@@ -29,8 +29,7 @@ STALL_S = 0.25
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 1.0
 """How long a thread rests after an error; the pause doubles with each further one."""
-WELL_S = 30.0
-"""A thread that has worked for this long is well again: its next pause is the first."""
+
 LOG_EVERY_S = 60.0
 """How often a thread's errors of one type are logged. All of them are counted."""
 
@@ -68,13 +67,10 @@ def keep_working(name: str, work: Callable[[], None]) -> None:
     failures.setdefault(name, 0)
     pause_s = FIRST_PAUSE_S
     while True:
-        started_at = time.monotonic()
         try:
             return work()
         except Exception:
             note_failure(name)
-        if time.monotonic() - started_at > WELL_S:
-            pause_s = FIRST_PAUSE_S
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

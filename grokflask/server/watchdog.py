@@ -24,8 +24,7 @@ from grokflask.runtime import STALL_S
 from grokflask.server import private
 
 PERIOD_S = 0.1
-SETTLED_S = STALL_S + PERIOD_S
-"""The line of code that runs this long after the beginning of a stall stands for it."""
+SETTLED_S = STALL_S + PERIOD_S  # the line that runs this long after the beginning stands for the stall
 LONG_S = 10.0
 """A stall of this length is logged while it lasts. gunicorn's master kills the worker after a minute."""
 
@@ -38,20 +37,14 @@ _get_ident = monkey.get_original("_thread", "get_ident")
 
 
 class _Question:
-    """One answer that the loop owes.
+    """One answer that the loop owes."""
 
-    Attributes:
-        since: when the wait for the loop began, in monotonic seconds: at the latest when it was asked.
-        cpu_s: the CPU time of the loop's thread when it was asked.
-        fields: where the loop's thread is in the meantime; None if it waits, or waits for the CPU.
-        told: a line about it has been written.
-    """
-
-    __slots__ = ("cpu_s", "fields", "since", "told")
+    __slots__ = ("cpu_s", "place", "since", "told")
 
     def __init__(self, since: float, cpu_s: float) -> None:
-        self.since, self.cpu_s = since, cpu_s
-        self.fields: dict[str, object] | None = None
+        self.since = since  # monotonic: when it was asked, or before that when the loop's turn began
+        self.cpu_s = cpu_s  # CPU time of the loop's thread when it was asked
+        self.place: dict[str, object] | None = None  # fields of the log; None if the loop or the CPU waits
         self.told = False
 
 
@@ -101,32 +94,32 @@ class Watchdog:
         was_late = now - self._looked_at > 2 * PERIOD_S  # a function in C held the interpreter, or no CPU
         self._looked_at = now
         question = self._question
-        if question is not None:
-            waited_s = now - question.since
-            is_long = waited_s > LONG_S and not question.told
-            if waited_s < SETTLED_S or is_long:
+        if question is None:
+            question = _Question(now, time.clock_gettime(self._clock))
+            if was_late:
                 self._inspect(question, now)
-            if question.fields and is_long:
-                question.told = True
-                fields = {"seconds": round(waited_s, 1), **question.fields}
-                write_at_once(_log.name, logging.ERROR, "the event loop is stalled", fields)
+            self._question = question
+            self._ask.send()
             return
-        question = _Question(now, time.clock_gettime(self._clock))
-        if was_late:
+        waited_s = now - question.since
+        is_long = waited_s > LONG_S and not question.told
+        if waited_s < SETTLED_S or is_long:
             self._inspect(question, now)
-        self._question = question
-        self._ask.send()
+        if question.place and is_long:
+            question.told = True
+            fields = {"seconds": round(waited_s, 1), **question.place}
+            write_at_once(_log.name, logging.ERROR, "the event loop is stalled", fields)
 
     def _inspect(self, question: _Question, now: float) -> None:
         """Notes where the loop's thread is, unless it waits in the loop itself."""
         frame = sys._current_frames().get(self._thread)
         if frame is None or private.is_waiting(frame):
             return
-        if question.fields is None:
+        if question.place is None:
             # The loop reads its clock when it wakes up. It may have woken up before it was asked.
             woken_at = now - max(0.0, time.time() - self._loop.now())
             question.since = min(question.since, max(self._answered_at, woken_at))
-        question.fields = describe(frame)
+        question.place = _describe(frame)
 
     def _answer(self) -> None:
         """Runs in the loop."""
@@ -138,31 +131,21 @@ class Watchdog:
         self._note_delay(seconds)
         if seconds > STALL_S:
             cpu_ms = round(1000 * (time.thread_time() - question.cpu_s))
-            gevent.spawn(_report, {"ms": round(1000 * seconds), "cpu_ms": cpu_ms}, question.fields)
+            fields = {"ms": round(1000 * seconds), "cpu_ms": cpu_ms, **(question.place or {})}
+            message = "the event loop stalled" if question.place else "the event loop waited for the CPU"
+            level = logging.WARNING if question.place else logging.INFO
+            gevent.spawn(_log.log, level, message, extra={"fields": fields})
 
 
-def _report(times: dict[str, object], place: dict[str, object] | None) -> None:
-    if place is None:
-        _log.info("the event loop waited for the CPU", extra={"fields": times})
-    else:
-        _log.warning("the event loop stalled", extra={"fields": {**times, **place}})
-
-
-def describe(frame: FrameType) -> dict[str, object]:
+def _describe(frame: FrameType) -> dict[str, object]:
     """The line of code that runs in `frame`, the innermost line of ours that led to it, and the request."""
-    fields: dict[str, object] = {"request_id": None, "line": _name_line(frame), "via": None}
-    is_ours = False
-    each: FrameType | None = frame
-    while each is not None:
-        if not is_ours and each.f_code.co_filename.startswith(_FOLDER):
-            is_ours = True
-            fields["via"] = None if each is frame else _name_line(each)
-        request_id = private.find_request_id(each)
-        if request_id is not None:
-            fields["request_id"] = request_id
-            break
-        each = each.f_back
-    return fields
+    frames = [each for each, _ in traceback.walk_stack(frame)]
+    via = next((each for each in frames if each.f_code.co_filename.startswith(_FOLDER)), frame)
+    return {
+        "request_id": next(filter(None, map(private.find_request_id, frames)), None),
+        "line": _name_line(frame),
+        "via": None if via is frame else _name_line(via),
+    }
 
 
 def _name_line(frame: FrameType) -> str:
