@@ -90,34 +90,32 @@ class Watchdog:
                 _sleep(1.0)
 
     def _look(self) -> None:
-        now = time.monotonic()
-        was_late = now - self._looked_at > 2 * PERIOD_S  # a function in C held the interpreter, or no CPU
-        self._looked_at = now
-        question = self._question
+        question, now = self._question, time.monotonic()
         if question is None:
-            question = _Question(now, time.clock_gettime(self._clock))
-            if was_late:
-                self._inspect(question, now)
-            self._question = question
+            question = self._question = _Question(now, time.clock_gettime(self._clock))
             self._ask.send()
+            if time.monotonic() - self._looked_at > 2 * PERIOD_S:
+                self._inspect(question)  # this thread was late: a function in C may hold the interpreter
+            self._looked_at = now
             return
+        self._looked_at = now
         waited_s = now - question.since
         is_long = waited_s > LONG_S and not question.told
         if waited_s < SETTLED_S or is_long:
-            self._inspect(question, now)
+            self._inspect(question)
         if question.place and is_long:
             question.told = True
             fields = {"seconds": round(waited_s, 1), **question.place}
             write_at_once(_log.name, logging.ERROR, "the event loop is stalled", fields)
 
-    def _inspect(self, question: _Question, now: float) -> None:
+    def _inspect(self, question: _Question) -> None:
         """Notes where the loop's thread is, unless it waits in the loop itself."""
         frame = sys._current_frames().get(self._thread)
         if frame is None or private.is_waiting(frame):
             return
         if question.place is None:
             # The loop reads its clock when it wakes up. It may have woken up before it was asked.
-            woken_at = now - max(0.0, time.time() - self._loop.now())
+            woken_at = time.monotonic() - max(0.0, time.time() - self._loop.now())
             question.since = min(question.since, max(self._answered_at, woken_at))
         question.place = _describe(frame)
 
