@@ -26,6 +26,7 @@ from grokflask.ledger.row import LedgerRow
 from grokflask.limits.admission import Hold
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.usage import Settlement
+from grokflask.runtime import note_failure, start_thread
 from grokflask.shaping.request import UpstreamRequest
 from grokflask.upstream.client import UpstreamCall
 
@@ -168,12 +169,12 @@ class OpenExchanges:
         if self.draining:
             return
         self.draining = True
-        times = (lead_s, max(0.0, grace_s - FAREWELL_S))
-        threading.Thread(target=self._end_all, args=times, name="drain", daemon=True).start()
+        now = time.monotonic()
+        end = now + max(0.0, grace_s - FAREWELL_S)
+        start_thread("drain", lambda: self._end_all(now + lead_s, end))
 
-    def _end_all(self, lead_s: float, delay_s: float) -> None:
-        end = time.monotonic() + delay_s
-        time.sleep(lead_s)
+    def _end_all(self, close_at: float, end: float) -> None:
+        time.sleep(max(0.0, close_at - time.monotonic()))
         self._closed = True
         while self._count and time.monotonic() < end:
             time.sleep(0.1)
@@ -190,7 +191,10 @@ class OpenExchanges:
 
     def _cancel_all(self) -> None:
         for call in list(self._calls):
-            call.cancel(ShuttingDownError("The gateway is shutting down; the answer is incomplete."))
+            try:
+                call.cancel(ShuttingDownError("The gateway is shutting down; the answer is incomplete."))
+            except Exception:
+                note_failure("drain")  # the others end all the same
 
 
 class HeldBody:

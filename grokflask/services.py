@@ -35,7 +35,7 @@ from grokflask.metrics.families import States
 from grokflask.metrics.tallies import Tallies
 from grokflask.replay.idempotency import Idempotency
 from grokflask.replay.recordings import Recordings
-from grokflask.runtime import VERSION, Background
+from grokflask.runtime import VERSION, Background, failures
 from grokflask.storage.database import Database
 from grokflask.storage.outages import TimeLimits
 from grokflask.upstream.client import UpstreamClient
@@ -209,6 +209,7 @@ def read_states(
             ("refused",): writer.refused,
             ("lost",): writer.lost,
         },
+        families.THREAD_FAILURES: {(name,): number for name, number in list(failures.items())},
         families.SETTLEMENTS: {(): store.waiting},
         families.OUTAGES: {("database",): database.outages},
     }

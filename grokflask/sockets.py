@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
-import os
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 
 # linux/tcp_states.h: the peer has sent FIN or RST, or the connection is closed.
 _GONE_STATES = frozenset((7, 8, 9))  # CLOSE, CLOSE_WAIT, LAST_ACK
@@ -28,15 +29,13 @@ def is_gone(sock: socket.socket) -> bool:
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _GONE_STATES
     except AttributeError:
         return False  # this system has no TCP_INFO
-    except OSError:
+    except (OSError, ValueError):
         return True  # closed on this side
 
 
 def _has_ended(sock: socket.socket) -> bool:
     """The peer of a Unix socket has closed it. Unread data hide this."""
-    with socket.socket(fileno=os.dup(sock.fileno())) as twin:
-        if not os.get_blocking(twin.fileno()):
-            twin.setblocking(False)
+    with _borrow(sock) as twin:
         try:
             return twin.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
         except BlockingIOError:
@@ -85,10 +84,20 @@ def reset_on_close(sock: socket.socket) -> None:
 def shut_down(sock: socket.socket | None, how: int) -> None:
     """Shuts the connection down; a reader that waits on it sees an end, not an error.
 
-    It uses a duplicate: gevent's socket would raise in the waiting greenlet, and an SSLSocket would drop the
-    TLS state that its reader needs.
+    Not by its own method: gevent's socket would raise in the waiting greenlet, and an SSLSocket would drop
+    the TLS state that its reader needs.
     """
     if sock is None:
         return
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as twin:
+    with contextlib.suppress(OSError, ValueError), _borrow(sock) as twin:  # ValueError: it is closed
         twin.shutdown(how)
+
+
+@contextlib.contextmanager
+def _borrow(sock: socket.socket) -> Iterator[_socket.socket]:
+    """The plain socket behind `sock`. It takes no descriptor of its own, because there may be none left."""
+    twin = _socket.socket(fileno=sock.fileno())
+    try:
+        yield twin
+    finally:
+        twin.detach()

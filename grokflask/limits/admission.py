@@ -29,7 +29,7 @@ from grokflask.limits.counters import RENEW_S, Ask, Counters, Grant, Refusal, St
 from grokflask.limits.outage import FindSpent, OutageCounters
 from grokflask.limits.refusals import explain, make_token_headers
 from grokflask.limits.settlements import Settlements
-from grokflask.runtime import get_pid
+from grokflask.runtime import get_pid, note_failure, start_thread
 
 LOOKUPS = 2
 """How often a request looks up its key's spending in the ledger before it continues without the figure."""
@@ -218,10 +218,9 @@ class Limits:
         """Starts the thread that renews leases and delivers settlements. Once in each process."""
         if self._thread is None or self._pid != get_pid():
             self._closed = False
-            self._pid = get_pid()
             self._heal_at = time.monotonic() + self._settings.grace_s
-            self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
-            self._thread.start()
+            self._thread = start_thread("limits", self._run)
+            self._pid = get_pid()
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Delivers the settlements that wait, within about `timeout_s`. Idempotent."""
@@ -310,7 +309,7 @@ class Limits:
         except StoreUnavailableError as error:
             self._note_away(error)
         except Exception:
-            _log.exception("the limits could not be updated")
+            note_failure("limits")
         else:
             self._note_back()
             if now >= self._heal_at and not self._closed:
@@ -325,7 +324,7 @@ class Limits:
             self._budgeted |= keys
             self._heal_at = 0.0
         except Exception:
-            _log.exception("the counters could not be compared with the ledger")
+            note_failure("limits")
 
     def _run(self) -> None:
         while not self._closed:

@@ -164,8 +164,10 @@ class Idempotency:
             _log.exception("recording an answer failed")
             ending = fail(GrokflaskError())
         finally:
-            self.recordings.end(recording, ending)
-            relay.close()
+            try:
+                self.recordings.end(recording, ending)
+            finally:
+                relay.close()  # frees its place
 
     def start(self) -> None:
         """Starts the background threads, once in each process."""

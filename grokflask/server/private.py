@@ -10,17 +10,23 @@ Each part has a test in `tests/unit/server/test_private.py`. Gains are CPU of th
 - gunicorn's requests get bodies of ours, for the limits in `bodies`: `body.reader` says of which kind,
   `unreader` has the bytes, and `_expected_100_continue` is left to the body.
 - gevent's `hub.loop` makes the watchers of `waits.ReadWait`: a paced event costs 0.92 as much.
+- The watchdog knows two functions on a stack: gevent's `Hub.run`, in which the loop waits, and gunicorn's
+  `AsyncWorker.handle_request`, which has the `environ` of its request. So no request or event pays for it.
 """
 
 from __future__ import annotations
 
+from types import FrameType
 from typing import Any
 
+from gevent.hub import Hub
 from gunicorn import util
 from gunicorn.http import parser, wsgi
 from gunicorn.http.errors import LimitRequestHeaders, ObsoleteFolding
 from gunicorn.http.unreader import SocketUnreader
+from gunicorn.workers.base_async import AsyncWorker
 
+from grokflask.runtime import REQUEST_ID
 from grokflask.server.bodies import Body, ChunkedBody, LengthBody
 from grokflask.server.response import Response, write_error
 
@@ -71,3 +77,16 @@ def replace_body(request: Any) -> Body:
     body = make(request.unreader, length, expects_continue=request._expected_100_continue)
     request.body, request._expected_100_continue = body, False
     return body
+
+
+def is_waiting(frame: FrameType) -> bool:
+    """Whether the thread that runs `frame` waits in gevent's loop."""
+    return frame.f_code is Hub.run.__code__
+
+
+def find_request_id(frame: FrameType) -> str | None:
+    """The id of the request that `frame` handles for gunicorn; None if it is another function's."""
+    if frame.f_code is not AsyncWorker.handle_request.__code__:
+        return None
+    request_id: str | None = frame.f_locals.get("environ", {}).get(REQUEST_ID)
+    return request_id

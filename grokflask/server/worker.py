@@ -14,11 +14,12 @@ import gevent
 from gevent.threadpool import ThreadPool
 from gunicorn.workers.ggevent import GeventWorker
 
-from grokflask.runtime import step_aside
+from grokflask.runtime import keep_working, step_aside
 from grokflask.server import private
 from grokflask.server.bodies import linger
 from grokflask.server.metric_slots import MetricsSlot
 from grokflask.server.waits import ReadWait, make_offload
+from grokflask.server.watchdog import Watchdog
 from grokflask.sockets import keep_alive, shut_down
 
 THREADS = 8
@@ -115,6 +116,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections = Connections(self.worker_connections)
+        self._last_at = 0.0
 
     def run(self) -> None:
         """Serves until the worker ends, with the app's services beside it."""
@@ -123,13 +125,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
             attach(services, self.make_poll, self.metrics_slot)
         private.install()
         private.fix_settings(self.cfg)
-        gevent.spawn(self._drain)
+        gevent.spawn(keep_working, "end-of-worker", self._drain)
         spare_collector()
+        watchdog = Watchdog(services["tallies"].note_loop_delay if services else lambda _: None)
+        watchdog.start()
         try:
             super().run()
         finally:
             if services:
                 services["background"].close()
+            watchdog.stop()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serves one connection, from its first request to its last."""
@@ -177,8 +182,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         services = self._find_services()
         if services:
             services["gateway"].exchanges.drain(self.cfg.graceful_timeout)
-        last_at = time.monotonic() + max(self.cfg.graceful_timeout - self.LAST_S, self.LAST_S)
-        while time.monotonic() < last_at:
+        last_s = max(self.cfg.graceful_timeout - self.LAST_S, self.LAST_S)
+        self._last_at = self._last_at or time.monotonic() + last_s  # an error does not postpone it
+        while time.monotonic() < self._last_at:
             self._connections.close_idle()
             gevent.sleep(0.1)
         self._connections.close_all()

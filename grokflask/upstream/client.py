@@ -152,10 +152,12 @@ class UpstreamCall:
                 return
             self.cancelled = reason
             unread, self._stream = self._stream, None
-        self._attempt.cancel()
-        if unread is not None:
-            unread.close()
-        self._decided.set()
+        try:
+            self._attempt.cancel()
+            if unread is not None:
+                unread.close()
+        finally:
+            self._decided.set()
 
     def _run(self, send: Callable[[Attempt], UpstreamStream]) -> None:
         stream: UpstreamStream | None = None
@@ -166,9 +168,19 @@ class UpstreamCall:
             if isinstance(error, GrokflaskError):
                 # It is kept; the frames below, which hold the request's body, must not be.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
-        with self._lock:
-            if self.cancelled is None:
-                self._stream, stream = stream, None
-        if stream is not None:
-            stream.close()  # the call was cancelled meanwhile
-        self._decided.set()
+        except BaseException:
+            self._error = GrokflaskError()
+            raise
+        finally:
+            self._decide(stream)
+
+    def _decide(self, stream: UpstreamStream | None) -> None:
+        """Hands the stream over, unless the call was cancelled meanwhile, and ends the wait for it."""
+        try:
+            with self._lock:
+                if self.cancelled is None:
+                    self._stream, stream = stream, None
+            if stream is not None:
+                stream.close()
+        finally:
+            self._decided.set()

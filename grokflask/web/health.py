@@ -52,5 +52,6 @@ def describe_state() -> dict[str, Any]:
         "rate_limits": {"store": requests.store, "outages": requests.outages},
         "limits": {"store": limits.store, "outages": limits.outages, "waiting": limits.waiting},
         "database": {"state": database.state, "outages": database.outages},
+        "loop": current_app.extensions["tallies"].sum_up_stalls(),
         "ledger": {"waiting": ledger.queued, "dropped": ledger.dropped, "lost": ledger.lost},
     }

@@ -17,6 +17,7 @@ from grokflask.keys.ring import ApiKey
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.dialects import MESSAGES
 from grokflask.protocol.routes import Route
+from grokflask.runtime import REQUEST_ID
 from grokflask.web.api import find_route
 from grokflask.web.callers import authenticate
 from grokflask.web.current import Notes, get_current
@@ -40,6 +41,7 @@ def _begin() -> None:
     client_id = flask_request.headers.get("X-Request-ID", "")
     # A new id need not be secret, and the system's generator would cost a system call.
     notes.request_id = client_id if is_sane_id(client_id) else f"{random.getrandbits(128):032x}"
+    flask_request.environ[REQUEST_ID] = notes.request_id  # for the watchdog
     notes.route = route = None if flask_request.method == "OPTIONS" else find_route(app, flask_request)
     if route is not None:  # a browser's preflight has no key
         _authenticate(route, app, flask_request, notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from gunicorn.http import get_parser, wsgi
 from gunicorn.http.errors import InvalidRequestLine, LimitRequestHeaders, ObsoleteFolding
 from gunicorn.workers.base_async import AsyncWorker
 
+from grokflask.runtime import REQUEST_ID
 from grokflask.server import private
 from grokflask.server.bodies import Body, ChunkedBody, LengthBody
 from grokflask.server.response import Response
@@ -144,3 +146,31 @@ def test_the_loop_makes_watchers(pair: tuple[socket.socket, socket.socket]) -> N
         assert watcher.active, "gevent's loop no longer starts watchers by start(callback)"
         watcher.stop()
         assert not watcher.active, "gevent's loop no longer stops watchers by stop()"
+
+
+def test_the_watchdog_knows_the_loop_and_the_request(
+    pair: tuple[socket.socket, socket.socket], make_worker: Callable[..., Any]
+) -> None:
+    """Of all frames on a stack, one waits in the loop, or one handles a request."""
+    ours, theirs = pair
+    found: list[str | None] = []
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        environ[REQUEST_ID] = "r1"
+        each = inspect.currentframe()
+        while each is not None:
+            found.append(private.find_request_id(each))
+            each = each.f_back
+        start_response("200 OK", [])
+        return []
+
+    theirs.send(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    make_worker(app).handle(ours, ours, ("127.0.0.1", 1))
+    message = "gunicorn's AsyncWorker.handle_request no longer has the request's `environ`"
+    assert [each for each in found if each] == ["r1"], message
+    hub = gevent.get_hub()
+    seen: list[bool] = []
+    timer = hub.loop.timer(0.0)
+    timer.start(lambda: seen.append(private.is_waiting(sys._getframe(1))))
+    gevent.sleep(0.01)
+    assert seen == [True], "gevent no longer waits in Hub.run"
