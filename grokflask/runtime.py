@@ -9,7 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 VERSION = "0.1.0"
@@ -40,6 +41,24 @@ Offload = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 def run_here(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """An `Offload` that calls the function itself, where blocking does no harm."""
     return function(*arguments)
+
+
+TURN_BYTES = 256 * 1024
+"""Bytes that are worked on without letting other requests run. It takes about a millisecond."""
+
+
+def take_turns(data: bytes) -> Iterator[bytes]:
+    """`data` in pieces of TURN_BYTES. Other requests run between them."""
+    for at in range(0, len(data), TURN_BYTES):
+        if at:
+            time.sleep(0)
+        yield data[at : at + TURN_BYTES]
+
+
+def step_aside(size: int) -> None:
+    """Lets other requests run, after work on `size` bytes that cannot be done in pieces."""
+    if size > TURN_BYTES:
+        time.sleep(0)
 
 
 class Service(Protocol):

@@ -13,10 +13,12 @@ import msgspec
 
 from grokflask.errors import MALFORMED
 from grokflask.protocol.raw_json import is_empty
+from grokflask.shaping.scan import NOTHING, Findings
 
-Use = Literal["", "client", "server"]
+Use = Literal["", "client", "server", "collections"]
+"""From the least to the most. Collections (vector stores) belong to the operator's team at xAI."""
 
-TOOL_FIELDS = frozenset({"tools", "functions", "search_parameters", "web_search_options", "mcp_servers"})
+_TOOL_FIELDS = frozenset({"tools", "functions", "search_parameters", "web_search_options", "mcp_servers"})
 """The fields of a body that ask for tools, in any of the APIs."""
 
 _CLIENT_TYPES = ("", "function", "custom")
@@ -38,9 +40,11 @@ _TOOLS = msgspec.json.Decoder(list[_Tool])
 _SEARCH = msgspec.json.Decoder(_Search)
 
 
-def find_use(fields: Mapping[str, msgspec.Raw]) -> Use:
+def find_use(fields: Mapping[str, msgspec.Raw], found: Findings = NOTHING) -> Use:
     """Where the tools run that a body with these fields asks for; "" when it asks for none."""
-    used = {name for name in TOOL_FIELDS if not is_empty(fields.get(name))}
+    if found.collections:
+        return "collections"
+    used = {name for name in _TOOL_FIELDS if not is_empty(fields.get(name))}
     if "search_parameters" in used and _is_off(fields["search_parameters"]):
         used.discard("search_parameters")
     if used - {"tools", "functions"}:
