@@ -7,6 +7,7 @@ from grokflask.config import Settings
 from grokflask.errors import MALFORMED
 from grokflask.protocol.raw_json import NULL, RawFields, is_empty
 from grokflask.protocol.routes import Shape
+from grokflask.runtime import step_aside
 from grokflask.shaping.dropped_params import is_reasoning
 from grokflask.shaping.fields import LIST, read_count
 from grokflask.shaping.scan import Findings
@@ -47,6 +48,7 @@ def count_pictures(fields: RawFields) -> int:
     """The number of pictures to edit. Upstream reports what else is wrong with them."""
     if not is_empty(fields.get("image")):
         return 1
+    step_aside(memoryview(fields.get("images", NULL)).nbytes)
     try:
         return len(LIST.decoder.decode(fields.get("images", NULL)) or ())
     except MALFORMED:

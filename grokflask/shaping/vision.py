@@ -13,6 +13,7 @@ import msgspec
 
 from grokflask.errors import InvalidRequestError
 from grokflask.protocol.raw_json import RawFields
+from grokflask.runtime import step_aside, take_turns
 from grokflask.shaping.fields import LIST, TEXT, Expected, drop, read_field
 
 DEFAULT_PROMPT = "Describe this image."
@@ -69,12 +70,16 @@ def _data_uri(text: str) -> str:
     """base64 of a picture as a data URI. Its media type follows from its first bytes."""
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]  # a data URI in the wrong field; its type is ignored
+    step_aside(len(text))
     packed = text.encode("utf-8", "replace").translate(None, b" \t\r\n")  # MIME breaks lines
+    step_aside(len(packed))
     try:
-        picture = binascii.a2b_base64(packed, strict_mode=True)
+        if 0 <= packed.find(b"=") < len(packed) - 2:
+            raise binascii.Error
+        pieces = [binascii.a2b_base64(piece, strict_mode=True)[:16] for piece in take_turns(packed)]
     except binascii.Error:
         raise InvalidRequestError("'image.b64_json' is not valid base64.", param="image.b64_json") from None
     for signature, media_type in _SIGNATURES:
-        if picture.startswith(signature):
+        if pieces and pieces[0].startswith(signature):
             return f"data:{media_type};base64,{packed.decode()}"
     raise InvalidRequestError("'image.b64_json' is neither a PNG nor a JPEG.", param="image.b64_json")
