@@ -160,14 +160,8 @@ FIELDS = tuple(_READERS)
 
 def check_tools(use: Use, allowed: Allowed) -> None:
     """Raises ToolsNotAllowedError unless a key with this setting may use these tools."""
-    granted: dict[Allowed, Use] = {
-        "all": "collections",
-        "no-collections": "server",
-        "client": "client",
-        "none": "",
-    }
-    order = get_args(Use)
-    if order.index(use) <= order.index(granted[allowed]):
+    # `Use` goes from the least to the most, `Allowed` from the most to the least.
+    if get_args(Use).index(use) + get_args(Allowed).index(allowed) < len(get_args(Use)):
         return
     if allowed == "no-collections":
         raise ToolsNotAllowedError("This API key may not search collections (vector stores).")

@@ -27,7 +27,11 @@ LARGE_BYTES = 2**20
 
 SLICE_BYTES = 8 * 1024
 STRING_BYTES = 256 * 1024
-"""Bytes that are read at a time, of JSON and within a long string. Others run between them."""
+"""Bytes that are read at a time, of JSON and within a long string."""
+
+TURN_BYTES = 512 * 1024
+TOKEN_BYTES = 128
+"""Other requests run after so many bytes. A token takes about as long as TOKEN_BYTES of text."""
 
 ID_BYTES = 2048
 """A longer string is no id, however it is escaped."""
@@ -72,21 +76,17 @@ def scan(body: bytes, settings: Settings, *, always: bool = False) -> Findings:
     Raises InvalidRequestError for a name that an object has twice, too many values and too deep nesting, and
     BodyTooLargeError for too many bytes beside base64.
     """
-    is_small = len(body) <= min(LARGE_BYTES, settings.max_json_bytes) and _has_few(body, settings)
-    return _Scan(body, settings).run() if always or not is_small or _may_name(body) else NOTHING
-
-
-def _has_few(body: bytes, settings: Settings) -> bool:
     most = settings.max_json_elements
-    return len(body) <= most or sum(map(body.count, (b",", b"[", b"{"))) <= most
-
-
-def _may_name(body: bytes) -> bool:
-    return (
-        b"file_id" in body
+    if (
+        always
+        or len(body) > min(LARGE_BYTES, settings.max_json_bytes)
+        or (len(body) > most and sum(map(body.count, (b",", b"[", b"{"))) > most)
+        or b"file_id" in body
         or (b"image" in body and any(kind + b'"' in body for kind in _PICTURE_TYPES))
-        or (b"\\u00" in body and _ESCAPED_LETTER.search(body) is not None)
-    )
+        or (b"\\u00" in body and _ESCAPED_LETTER.search(body))
+    ):
+        return _Scan(body, settings).run()
+    return NOTHING
 
 
 def check_names(body: bytes, fields: RawFields) -> None:
@@ -129,16 +129,20 @@ class _Scan:
         self._field = b""  # the last name at the top level
         self._media_type = b""
         self._elements = 0
+        self._tokens = 0
         self._data_bytes = 0
 
     def run(self) -> Findings:
-        body, at, size = self._body, 0, len(self._body)
+        at, turn, size = 0, 0, len(self._body)
         while at < size:
             end = min(at + SLICE_BYTES, size)
-            unread = self._read(_TOKEN.findall(body, at, end))
+            tokens = _TOKEN.findall(self._body, at, end)
+            self._tokens += max(0, len(tokens) - 3)  # a cut makes up to three more
+            unread = self._read(tokens)
             at = end if not unread else self._read_long(end - unread)
             self._check(at)
-            if at < size:
+            if (work := at + self._tokens * TOKEN_BYTES) > turn + TURN_BYTES:
+                turn = work
                 time.sleep(0)
         return self._found
 
@@ -174,8 +178,10 @@ class _Scan:
                 at = after if after > at else size  # no progress: half an escape ends the body
             else:
                 at = end if quote < 0 else quote
-            time.sleep(0)
+            if at - start > TURN_BYTES:
+                time.sleep(0)
         if self._at_name:
+            self._check(at)
             self._take_name(body[start:at])
         elif self._take is not None:
             self._take(self, body[start : min(at, start + ID_BYTES)], at - start)
@@ -195,20 +201,16 @@ class _Scan:
         if not self._stack:
             raise InvalidRequestError("The body is not valid JSON: it has too many brackets.")
         self._names, self._take, self._name = self._stack.pop()
-        self._at_name = False
+        self._at_name, self._media_type = False, b""
 
     def _check(self, at: int) -> None:
         """Raises ClientError when what was read until `at` exceeds a limit."""
-        settings = self._settings
-        if self._elements > settings.max_json_elements:
-            raise InvalidRequestError(
-                f"The body has more than {settings.max_json_elements} values.", param=self._param
-            )
-        if at - self._data_bytes > settings.max_json_bytes:
-            raise BodyTooLargeError(
-                f"The request's body has more than {settings.max_json_bytes} bytes that are not base64.",
-                param=self._param,
-            )
+        most, most_bytes = self._settings.max_json_elements, self._settings.max_json_bytes
+        if self._elements > most or self._tokens > 4 * most:  # JSON has three tokens for an element
+            raise InvalidRequestError(f"The body has more than {most} values.", param=self._param)
+        if at - self._data_bytes > most_bytes:
+            text = f"The request's body has more than {most_bytes} bytes that are not base64."
+            raise BodyTooLargeError(text, param=self._param)
 
     @property
     def _param(self) -> str | None:

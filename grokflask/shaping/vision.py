@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from grokflask.errors import InvalidRequestError
-from grokflask.protocol.raw_json import RawFields
+from grokflask.protocol.raw_json import NULL, RawFields
 from grokflask.runtime import step_aside, take_turns
 from grokflask.shaping.fields import LIST, TEXT, Expected, drop, read_field
 
@@ -35,6 +35,7 @@ _IMAGE: Expected[_Image | None] = Expected(
 def build_messages(fields: RawFields) -> None:
     """Replaces `image`, `prompt` and `detail` by a message of chat, after the messages that there are."""
     image = read_field(fields, "image", _IMAGE)
+    step_aside(memoryview(fields.get("image", NULL)).nbytes)
     if image is None:
         raise InvalidRequestError('\'image\' is missing: send {"url"} or {"b64_json"}.', param="image")
     picture = {"url": _image_url(image)}
@@ -70,7 +71,6 @@ def _data_uri(text: str) -> str:
     """base64 of a picture as a data URI. Its media type follows from its first bytes."""
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]  # a data URI in the wrong field; its type is ignored
-    step_aside(len(text))
     packed = text.encode("utf-8", "replace").translate(None, b" \t\r\n")  # MIME breaks lines
     step_aside(len(packed))
     try:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
+import tracemalloc
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from grokflask.config import Settings
-from grokflask.errors import BodyTooLargeError, InvalidRequestError
+from grokflask.errors import BodyTooLargeError, ClientError, InvalidRequestError
 from grokflask.shaping import scan as module
 from grokflask.shaping.scan import MAX_DEPTH, NOTHING, Findings, scan
 
@@ -298,3 +302,83 @@ def test_too_deep() -> None:
     with pytest.raises(InvalidRequestError, match="levels") as caught:
         look(b'{"a":' + b"[" * MAX_DEPTH + b"]" * MAX_DEPTH + b"}")
     assert (caught.value.status, caught.value.param) == (400, "a")
+
+
+# Work
+
+MB = 10**6
+CHAT = b'{"messages":[{"role":"user","content":[%b]}]}'
+PICTURE = b'{"type":"image_url","image_url":{"url":"data:image/png;base64,%b"}}'
+
+KINDS: dict[str, Callable[[int], bytes]] = {
+    "one picture": lambda size: CHAT % (PICTURE % (b"A" * size)),
+    "pictures": lambda size: CHAT % b",".join([PICTURE % (b"A" * 100_000)] * (size // 100_000)),
+    "picture with escapes": lambda size: CHAT % (PICTURE % (b"AAAA\\/" * (size // 6))),
+    "text": lambda size: CHAT % (b'"%b"' % (b"word, " * (size // 6))),
+    "escapes": lambda size: CHAT % (b'"%b"' % (b"\\\\" * (size // 2))),
+    "messages": lambda size: b'{"\\u006dessages":[%b1]}' % (b'{"role":"user"},' * (size // 16)),
+    "objects": lambda size: b'{"file_id":"x","a":[%b1]}' % (b"{}," * (size // 3)),
+    "strings": lambda size: b'{"file_ids":[%b1]}' % (b'"x",' * (size // 4)),
+    "numbers": lambda size: b'{"file_id":[%b1]}' % (b"1," * (size // 2)),
+    "names": lambda size: b'{"file_id":0%b}' % b"".join(b',"%d":1' % n for n in range(size // 10)),
+    "lists": lambda size: b'{"a":%b' % (b"[" * size),
+    "brackets": lambda size: b'{"a":%b' % (b"]" * size),
+    "quotes": lambda size: b'{"a":%b' % (b'"' * size),
+    "colons": lambda size: b'{"a":%b' % (b":" * size),
+    "commas": lambda size: b'{"a":%b' % (b"," * size),
+    "blanks": lambda size: b'{"file_id"%b:1}' % (b" " * size),
+    "one number": lambda size: b'{"file_id":%b}' % (b"1" * size),
+    "one name": lambda size: b'{"%b":1}' % (b"\\u0061" * (size // 6)),
+    "no end": lambda size: b'{"data":"%b' % (b"A" * size),
+    "half an escape": lambda size: b'{"data":"%b\\' % (b"\\\\" * (size // 2)),
+}
+
+
+def measure(body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int]:
+    """Of a scan: its calls of functions, in Python and in C, its yields, and the most bytes that it had."""
+    counts = {"calls": 0, "yields": 0}
+
+    def note(_frame: FrameType, event: str, _arg: Any) -> None:
+        counts["calls"] += event in ("call", "c_call")
+
+    def count_yield(_s: float) -> None:
+        counts["yields"] += 1
+
+    monkeypatch.setattr(module.time, "sleep", count_yield)
+    with suppress(ClientError):
+        tracemalloc.start()
+        try:
+            scan(body, SETTINGS, always=True)
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    sys.setprofile(note)
+    try:
+        with suppress(ClientError):
+            scan(body, SETTINGS, always=True)
+    finally:
+        sys.setprofile(None)
+    return counts["calls"], counts["yields"] // 2, peak
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_work_is_linear(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the body is at most twice the calls, and the memory does not depend on what is no name."""
+    make = KINDS[name]
+    few, _, low = measure(make(400_000), monkeypatch)
+    many, _, high = measure(make(800_000), monkeypatch)
+    assert many <= 2 * few + 100
+    assert high <= 3 * low + 100_000  # a set of names grows in steps
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_work_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 MB of anything: few calls for each element that is allowed, little memory, and turns for others."""
+    body = KINDS[name](60 * MB)
+    calls, yields, peak = measure(body, monkeypatch)
+    assert calls < 8 * SETTINGS.max_json_elements
+    assert peak < (40 if name in ("names", "one name", "strings") else 2) * MB
+    if "picture" in name or name in ("no end", "half an escape"):
+        assert yields >= len(body) // module.TURN_BYTES // 2
+    elif name not in ("lists", "brackets"):
+        assert yields >= SETTINGS.max_json_bytes // module.TURN_BYTES // 2
