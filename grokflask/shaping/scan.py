@@ -39,7 +39,7 @@ ID_BYTES = 2048
 # A structural character, a string, or both. Whatever else there is (numbers, blanks, literals) is skipped.
 # A string that the slice cuts ends with nothing, or with half an escape, instead of a quote.
 _TOKEN = re.compile(
-    rb'[^\[\]{},:"]*+(?:([\[\]{},:])[ \t\r\n]*+)?+(?:("[^"\\]*+(?:\\.[^"\\]*+)*+)("|\\?))?+', re.DOTALL
+    rb'[^\[\]{},:"]*+(?:([\[\]{},:])[ \t\r\n]*+)?(?:("[^"\\]*+(?:\\.[^"\\]*+)*+)("|\\?))?', re.DOTALL
 )
 _NAME = re.compile(rb'[\s{,]*("[^"\\]*(?:\\.[^"\\]*)*)"\s*:\s*', re.DOTALL)
 _STRING = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)

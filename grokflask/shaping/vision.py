@@ -39,6 +39,7 @@ def build_messages(fields: RawFields) -> None:
     if image is None:
         raise InvalidRequestError('\'image\' is missing: send {"url"} or {"b64_json"}.', param="image")
     picture = {"url": _image_url(image)}
+    step_aside(len(picture["url"]))
     if (detail := read_field(fields, "detail", TEXT) or image.detail) is not None:
         picture["detail"] = detail
     prompt = read_field(fields, "prompt", TEXT) or DEFAULT_PROMPT

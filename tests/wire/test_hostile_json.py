@@ -112,7 +112,6 @@ def test_a_stream_beside_hostile_bodies(
     assert {reply.status_code for reply in replies} == {status}, replies[0].text
     if param is not None:
         assert {reply.json()["error"]["param"] for reply in replies} == {param}
-    print("GAP", name, find_gap(story.seen), find_gap(story.sent), read_kib(gateway) - before)
     assert find_gap(story.seen) < find_gap(story.sent) + GAP_S
     assert len(story.seen) >= len(story.sent)
     wait_for(lambda: read_kib(gateway) < before + LEFT_KIB, "the memory to come back")
