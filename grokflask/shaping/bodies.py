@@ -64,7 +64,7 @@ def shape_request(
         model = request.model_id or ""
         body = b"{}" if route.method == "POST" else None  # xAI refuses a POST without a body
         return UpstreamRequest(route.method, path, body, headers, model=model, estimate=cost)
-    found = scan(request.body, settings, always=limited or route.kind == "batch")
+    found = scan(request.body, settings, always=route.kind == "batch", limited=limited)
     fields = read_fields(request.body, check_duplicates=found is NOTHING)
     shaped = _RULES[route.shape](fields, settings, found)
     if caller and route.billing == "tokens":

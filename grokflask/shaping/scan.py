@@ -70,8 +70,10 @@ class Findings:
 NOTHING = Findings()
 
 
-def scan(body: bytes, settings: Settings, *, always: bool = False) -> Findings:
+def scan(body: bytes, settings: Settings, *, always: bool = False, limited: bool = False) -> Findings:
     """What `body` names. A small body that can name nothing is skipped, unless `always`.
+
+    Collections are looked for in a small body only if `limited`.
 
     Raises InvalidRequestError for a name that an object has twice, too many values and too deep nesting, and
     BodyTooLargeError for too many bytes beside base64.
@@ -82,6 +84,7 @@ def scan(body: bytes, settings: Settings, *, always: bool = False) -> Findings:
         or len(body) > min(LARGE_BYTES, settings.max_json_bytes)
         or (len(body) > most and sum(map(body.count, (b",", b"[", b"{"))) > most)
         or b"file_id" in body
+        or (limited and (b"vector_store_id" in body or b"collection_id" in body))
         or (b"image" in body and any(kind + b'"' in body for kind in _PICTURE_TYPES))
         or (b"\\u00" in body and _ESCAPED_LETTER.search(body))
     ):
@@ -90,7 +93,7 @@ def scan(body: bytes, settings: Settings, *, always: bool = False) -> Findings:
 
 
 def check_names(body: bytes, fields: RawFields) -> None:
-    """Raises InvalidRequestError if a name stands twice at the top level of `body`, which was not scanned.
+    """Raises InvalidRequestError if a name stands twice at the top level of `body`, an object.
 
     `fields` is its top level, with the last value of each name.
     """

@@ -48,6 +48,7 @@ def read(body: Any) -> RawFields:
         ({"tools": {"type": "web_search"}}, "server"),
         ({"tools": "web_search"}, "server"),
         ({"tools": [7]}, "server"),
+        ({"tools": [FUNCTION] * 2001}, "server"),
         ({"tools": [{"type": ["web_search"]}]}, "server"),
         ({"search_parameters": {}}, "server"),
         ({"search_parameters": {"mode": "auto"}}, "server"),
