@@ -11,6 +11,7 @@ import pytest
 from support.kept import Door, door
 from support.processes import UPSTREAM_KEY
 
+from grokflask.kept.custody import MAX_NAMED
 from grokflask.sandbox.kept import File
 from grokflask.sandbox.models import VIDEO_TICKS
 
@@ -310,6 +311,15 @@ def test_collections(door: Door, allowed: str, statuses: tuple[int, int]) -> Non
                 "tools_not_allowed",
                 "tools",
             )
+
+
+def test_too_many_files(door: Door) -> None:
+    """Each is a look-up, so there is an end to it."""
+    for count, text in ((MAX_NAMED, "There is no file 'f0'."), (MAX_NAMED + 1, "may name 200 files")):
+        ids = [f"f{number}" for number in range(count)]
+        reply = door.call("POST", "batches", json={"name": "x", "file_ids": ids})
+        assert (reply.status_code, reply.json["error"]["param"]) == (404, "file_id")
+        assert text in reply.json["error"]["message"]
 
 
 STEERING = ["..", "%2e%2e", "a%2Fb", "a%3Fb", "a%23b", "x" * 201, "%00", "a%0d%0ab", "%C3%A9", "{0}", "a%5Cb"]
