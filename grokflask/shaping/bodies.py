@@ -7,6 +7,7 @@ and drop parameters that xAI would refuse.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ from grokflask.shaping.tools import find_use
 
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
+_STREAM = re.compile(rb'"stream"\s*:\s*true')
 
 
 @dataclass(slots=True)
@@ -107,8 +109,8 @@ def asks_for_stream(body: bytes) -> bool | None:
 
     It decides how an error is rendered.
     """
-    if len(body) > LARGE_BYTES:
-        return None  # it may have been refused for what it would cost to read it
+    if len(body) > LARGE_BYTES:  # it may have been refused for what decoding it would cost
+        return True if _STREAM.search(body[:4096]) or _STREAM.search(body[-4096:]) else None
     try:
         return bool(read_field(decode_fields(body), "stream", FLAG))
     except (*MALFORMED, InvalidRequestError):

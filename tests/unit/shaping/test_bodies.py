@@ -689,6 +689,9 @@ def test_model_id_that_could_leave_its_place(model_id: str) -> None:
         (b"\xff", None),
         (b'{"\xff":1,"stream":true}', None),
         (b'{"stream":true,"x":' + b"[" * 100_000, None),
+        pytest.param(b'{"stream" :true,"x":' + b"[" * 2**20, True, id="large-begin"),
+        pytest.param(b'{"x":[' + b"{}," * 2**20 + b'1],"stream": true}', True, id="large-end"),
+        pytest.param(b'{"x":"' + b" " * 2**20 + b'\\"stream\\":true"}', None, id="large-text"),
     ],
 )
 def test_whether_a_refused_body_asked_for_a_stream(body: bytes, asks: bool | None) -> None:
