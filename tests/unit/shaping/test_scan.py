@@ -187,6 +187,8 @@ def flatten(value: Any) -> list[Any]:
 
 
 def expect(body: bytes) -> Expected:
+    """Raises ValueError for what is not JSON, and for half a surrogate pair."""
+    json.dumps(json.loads(body), ensure_ascii=False).encode()
     expected = Expected()
     expected.read(json.loads(body, object_pairs_hook=Pairs))
     return expected
@@ -264,6 +266,8 @@ def check(body: bytes, seen: dict[str, int]) -> None:
     assert sorted(found.files) == sorted(expected.files), body
     assert sorted(found.responses) == sorted(expected.responses), body
     assert state._elements == expected.elements, body
+    if scan(body, SETTINGS) is NOTHING:
+        assert (found.files, found.pictures) == ([], 0), body
 
 
 # Limits
