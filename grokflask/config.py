@@ -173,6 +173,11 @@ class Settings:
     bodies_total_bytes: int | None = _setting(None, integer(2048, 2**36))
     """What the request bodies of a worker may take in memory together, until upstream has answered; more get
     a 503. Default: four times `GROKFLASK_MAX_BODY_BYTES`. It is never less than twice that."""
+    max_json_bytes: int = _setting(16 * 2**20, integer(1024, 2**31))
+    """The part of a JSON body that is not base64, which is what stands in fields named `data`, `b64_json` and
+    `file_data`, and in `url` and `image_url` after `data:`."""
+    max_json_elements: int = _setting(200_000, integer(1000, 10**7))
+    """Elements of a JSON body: each value, and each list and object once more."""
     max_upload_bytes: int = _setting(52 * 2**20, integer(1024, 2**34))
     """The largest file upload, including its form. xAI accepts files of up to 50 MB. An upload is buffered in
     a temporary file."""

@@ -215,7 +215,7 @@ class MethodNotAllowedError(ClientError):
 
 
 class BodyTooLargeError(ClientError):
-    """The body exceeds GROKFLASK_MAX_BODY_BYTES."""
+    """The body exceeds GROKFLASK_MAX_BODY_BYTES, or its JSON GROKFLASK_MAX_JSON_BYTES."""
 
     status, code = 413, "body_too_large"
     default_message = "The request's body is too large."

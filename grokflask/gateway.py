@@ -94,7 +94,9 @@ class Gateway:
         notices: dict[str, str] = {}  # headers that say what the gateway changed, and what is left of limits
         try:
             caller = self._salt and self._salt + key.owner.encode()
-            upstream_request = shape_request(request, self._settings, caller)
+            upstream_request = shape_request(
+                request, self._settings, caller, limited=key.limits.tools != "all"
+            )
             entry.row.model, entry.row.stream = clean(upstream_request.model), upstream_request.stream
             notices |= _describe_changes(upstream_request)
             self._check_permissions(key, request, upstream_request)

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -55,12 +55,13 @@ def _update_pid() -> None:
 os.register_at_fork(after_in_child=_update_pid)
 
 
-def step_aside() -> None:
-    """Lets others go on, in the middle of much work. Cheap: about 7 µs.
+def step_aside(size: int | None = None) -> None:
+    """Lets others go on, in the middle of much work; cheap, about 7 µs. With a `size` only after TURN_BYTES.
 
     gevent's `sleep(0)` is not enough: the loop runs the caller again, many times, before it looks at sockets.
     """
-    time.sleep(1e-9)
+    if size is None or size > TURN_BYTES:
+        time.sleep(1e-9)
 
 
 def start_thread(name: str, work: Callable[[], None]) -> threading.Thread:
@@ -101,6 +102,18 @@ Offload = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 def run_here(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
     """An `Offload` that calls the function itself, where blocking does no harm."""
     return function(*arguments)
+
+
+TURN_BYTES = 256 * 1024
+"""Bytes that are worked on without letting other requests run. It takes about a millisecond."""
+
+
+def take_turns(data: bytes) -> Iterator[bytes]:
+    """`data` in pieces of TURN_BYTES. Other requests run between them."""
+    for at in range(0, len(data), TURN_BYTES):
+        if at:
+            step_aside()
+        yield data[at : at + TURN_BYTES]
 
 
 class Service(Protocol):

@@ -7,7 +7,6 @@ was cut short counts the tokens that were seen; reasoning is not seen.
 
 from __future__ import annotations
 
-import re
 from math import ceil
 
 import msgspec
@@ -17,6 +16,7 @@ from grokflask.billing.prices import LONGEST_VIDEO_S, VIDEO_TICKS, price_images,
 from grokflask.errors import ForeignAnswerError, Outcome, UpstreamStatusError
 from grokflask.protocol.routes import Billing
 from grokflask.protocol.usage import Settlement, Usage
+from grokflask.runtime import take_turns
 
 ASCII_BYTES_PER_TOKEN = 4
 OTHER_BYTES_PER_TOKEN = 2
@@ -26,14 +26,6 @@ IMAGE_TOKENS = 1792
 """The highest figure ever published for an image in a prompt."""
 
 _ASCII = bytes(range(128))
-
-# The beginning of a field. In a text its quotes would be escaped, so no text can pass as a picture.
-_PICTURE = re.compile(
-    rb'"(?:image_)?url"\s*:\s*"data:image\\?/[a-z.+-]{1,40};base64,'
-    rb'|"media_type"\s*:\s*"image\\?/[a-z.+-]{1,40}"\s*,\s*"data"\s*:\s*"',
-    re.IGNORECASE,
-)
-_PICTURE_TYPE = re.compile(rb'"type"\s*:\s*"(?:input_)?image"')  # of Responses, and of Messages
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -77,9 +69,11 @@ class Bill(msgspec.Struct, frozen=True):
         return (self.usage.prompt_tokens or 0) + count_output(self.usage)
 
 
-def estimate_chat(model: str, body: bytes, output_tokens: int) -> Estimate:
+def estimate_chat(
+    model: str, body: bytes, output_tokens: int, pictures: int = 0, picture_bytes: int = 0
+) -> Estimate:
     """An estimate for a chat with the JSON `body` and `output_tokens` in all its answers."""
-    prompt_tokens = count_prompt(body)
+    prompt_tokens = count_prompt(body, pictures, picture_bytes)
     return Estimate(
         "tokens",
         model,
@@ -102,19 +96,12 @@ def estimate_video(model: str, duration_s: int | None) -> Estimate:
     return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
 
 
-def count_prompt(body: bytes) -> int:
-    """About how many tokens a chat's JSON has. An image counts as one piece, not by its bytes."""
-    size = len(body)
-    images = 0
-    if b"image" in body:
-        images = body.count(b'"image_url"') // 2  # in a chat: the part's type and its field
-        images = max(images, len(_PICTURE_TYPE.findall(body)))
-        starts = [match.end() for match in _PICTURE.finditer(body)]
-        size -= sum(body.find(b'"', start) - start for start in starts)
-        images = max(images, len(starts))
-    others = 0 if body.isascii() else len(body.translate(None, _ASCII))
-    tokens = ceil((size - others) / ASCII_BYTES_PER_TOKEN) + ceil(others / OTHER_BYTES_PER_TOKEN)
-    return tokens + images * IMAGE_TOKENS
+def count_prompt(body: bytes, pictures: int = 0, picture_bytes: int = 0) -> int:
+    """About how many tokens a chat's JSON has. A picture counts as one piece, not by its bytes."""
+    others = 0 if body.isascii() else sum(len(piece.translate(None, _ASCII)) for piece in take_turns(body))
+    ascii_bytes = max(0, len(body) - others - picture_bytes)
+    tokens = ceil(ascii_bytes / ASCII_BYTES_PER_TOKEN) + ceil(others / OTHER_BYTES_PER_TOKEN)
+    return tokens + pictures * IMAGE_TOKENS
 
 
 def count_output(usage: Usage) -> int:

@@ -28,6 +28,7 @@ from grokflask.keys.ring import ApiKey
 from grokflask.replay.reader import Reader
 from grokflask.replay.recording import Ending, Head, Recording, fail
 from grokflask.replay.recordings import Recordings
+from grokflask.runtime import take_turns
 from grokflask.shaping.request import ClientRequest
 from grokflask.sockets import limit_sending
 
@@ -222,5 +223,7 @@ def _digest(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
-        digest.update(b"%d:" % len(data) + data)
+        digest.update(b"%d:" % len(data))
+        for piece in take_turns(data):
+            digest.update(piece)
     return digest.hexdigest()

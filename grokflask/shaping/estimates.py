@@ -7,15 +7,19 @@ from grokflask.config import Settings
 from grokflask.errors import MALFORMED
 from grokflask.protocol.raw_json import NULL, RawFields, is_empty
 from grokflask.protocol.routes import Shape
+from grokflask.runtime import step_aside
 from grokflask.shaping.dropped_params import is_reasoning
 from grokflask.shaping.fields import LIST, read_count
+from grokflask.shaping.scan import Findings
 
 MAX_OUTPUT_TOKENS = 2_000_000
 MAX_ANSWERS = 128
 """Estimates go no higher: upstream refuses requests for more."""
 
 
-def estimate(shape: Shape, model: str, body: bytes, fields: RawFields, settings: Settings) -> Estimate:
+def estimate(
+    shape: Shape, model: str, body: bytes, fields: RawFields, found: Findings, settings: Settings
+) -> Estimate:
     """An estimate for the `body` that goes upstream and has these `fields`."""
     output_tokens = settings.output_estimate_tokens
     answers = min(read_count(fields, "n") or 1, MAX_ANSWERS)
@@ -35,13 +39,16 @@ def estimate(shape: Shape, model: str, body: bytes, fields: RawFields, settings:
             return estimate_video(model, read_count(fields, "duration"))
         case _:
             return FREE
-    return estimate_chat(model, body, min(output_tokens, MAX_OUTPUT_TOKENS) * answers)
+    output_tokens = min(output_tokens, MAX_OUTPUT_TOKENS) * answers
+    pictures = found.pictures + (shape is Shape.VISION)
+    return estimate_chat(model, body, output_tokens, pictures, found.picture_bytes)
 
 
 def count_pictures(fields: RawFields) -> int:
     """The number of pictures to edit. Upstream reports what else is wrong with them."""
     if not is_empty(fields.get("image")):
         return 1
+    step_aside(memoryview(fields.get("images", NULL)).nbytes)
     try:
         return len(LIST.decoder.decode(fields.get("images", NULL)) or ())
     except MALFORMED:

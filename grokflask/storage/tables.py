@@ -40,7 +40,7 @@ keys = Table(
     Column("budget_day_ticks", BigInteger),
     Column("budget_month_ticks", BigInteger),
     Column("models", Text, nullable=False),  # a JSON list
-    Column("tools", Text, nullable=False, server_default="all"),  # all, client or none
+    Column("tools", Text, nullable=False, server_default="all"),  # keys.limits.Allowed
 )
 """Keys without their secrets. Times are epoch seconds."""
 

@@ -382,4 +382,4 @@ def test_stalls_of_the_event_loop(admin: FlaskClient) -> None:
     assert "in the last hour, the longest 312 ms" in page
     tallies.note_loop_delay(0.26)
     assert "2 stalls<" in get(admin, "/parts/stores")
-    assert admin.get("/ready").get_json()["loop"] == {"stalls": 2, "worst_ms": 312}
+    assert admin.get("/ready", headers=ADMIN).get_json()["loop"] == {"stalls": 2, "worst_ms": 312}

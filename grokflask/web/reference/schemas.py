@@ -108,8 +108,9 @@ _LIMITS: dict[str, Schema] = {
         "description": "Patterns of allowed models, such as `grok-4*`. An empty list allows all.",
     },
     "tools": {
-        "enum": ["all", "client", "none", None],
-        "description": "`client` allows functions that the client runs, but no tools that run at xAI.",
+        "enum": ["all", "no-collections", "client", "none", None],
+        "description": "`client` allows functions that the client runs, but no tools that run at xAI; "
+        "`no-collections` all tools, but no search in collections (vector stores).",
     },
 }
 _CHANGES = _LIMITS | {
