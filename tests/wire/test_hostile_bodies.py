@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from support.processes import CLIENT_KEY, GatewayServer, start_gateway, wait_for
+from support.processes import CLIENT_KEY, GatewayServer, read_anonymous_kib, start_gateway, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
 from support.wire import AUTH, CHAT, build_request, connect, read_all, read_until
 
@@ -302,10 +302,11 @@ def say(size: int) -> list[dict[str, str]]:
 def test_memory_for_bodies_has_a_bound(
     make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
 ) -> None:
-    """Of ten stalled bodies of 3 MiB four find room in 16, some of it for a copy; small ones always do."""
-    server = make_gateway(GROKFLASK_MAX_BODY_BYTES=str(4 * MIB), GROKFLASK_BODIES_TOTAL_BYTES=str(16 * MIB))
+    """Of ten stalled bodies of 12 MiB four find room in 64, some of it for a copy; small ones always do."""
+    server = make_gateway(GROKFLASK_MAX_BODY_BYTES=str(16 * MIB), GROKFLASK_BODIES_TOTAL_BYTES=str(64 * MIB))
+    before = read_anonymous_kib(server)
     with ThreadPoolExecutor(10) as pool:
-        socks = list(pool.map(lambda _: stall(server, 3 * MIB, 4 * MIB), range(10)))
+        socks = list(pool.map(lambda _: stall(server, 12 * MIB, 16 * MIB), range(10)))
     try:
         wait_for(lambda: sum(map(has_answer, socks)) == 6, "six to be refused")
         for sock in filter(has_answer, socks):
@@ -314,17 +315,18 @@ def test_memory_for_bodies_has_a_bound(
             assert b"Retry-After: 1" in head
             assert b"Connection: close" in head
             assert json.loads(body)["error"]["code"] == "bodies_full"
-        with connect(server) as sock:  # 12 MiB are held, and a small body needs little
+        with connect(server) as sock:  # 48 MiB are held, and a small body needs little
             sock.sendall(build_request(messages=say(MIB)))
             read_until(sock, b"[DONE]")
         assert sum(map(has_answer, socks)) == 6
+        assert read_anonymous_kib(server) < before + 96 * 1024  # all ten would take more
     finally:
         for sock in socks:
             sock.close()
 
     def ask(_: int) -> bool:
         with connect(server) as sock:
-            sock.sendall(build_request(messages=say(4 * MIB - 1000)))
+            sock.sendall(build_request(messages=say(16 * MIB - 1000)))
             return sock.recv(65536).startswith(b"HTTP/1.1 200 ")
 
     with ThreadPoolExecutor(3) as pool:
