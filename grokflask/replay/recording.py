@@ -10,10 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from grokflask.errors import GrokflaskError, RecordingLostError, UpstreamStatusError
+
+if TYPE_CHECKING:
+    from grokflask.replay.reader import Reader
 
 READ_BYTES = 64 * 1024  #: upper bound of one read, unless a single event is larger
 WINDOW_BYTES = 64 * 1024  #: how far the others may be from the foremost reader of one that was given up
@@ -89,7 +93,8 @@ class Recording:
     start: int = 0  #: position of the first byte kept
     end: int = 0  #: position behind the last byte
     given_up: bool = False  #: it is too large to be shared
-    readers: frozenset[Cursor] = frozenset()  #: those in this process
+    readers: tuple[Reader, ...] = ()  #: those in this process, the oldest first
+    holds: list[Callable[[], object]] = field(default_factory=list)  #: free a stream of the key each
     left_at: float | None = None  #: epoch seconds at which it was abandoned because it had no readers
     _on_leave: Callable[[], None] | None = None
     _kept: bytearray = field(default_factory=bytearray)
