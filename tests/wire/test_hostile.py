@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from support.hostile import list_attacks
+from support.attacks import list_attacks
 from support.paced import PacedStreams
 from support.processes import ROOT, GatewayServer, wait_for
 from support.stores import ADMIN_TOKEN, KeyedGateway
@@ -74,7 +74,7 @@ async def run_attacks(
     server: GatewayServer, upstream: socket.socket, folder: Path, only: str
 ) -> list[dict[str, Any]]:
     """What the attacks saw whose names match `only`."""
-    command = [sys.executable, "-m", "support.hostile", "--port", str(server.port)]
+    command = [sys.executable, "-m", "support.attacks", "--port", str(server.port)]
     command += ["--upstream", str(upstream.fileno()), "--seed", str(SEED), "--at-once", str(AT_ONCE)]
     command += ["--key", HOSTILE, "--admin", ADMIN_TOKEN, "--only", only]
     process = await asyncio.create_subprocess_exec(
