@@ -22,7 +22,7 @@ from grokflask.errors import (
 from grokflask.replay.loop import Loop
 from grokflask.replay.mirror import Mirror
 from grokflask.replay.reader import Reader
-from grokflask.replay.recording import Ending, Recording
+from grokflask.replay.recording import Cursor, Ending, Recording
 
 if TYPE_CHECKING:
     from grokflask.replay.redis import RedisRecordings
@@ -123,7 +123,7 @@ class Recordings:
         oldest.cancel(TooManyStreamsError(text, headers={"x-should-retry": "false"}))
         self.leave(oldest)
 
-    def leave(self, reader: Reader) -> None:
+    def leave(self, reader: Cursor) -> None:
         """The reader has left. Idempotent."""
         recording, hold = reader.recording, None
         with self._lock:

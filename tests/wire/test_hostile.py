@@ -52,7 +52,7 @@ async def _attack(
         await asyncio.to_thread(wait_until_idle, keyed)
         memory, files = read_memory_kib(worker), count_files(worker)
         await paced.open(server.port, PATIENT, STREAMS)
-        seen = await run_attacks(server, theirs, folder, os.environ.get("HOSTILE", ""))
+        seen = await run_attacks(server, theirs, folder, "")
         await paced.end()
         await asyncio.to_thread(wait_until_idle, keyed)
         await paced.open(server.port, PATIENT, 1)  # and life goes on
