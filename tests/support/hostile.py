@@ -16,8 +16,10 @@ from typing import Any
 from support.wire import CHAT
 
 BLOCK = 64 * 1024
-SHORT_S, LONG_S = 4.0, 10.0
-"""How long an attack lasts that waits for nothing, and at most one that waits for an answer."""
+SHORT_S, LONG_S = 4.0, 8.0
+"""How long an attack lasts that waits for nothing."""
+ANSWER_S = 30.0
+"""How long an attack waits for an answer."""
 
 LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([2-5]\d\d) ")
@@ -47,7 +49,7 @@ class Target:
     admin: str
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), LONG_S)
+        return socket.create_connection(("127.0.0.1", self.port), ANSWER_S)
 
     def head(self, path: str = CHAT, *headers: str, method: str = "POST", token: str | None = None) -> bytes:
         """A request's head with the key, or with another token; none with ""."""
@@ -80,7 +82,7 @@ class Attack:
     name: str
     expects: str  #: a pattern for all of what is seen
     make: Callable[[Target], bytes | str | Iterable[bytes]]
-    seconds: float = LONG_S
+    seconds: float = ANSWER_S
     pause_s: float = 0.0
     reads: bool = True
     half_closes: bool = False
@@ -102,7 +104,7 @@ class Attack:
 def talk(
     target: Target,
     pieces: bytes | Iterable[bytes],
-    seconds: float = LONG_S,
+    seconds: float = ANSWER_S,
     pause_s: float = 0.0,
     reads: bool = True,
     half_closes: bool = False,

@@ -1,24 +1,33 @@
 """Streams at a slow and steady pace through a gateway, and how long each event took on its way.
 
-Upstream and clients share one event loop, so that a busy machine delays both ends alike. Upstream hands every
-connection that does not carry a stream of its own to another process, which answers as it likes.
+Upstream and clients share one event loop. What a busy machine adds does not count: the kernel knows how long
+this process and the worker were ready to run and did not get a processor.
+
+Upstream hands every connection that does not carry a stream of its own to another process, which answers as
+it likes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import re
 import socket
 import time
+from bisect import bisect
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from support.scripted import USAGE, WAIT_S, chat_chunk
 from support.wire import CHAT
 
 INTERVAL_S = 0.2
+SAMPLE_S = 0.05
 _MARK = re.compile(rb"(?i)\r\nx-grok-conv-id: *paced-(\d+)\r\n")
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)\r\n")
 _NUMBER = re.compile(rb'"content": ?"n(\d+)"')
@@ -38,13 +47,6 @@ class PacedStream:
         """Every event has come, in order, and the end."""
         return self.done and [number for number, _ in self.got] == list(range(len(self.sent)))
 
-    def find_stall(self) -> tuple[float, float]:
-        """The longest gap between two events beyond upstream's own, in seconds, and when it ended."""
-        gaps = [(0.0, 0.0)]
-        for (number, at), (before, at_before) in zip(self.got[1:], self.got, strict=False):
-            gaps.append((at - at_before - (self.sent[number] - self.sent[before]), at))
-        return max(gaps)
-
 
 class PacedStreams:
     """Upstream for paced streams, and their clients. `hand_over` takes the other connections.
@@ -59,6 +61,7 @@ class PacedStreams:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._listener.setblocking(False)
         self._ending = asyncio.Event()
+        self._waits: list[tuple[float, float]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
 
@@ -73,6 +76,22 @@ class PacedStreams:
             self.streams.append(PacedStream())
             self._begin(self._read(port, secret, number))
         await self._wait(lambda: all(stream.got for stream in self.streams[first:]))
+
+    def watch(self, pid: int) -> None:
+        """Notes from now on how long the worker, and this process, wait for a processor."""
+        self._begin(self._sample((pid, os.getpid())))
+
+    def find_stall(self) -> tuple[float, float, int]:
+        """The longest gap between two events of a stream beyond upstream's own and beyond the machine's.
+
+        Returns its length, when it ended, and the stream's number.
+        """
+        stalls = [(0.0, 0.0, 0)]
+        for number, stream in enumerate(self.streams):
+            for (before, start), (event, end) in pairwise(stream.got):
+                stall_s = end - start - (stream.sent[event] - stream.sent[before])
+                stalls.append((stall_s - self._find_wait(start, end), end, number))
+        return max(stalls)
 
     async def end(self) -> None:
         """Has upstream end all of them, and waits until every client has seen its end, whatever that is."""
@@ -97,6 +116,21 @@ class PacedStreams:
         while not condition():
             assert time.monotonic() < end, "the streams did not begin"
             await asyncio.sleep(0.05)
+
+    async def _sample(self, pids: tuple[int, ...]) -> None:
+        while True:
+            with contextlib.suppress(OSError):  # the worker has been killed, or the kernel does not tell
+                texts = [Path(f"/proc/{pid}/schedstat").read_text() for pid in pids]
+                self._waits.append((time.monotonic(), sum(int(text.split()[1]) for text in texts) / 1e9))
+            await asyncio.sleep(SAMPLE_S)
+
+    def _find_wait(self, start: float, end: float) -> float:
+        """How long both processes together waited for a processor."""
+        first = bisect(self._waits, (start, 0.0)) - 1
+        last = bisect(self._waits, (end, 0.0))
+        if not 0 <= first < last < len(self._waits):
+            return 0.0
+        return self._waits[last][1] - self._waits[first][1]
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
