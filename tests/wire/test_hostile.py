@@ -46,13 +46,13 @@ async def _attack(
     keyed = await asyncio.to_thread(make_keyed, XAI_API_BASE=paced.base_url, GROKFLASK_KEYS=keys)
     server, (worker,) = keyed.server, find_workers(keyed.server)
     paced.serve()
+    paced.watch(worker)
     try:
         await paced.open(server.port, PATIENT, STREAMS)  # what the gateway keeps from now on, it keeps anyway
         await run_attacks(server, theirs, folder, "replay:|forms: 100|pages:")
         await paced.end()
         await asyncio.to_thread(wait_until_idle, keyed)
         memory, files = read_memory_kib(worker), count_files(worker)
-        paced.watch(worker)
         await paced.open(server.port, PATIENT, STREAMS)
         seen = await run_attacks(server, theirs, folder, "")
         await paced.end()
