@@ -24,7 +24,7 @@ run: .venv/runtime ## serve on $PORT (8000); settings come from the environment 
 sandbox: .venv/runtime ## the sandbox upstream alone, on port 9000
 	@$(BIN)/python -m grokflask.sandbox
 
-test: .venv/dev .venv/node .venv/browser ## everything: format, lint, types, all tests
+test: .venv/dev .venv/node .venv/browser .venv/pooler ## everything: format, lint, types, all tests
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
@@ -106,6 +106,12 @@ clean: ## remove what was set up
 	@{ command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null || { echo "Installing chromium ..."; \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium >/dev/null; } \
 		&& touch $@ || echo "Chromium could not be installed (on Debian, as root: apt install chromium). Tests in a browser are skipped; in CI they fail."
+
+# PgBouncer of tests/wire: Debian's package.
+.venv/pooler: | .venv/dev
+	@{ test -x /usr/sbin/pgbouncer; } || { echo "Installing pgbouncer ..."; \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends pgbouncer >/dev/null; } \
+		&& touch $@ || echo "PgBouncer could not be installed (on Debian, as root: apt install pgbouncer). Its test is skipped; in CI it fails."
 
 .bench/ready: requirements-bench.txt | .venv/bin/python
 	@echo "Installing into .bench/venv ..."

@@ -121,6 +121,10 @@ class Settings:
     ledger_outage: Literal["open", "closed"] = _setting("open", choice("open", "closed"))
     """When the database has been unavailable until the queue of ledger rows is full: `open` serves requests
     and writes their rows to the log only, `closed` refuses requests (503)."""
+    database_connect_timeout_s: float = _setting(5.0, seconds(0.1, 120))
+    """Time limit for connecting to PostgreSQL."""
+    database_read_timeout_s: float = _setting(2.0, seconds(0.1, 60))
+    """How long a request waits for the database, such as for its key. Commands wait for 30 s."""
     connect_timeout_s: float = _setting(5.0, seconds(0.1, 120))
     """Time limit for connecting, per upstream address."""
     heartbeat_s: float = _setting(15.0, seconds(0.05, 300))

@@ -173,7 +173,7 @@ class Gateway:
             exchange.settle,
             started_at=exchange.entry.started_at,
             on_answer=exchange.entry.note_head,
-            on_id=lambda id: self._custody.keep(exchange.makes, id, exchange.key),
+            on_id=lambda id: self._custody.keep_beside(exchange.makes, id, exchange.key),
             deliveries=Deliveries(self.tallies),
             clock=self._clock,
         )

@@ -6,10 +6,11 @@ by the server or by the first request.
 
 from __future__ import annotations
 
+import logging
 import platform
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,13 @@ from grokflask.replay.idempotency import Idempotency
 from grokflask.replay.recordings import Recordings
 from grokflask.runtime import VERSION, Background
 from grokflask.storage.database import Database
+from grokflask.storage.outages import TimeLimits
 from grokflask.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
+
+_log = logging.getLogger("grokflask.limits")
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         pool_size=settings.worker_connections,
     )
     clients = ClientWatcher()
-    database = Database(settings.database_url)
+    database = Database(settings.database_url, _read_time_limits(settings))
     key_store = KeyStore(database, [name for name, _ in settings.keys])
     pool = _open_pool(settings.redis_url) if settings.redis_url else None
     counters = _make_counters(settings, pool)
@@ -112,6 +116,10 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     )
 
 
+def _read_time_limits(settings: Settings) -> TimeLimits:
+    return TimeLimits(settings.database_connect_timeout_s, settings.database_read_timeout_s)
+
+
 def _make_limits(
     settings: Settings,
     counters: Counters,
@@ -125,9 +133,11 @@ def _make_limits(
             raise StoreUnavailableError
         return read_spent(database, key.removeprefix("key:"), day)
 
-    def catch_up() -> None:
-        # What this process has counted and not written yet must not be lost.
-        check_counters(counters, database, repair=True, lowers=False)
+    def heal(keys: Collection[str]) -> None:
+        # Not lowered: what is counted and not in the ledger yet must not be lost.
+        for drift in check_counters(counters, database, repair=True, keys=keys, lowers=False):
+            fields = {"key": drift.key, "period": drift.day, "was": drift.stored, "is": drift.actual}
+            _log.warning("a key's spending was raised to what the ledger has", extra={"fields": fields})
 
     limits = Limits(
         settings,
@@ -136,7 +146,7 @@ def _make_limits(
         worker=lambda: writer.worker,
         find_spent=find_spent,
         stop=exchanges.stop,
-        catch_up=None if settings.redis_url else catch_up,
+        heal=heal,
     )
     writer.on_lost = limits.charge
     return limits

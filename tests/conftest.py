@@ -13,7 +13,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from support.databases import database, database_kind, database_url, postgres_server
-from support.patient import STORES, be_patient
+from support.patient import HASTY, be_patient, set_times
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, GatewayServer, check_left, start_gateway
 from support.scripted import ScriptedUpstream, answer_chat
 from support.stores import keyed, make_keyed, module_keyed, redis_server, stores
@@ -46,10 +46,11 @@ def _left_servers() -> Iterator[None]:
 
 
 @pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def hasty() -> Iterator[None]:
     """The stores of this process have the time that users' have."""
-    for (module, name), seconds in STORES.items():
-        monkeypatch.setattr(module, name, seconds)
+    set_times(HASTY)
+    yield
+    be_patient()
 
 
 @pytest.fixture

@@ -13,6 +13,10 @@ from flask.cli import AppGroup
 
 from grokflask.errors import GrokflaskError, InvalidRequestError, StoreUnavailableError
 from grokflask.storage.database import Database
+from grokflask.storage.outages import TimeLimits
+
+WAIT_S = 30.0
+"""How long a command waits for the database to connect, and for each answer."""
 
 _OPTIONS = {"expires_at": "--expires", "name": "NAME"}
 """Options whose names differ from their fields."""
@@ -49,9 +53,15 @@ class CommandGroup(AppGroup):
 
 
 def get_database() -> Database:
-    """The current app's database."""
+    """The current app's database, for which a command waits longer than a request."""
     database: Database = current_app.extensions["database"]
+    database.limits = TimeLimits(connect_s=WAIT_S, read_s=WAIT_S, write_s=WAIT_S)
+    database.on_wait = _report_wait
     return database
+
+
+def _report_wait() -> None:
+    click.echo(f"Waiting for the database, for up to {WAIT_S:g} s ...", err=True)
 
 
 def check_formats(as_json: bool, as_csv: bool) -> None:

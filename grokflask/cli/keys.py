@@ -11,7 +11,14 @@ import click
 from flask import current_app
 
 from grokflask.billing.money import format_usd, parse_usd
-from grokflask.cli.group import CommandGroup, WrongUsageError, as_csv, as_json, check_formats
+from grokflask.cli.group import (
+    CommandGroup,
+    WrongUsageError,
+    as_csv,
+    as_json,
+    check_formats,
+    get_database,
+)
 from grokflask.cli.tables import print_fields, print_json, print_table
 from grokflask.errors import InvalidRequestError
 from grokflask.keys.limits import read_changes
@@ -198,6 +205,7 @@ def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _store() -> KeyStore:
+    get_database()  # which the store uses, so that it waits as long as any command
     store: KeyStore = current_app.extensions["key_store"]
     return store
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from typing import Any
 
 import msgspec
@@ -101,6 +102,10 @@ class Custody:
             if kind != "response":
                 raise
             _log.warning("the owner of a response could not be stored", extra={"fields": {"key": key.name}})
+
+    def keep_beside(self, kind: Kind | None, id: str, key: ApiKey) -> None:
+        """As `keep`, without waiting for it: a database that is slow or locked must not hold up a stream."""
+        threading.Thread(target=self.keep, args=(kind, id, key), name="custody", daemon=True).start()
 
     def is_first(self, kind: Kind, id: str) -> bool:
         """True if its cost was not booked before. From now on it counts as booked."""

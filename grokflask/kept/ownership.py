@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 
 from sqlalchemy import Connection, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from grokflask.errors import RouteNotFoundError
+from grokflask.errors import RouteNotFoundError, StoreUnavailableError
 from grokflask.keys.ring import ApiKey
 from grokflask.protocol.routes import Kind, is_plain_segment
 from grokflask.storage.database import Database
@@ -42,8 +41,8 @@ MAX_REMEMBERED = 10_000
 class Ownership:
     """Which key made which id. Safe from any thread.
 
-    Methods wait for the database, at most half a second (`check`, `select`) or five (`claim`, `forget`), and
-    raise StoreUnavailableError while it is unreachable.
+    Methods wait for the database within its time limits, and raise StoreUnavailableError while it is
+    unreachable.
 
     Args:
         clock: epoch seconds.
@@ -64,14 +63,9 @@ class Ownership:
         if not is_plain_segment(id):
             return
         now = self._clock()
-        row = {
-            "kind": kind,
-            "id": id,
-            "owner": key.owner,
-            "key": key.name,
-            "made_at": now,
-            "expires_at": now + KEPT_S[kind],
-        }
+        expires_at = now + KEPT_S[kind]
+        names = {"kind": kind, "id": id, "owner": key.owner, "key": key.name}
+        row = {**names, "made_at": now, "expires_at": expires_at}
         is_due = self._is_due(now)
 
         def change(connection: Connection) -> None:
@@ -79,8 +73,15 @@ class Ownership:
                 _prune(connection, now)
             connection.execute(insert(table).values(row))
 
-        with suppress(IntegrityError):  # it was claimed before
+        self._remember(kind, id, key.owner, expires_at)  # it may be used before it is stored
+        try:
             self._database.write(change)
+        except (IntegrityError, StoreUnavailableError) as error:
+            with self._lock:
+                self._known.pop((kind, id), None)
+            if isinstance(error, StoreUnavailableError):
+                raise
+            # Else it was claimed before.
 
     def check(self, kind: Kind, id: str, key: ApiKey) -> None:
         """Raises RouteNotFoundError unless `id` belongs to this key; unknown ids look the same."""
@@ -93,11 +94,7 @@ class Ownership:
             row = self._database.read(lambda connection: connection.execute(query).first())
             if row is None:
                 raise RouteNotFoundError
-            known = (row.owner, row.expires_at)
-            with self._lock:
-                self._known[kind, id] = known
-                while len(self._known) > MAX_REMEMBERED:
-                    del self._known[next(iter(self._known))]
+            known = self._remember(kind, id, row.owner, row.expires_at)
         owner, expires_at = known
         if owner != key.owner or expires_at <= now:
             raise RouteNotFoundError
@@ -124,6 +121,13 @@ class Ownership:
             self._known.pop((kind, id), None)
         gone = delete(table).where(table.c.kind == kind, table.c.id == id)
         self._database.write(lambda connection: connection.execute(gone))
+
+    def _remember(self, kind: Kind, id: str, owner: str, expires_at: float) -> tuple[str, float]:
+        with self._lock:
+            known = self._known[kind, id] = (owner, expires_at)
+            while len(self._known) > MAX_REMEMBERED:
+                del self._known[next(iter(self._known))]
+        return known
 
     def _is_due(self, now: float) -> bool:
         with self._lock:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal, TypeVar
 
 from sqlalchemy import Connection, make_url
@@ -17,11 +18,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.runtime import Offload, get_pid, run_here
-from grokflask.storage import outages
 from grokflask.storage.migrations import DatabaseVersionError, migrate
-from grokflask.storage.outages import WRITE_TIMEOUT_S, Breaker, describe, is_outage, is_slow
+from grokflask.storage.outages import OPEN_TIMEOUT_S, Breaker, TimeLimits, describe, is_outage, is_slow
 from grokflask.storage.postgresql import PostgreSQLConnections, call_within
 from grokflask.storage.sqlite import SQLiteConnections
+
+WAIT_S = 2.0
+"""After this time an access says that it waits."""
 
 _GONE = ("no such table", "does not exist", "unable to open database file", "readonly database")
 
@@ -31,9 +34,18 @@ _log = logging.getLogger("grokflask.db")
 
 
 class Database:
-    """Access to one database. The first use opens it, and after a fork opens it anew."""
+    """Access to one database. The first use opens it, and after a fork opens it anew.
 
-    def __init__(self, url: str) -> None:
+    Attributes:
+        unusable: its tables are of another version than this program's.
+        limits: how long it may take; may be changed before the first use.
+        on_wait: called in another thread when an access takes longer than WAIT_S.
+    """
+
+    def __init__(self, url: str, limits: TimeLimits | None = None) -> None:
+        self.limits = limits or TimeLimits()
+        self.on_wait: Callable[[], None] | None = None
+        self.unusable = False
         #: Outages since the start of the process.
         self.outages = 0
         #: Used for SQLite, whose calls would block every stream of a gevent worker.
@@ -62,25 +74,25 @@ class Database:
     def read(self, query: Callable[[Connection], T], timeout_s: float | None = None) -> T:
         """Returns what `query` returns, in one transaction. A short read never waits for a writer.
 
-        Raises StoreUnavailableError after `timeout_s` (default: READ_TIMEOUT_S). Errors of the query itself,
+        Raises StoreUnavailableError after `timeout_s` (default: `limits.read_s`). Errors of the query itself,
         such as DataError and ProgrammingError, are raised unchanged.
         """
-        return self._run(query, timeout_s or outages.READ_TIMEOUT_S, writes=False)
+        return self._run(query, timeout_s or self.limits.read_s, writes=False)
 
-    def write(self, change: Callable[[Connection], T], timeout_s: float = WRITE_TIMEOUT_S) -> T:
+    def write(self, change: Callable[[Connection], T], timeout_s: float | None = None) -> T:
         """Runs `change` in one transaction: all of it happens or nothing. It may be called twice.
 
         Raises StoreUnavailableError; the change may have happened nevertheless if the connection died at the
         very end. IntegrityError, DataError and ProgrammingError are raised unchanged.
         """
-        return self._run(change, timeout_s, writes=True)
+        return self._run(change, timeout_s or self.limits.write_s, writes=True)
 
     def upgrade(self) -> int:
         """Brings the tables up to date, as the first use does too; returns their version.
 
         Raises StoreUnavailableError, also for tables of a later version.
         """
-        return self._run(migrate, WRITE_TIMEOUT_S, writes=True)
+        return self._run(migrate, self.limits.write_s, writes=True)
 
     def close(self) -> None:
         """Closes the connections; a later use opens new ones. Idempotent."""
@@ -89,16 +101,25 @@ class Database:
             connections.close()
 
     def _run(self, work: Callable[[Connection], T], timeout_s: float, *, writes: bool) -> T:
+        # Only a server may be so far away that creating the tables takes long.
+        open_s = timeout_s if self.is_sqlite else OPEN_TIMEOUT_S
+
         def run() -> T:
-            return self._open(timeout_s).run(work, timeout_s, writes=writes)
+            return self._open(open_s).run(work, timeout_s, writes=writes)
 
         breaker = self._writes if writes else self._reads
         breaker.check()
         try:
-            result = run() if self.is_sqlite or writes else call_within(timeout_s, run)
+            with self._report_wait():
+                if self.is_sqlite or writes:
+                    result = run()
+                else:
+                    connect_s = self.limits.connect_s if get_pid() in self._connections else open_s
+                    result = call_within(timeout_s + connect_s, run)
         except (DBAPIError, PoolTimeoutError, OSError, DatabaseVersionError) as error:
             if not is_outage(error):
                 raise
+            self.unusable = isinstance(error, DatabaseVersionError)
             unavailable = StoreUnavailableError()
             unavailable.detail = describe(error)
             if not is_slow(error):
@@ -106,6 +127,19 @@ class Database:
             raise unavailable from error
         self._note_success(breaker)
         return result
+
+    @contextmanager
+    def _report_wait(self) -> Iterator[None]:
+        if self.on_wait is None:
+            yield
+            return
+        timer = threading.Timer(WAIT_S, self.on_wait)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _open(self, timeout_s: float) -> SQLiteConnections | PostgreSQLConnections:
         """The connections of this process, its tables up to date."""
@@ -123,7 +157,7 @@ class Database:
                     # Looked up at each use: the server sets `offload` after the app may have read its keys.
                     connections = SQLiteConnections(self._url, lambda *call: self.offload(*call))
                 else:
-                    connections = PostgreSQLConnections(self._url)
+                    connections = PostgreSQLConnections(self._url, self.limits)
                 connections.open(timeout_s, create=not self._has_seen_tables)
                 self._has_seen_tables = True
                 self._connections[pid] = connections
@@ -143,7 +177,7 @@ class Database:
             _log.error("the database is unavailable", extra={"fields": fields})
 
     def _note_success(self, breaker: Breaker) -> None:
-        self._used = True
+        self._used, self.unusable = True, False
         if not self._reads.tripped and not self._writes.tripped:
             return
         self._reads.reset()  # a database that can be written can be read

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from grokflask.errors import StoreUnavailableError
 
-READ_TIMEOUT_S = 0.5  # looked up at each use, so that tests can allow for a busy machine
-WRITE_TIMEOUT_S = 5.0
+OPEN_TIMEOUT_S = 30.0
+"""For the first use of a process, which may create all tables."""
+
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 2.0
 
 _NO_SUCH_TABLE, _QUERY_CANCELED = "42P01", "57014"  # PostgreSQL's codes
 _CONFLICTS = ("40001", "40P01")  # serialization failure, deadlock
+
+
+@dataclass(slots=True)
+class TimeLimits:
+    """How long each step may take, in seconds.
+
+    A managed database in another zone needs more than a second to connect: TCP, TLS and the password take
+    seven round trips.
+    """
+
+    connect_s: float = 5.0
+    read_s: float = 2.0
+    write_s: float = 5.0
 
 
 class Breaker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -11,14 +12,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
-from grokflask.storage import outages
 from grokflask.storage.migrations import prepare_tables
-from grokflask.storage.outages import WRITE_TIMEOUT_S, is_conflict
+from grokflask.storage.outages import TimeLimits, is_conflict
 
-CONNECT_TIMEOUT_S = 2
 POOL_SIZE = 4
 CONFLICT_PAUSE_S = 0.05
 """Pause before a transaction that lost a conflict runs again: at once, it could meet the winner again."""
@@ -27,25 +26,32 @@ T = TypeVar("T")
 
 
 class PostgreSQLConnections:
-    """The connections of one process. Short reads, long reads and writes do not wait for each other's."""
+    """The connections of one process. Short reads, long reads and writes do not wait for each other's.
 
-    def __init__(self, url: URL) -> None:
-        # Less than READ_TIMEOUT_S, so that a server that is only slow can answer so.
-        statement_ms, lock_ms = int(outages.READ_TIMEOUT_S * 900), int(WRITE_TIMEOUT_S * 1000)
-        limits = f"-c statement_timeout={statement_ms} -c lock_timeout={lock_ms}"
-        connect_args = {"connect_timeout": CONNECT_TIMEOUT_S, "options": f"{limits} -c timezone=UTC"}
+    There may be a pooler such as PgBouncer in between that gives each transaction another connection to the
+    server. So nothing is set for a connection, and no statement is prepared on one.
+    """
+
+    def __init__(self, url: URL, limits: TimeLimits) -> None:
+        self._limits = limits
+        connect_args = {"connect_timeout": max(2, math.ceil(limits.connect_s)), "prepare_threshold": None}
 
         def make_engine(**pool: Any) -> Engine:
-            return create_engine(url, connect_args=connect_args, **pool)
+            # With autocommit, psycopg leaves BEGIN to `_begin`. Looking for hstore would be a round trip.
+            engine = create_engine(
+                url, connect_args=connect_args, isolation_level="AUTOCOMMIT", use_native_hstore=False, **pool
+            )
+            event.listen(engine, "begin", _begin)
+            return engine
 
-        self._reads = make_engine(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=outages.READ_TIMEOUT_S)
-        self._writes = make_engine(pool_size=2, max_overflow=0, pool_timeout=WRITE_TIMEOUT_S)
+        self._reads = make_engine(pool_size=POOL_SIZE, max_overflow=0, pool_timeout=limits.read_s)
+        self._writes = make_engine(pool_size=2, max_overflow=0, pool_timeout=limits.write_s)
         self._reports = make_engine(poolclass=NullPool)
 
     def open(self, timeout_s: float, *, create: bool) -> None:
         """Connects and prepares the tables; `create` allows new ones."""
         try:
-            with self._reads.connect() as connection, _shut_after(connection, timeout_s):
+            with _connect(self._reads, timeout_s) as connection, _shut_after(connection, timeout_s):
                 prepare_tables(connection, create=create)
         except BaseException:
             self._reads.dispose()
@@ -53,15 +59,17 @@ class PostgreSQLConnections:
 
     def run(self, work: Callable[[Connection], T], timeout_s: float, *, writes: bool) -> T:
         """Runs `work` in one transaction, and again after a lost connection or a conflict."""
-        is_long = timeout_s > outages.READ_TIMEOUT_S
+        is_long = timeout_s > self._limits.read_s
         engine = self._writes if writes else self._reports if is_long else self._reads
         retry_until = time.monotonic() + timeout_s / 2
         while True:
             begun = False
             try:
-                with engine.connect() as connection, _shut_after(connection, timeout_s), connection.begin():
-                    if is_long:
-                        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {int(timeout_s * 900)}")
+                with (
+                    _connect(engine, timeout_s) as connection,
+                    _shut_after(connection, timeout_s),
+                    connection.begin(),
+                ):
                     begun = writes
                     return work(connection)
             except DBAPIError as error:
@@ -99,6 +107,20 @@ def call_within(timeout_s: float, function: Callable[[], T]) -> T:
         if future.done():
             raise
         raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+
+
+def _connect(engine: Engine, timeout_s: float) -> Connection:
+    # Less than `timeout_s`, so that a server that is only slow can answer so.
+    return engine.connect().execution_options(statement_ms=int(timeout_s * 900))
+
+
+def _begin(connection: Connection) -> None:
+    """Begins a transaction and sets its time limits, in one round trip."""
+    statement_ms = connection.get_execution_options()["statement_ms"]
+    connection.exec_driver_sql(
+        f"BEGIN; SET LOCAL statement_timeout = {statement_ms}",
+        execution_options={"no_parameters": True},
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -16,7 +17,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
-    text,
+    event,
 )
 
 metadata = MetaData()
@@ -80,14 +81,12 @@ exchanges = Table(
     Index("exchanges_by_key", "key", "id"),
     Index("exchanges_by_request", "request_id", "id"),
     Index("exchanges_by_day", "day"),
-    Index(
-        "exchanges_open",
-        "worker",
-        sqlite_where=text("outcome IS NULL"),
-        postgresql_where=text("outcome IS NULL"),
-    ),
 )
 """The ledger: a row for each exchange, open while `outcome` is null. The fields of LedgerRow, and its day."""
+
+# SQLAlchemy's options for a partial index load the dialects of both databases: 2.5 MiB more in each worker.
+_OPEN = DDL("CREATE INDEX exchanges_open ON exchanges (worker) WHERE outcome IS NULL")  # type: ignore[no-untyped-call]
+event.listen(exchanges, "after_create", _OPEN)
 
 daily = Table(
     "daily",

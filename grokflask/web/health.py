@@ -20,12 +20,12 @@ def health() -> dict[str, str]:
 
 @blueprint.get("/ready")
 def ready() -> tuple[dict[str, Any], int]:
-    """200 if the process accepts requests, 503 while it shuts down.
+    """200 if the process accepts requests; 503 while it shuts down, or cannot use tables of a later version.
 
     An outage of the database or Redis is shown, but does not make the process unready.
     """
     state = describe_state()
-    return state, 503 if state["status"] == "draining" else 200
+    return state, 200 if state["status"] == "ready" else 503
 
 
 def describe_state() -> dict[str, Any]:
@@ -35,8 +35,9 @@ def describe_state() -> dict[str, Any]:
     database = get_database()
     ledger: LedgerWriter = current_app.extensions["ledger_writer"]
     exchanges = current_app.extensions["gateway"].exchanges
+    status = "draining" if exchanges.draining else "outdated" if database.unusable else "ready"
     return {
-        "status": "draining" if exchanges.draining else "ready",
+        "status": status,
         "open": len(exchanges),
         "upstream": current_app.extensions["upstream_name"],
         "rate_limits": {"store": requests.store, "outages": requests.outages},

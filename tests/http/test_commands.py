@@ -272,6 +272,14 @@ def test_the_database_cannot_be_used(make_client: Callable[..., FlaskClient], tm
         assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("words", ["keys list", "usage rows", "db upgrade"])
+def test_commands_have_time(client: FlaskClient, words: str) -> None:
+    """They wait longer for the database than a request may."""
+    runner = client.application.test_cli_runner()
+    assert runner.invoke(args=words.split()).exit_code == 0
+    assert client.application.extensions["database"].limits.read_s == 30
+
+
 def test_db_upgrade(run: Run) -> None:
     """It prints the tables' version, the same one each time."""
     assert run("db", "upgrade").stdout == run("db", "upgrade").stdout

@@ -139,10 +139,13 @@ class GatewayServer(Server):
         words = [word.replace("{port}", str(self.port)) for word in command or ()]
         fds = [listener.fileno()] if listener else []
         super().__init__(words, {**defaults, **env}, cwd, f"gateway-{self.port}", fds)
+        workers = 0
         if listener:
             listener.close()  # from here on it is the server's alone: it refuses connections when that ends
+            workers = int(env.get("WEB_CONCURRENCY", "1"))
         try:
-            self.wait_until_ready(self._answers)
+            # Or the first worker might serve a whole test alone.
+            self.wait_until_ready(lambda: self._answers() and len(self.find_lines("msg=ready")) >= workers)
         except BaseException:
             self.kill()
             raise

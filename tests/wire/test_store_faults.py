@@ -9,15 +9,19 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 import requests
 from support.databases import PostgresServer
+from support.lines import PGBOUNCER, LongLine, PgBouncer
 from support.processes import CLIENT_KEY, RedisServer, wait_for
-from support.scripted import USAGE, WAIT_S, ScriptedUpstream, answer_chat
+from support.scripted import USAGE, WAIT_S, Exchange, ScriptedUpstream, answer_chat
 from support.stores import KeyedGateway
+
+from grokflask.storage.database import Database
 
 BODY = {"model": "grok-4.3", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 10}
 
@@ -267,3 +271,148 @@ def test_redis_that_stands_still(
     usage = gateway.show_usage(key)
     assert usage["spent"]["day_ticks"] == len(flow.answers) * USAGE["cost_in_usd_ticks"]
     assert usage["remaining"]["streams"] == 100
+
+
+def test_redis_comes_back_older_than_it_went(
+    make_keyed: Callable[..., KeyedGateway],
+    redis_server: RedisServer,
+    tmp_path: Path,
+    upstream: ScriptedUpstream,
+) -> None:
+    """A restored snapshot knows less spending than the ledger: a spent budget does not open again."""
+    upstream.handler = answer_chat
+    gateway = make_keyed(REDIS_URL=redis_server.url)
+    cost = USAGE["cost_in_usd_ticks"]
+    key = gateway.make_key("ann", budget_day=100)
+    assert ask(gateway, key) == (200, None)
+    wait_for(lambda: gateway.show_usage(key)["spent"]["day_ticks"] == cost, "the first to be booked")
+    with redis.Redis.from_url(redis_server.url) as client:
+        [name] = client.scan_iter(match="*spent:key:ann")
+        snapshot = client.dump(name)
+    assert ask(gateway, key) == (200, None)
+    gateway.wait_for_rows(2, key="ann")
+    redis_server.kill()
+    wait_for(lambda: gateway.read_ready()["limits"]["store"] == "local", "the outage to be noticed")
+    server = RedisServer(tmp_path, redis_server.port)
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            client.restore(name, 0, snapshot, replace=True)
+        wait_for(lambda: gateway.read_ready()["limits"]["store"] == "redis", "Redis to be used again")
+        wait_for(lambda: gateway.show_usage(key)["spent"]["day_ticks"] == 2 * cost, "the sum to be mended")
+        gateway.server.wait_for_line("a key's spending was raised to what the ledger has", "key=ann")
+        assert ask(gateway, key) == (200, None)
+        wait_for(lambda: gateway.show_usage(key)["spent"]["day_ticks"] == 3 * cost, "the third to be booked")
+    finally:
+        server.kill()
+
+
+def test_a_response_while_the_database_is_locked(
+    make_keyed: Callable[..., KeyedGateway], upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Recording its owner holds up neither its events nor its heartbeats, and it can be continued at once."""
+    go_on = threading.Event()
+
+    def act(exchange: Exchange) -> None:
+        exchange.start()
+        response = {"id": "resp_1", "model": "grok-4.3", "status": "in_progress"}
+        exchange.event({"type": "response.created", "response": response})
+        go_on.wait(WAIT_S)
+        exchange.event({"type": "response.completed", "response": {**response, "status": "completed"}})
+        exchange.end()
+
+    upstream.handler = act
+    gateway = make_keyed(GROKFLASK_HEARTBEAT_S="0.3")
+    key = gateway.make_key("ann")
+    body = {"model": "grok-4.3", "input": "hello", "stream": True}
+
+    def ask(**more: str) -> requests.Response:
+        url = f"{gateway.url}/v1/responses"
+        return requests.post(url, json={**body, **more}, headers=key, timeout=WAIT_S, stream=True)
+
+    wait_for(lambda: gateway.read_ready()["database"]["state"] == "up", "the database to be open")
+    with locked(tmp_path / "ledger.db"):
+        reply = ask()
+        received = b""
+        pieces = reply.iter_content(None)
+        while b"response.created" not in received or received.count(b": keep-alive") < 2:
+            received += next(pieces)
+        assert not gateway.server.find_lines("the owner of a response could not be stored")
+        go_on.set()
+        assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+        assert ask(previous_response_id="resp_1").status_code == 200
+
+
+def test_tables_of_a_later_version(
+    make_keyed: Callable[..., KeyedGateway], upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """An old process on tables that a newer one has changed is not ready, says why, and changes nothing."""
+    upstream.handler = answer_chat
+    path = tmp_path / "later.db"
+    Database(f"sqlite:///{path}").upgrade()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("INSERT INTO schema_version VALUES (999, 0)")
+    gateway = make_keyed(DATABASE_URL=f"sqlite:///{path}", GROKFLASK_KEYS=f"env:{CLIENT_KEY}")
+    gateway.server.wait_for_line("cannot use a database of version 999")
+    wait_for(lambda: gateway.read_ready()["status"] == "outdated", "the state to be told")
+    assert requests.get(f"{gateway.url}/ready", timeout=WAIT_S).status_code == 503
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        assert other.execute("SELECT count(*) FROM exchanges").fetchall() == [(0,)]
+
+
+# --- databases that work, but not at once
+
+DELAY_S = 0.15
+"""Each way: a database on another continent, or a busy one across town."""
+
+
+@pytest.fixture
+def pooler(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[PgBouncer]:
+    """A PgBouncer in transaction mode."""
+    if not PGBOUNCER.exists() and not os.environ.get("CI"):
+        pytest.skip("there is no PgBouncer: make .venv/pooler, or install the package `pgbouncer`")
+    postgres_server.start()
+    server = PgBouncer(tmp_path, postgres_server)
+    yield server
+    server.kill()
+
+
+def check(gateway: KeyedGateway, answers: int) -> None:
+    """All answers are in the ledger, and the database was never away."""
+    rows = gateway.wait_for_rows(answers, key="flow")
+    assert len(rows) == answers
+    assert gateway.run("usage", "check")["drift"] == []
+    assert gateway.read_ready()["database"] == {"state": "up", "outages": 0}
+
+
+def test_a_database_far_away(
+    make_keyed: Callable[..., KeyedGateway], postgres_server: PostgresServer, upstream: ScriptedUpstream
+) -> None:
+    """300 ms for each question: slow, but not away, from the first request on."""
+    upstream.handler = answer_chat
+    postgres_server.start()
+    line = LongLine(postgres_server.port, DELAY_S)
+    name = postgres_server.make_database().rpartition("/")[2]
+    gateway = make_keyed(hasty=True, DATABASE_URL=f"postgresql://tester@127.0.0.1:{line.port}/{name}")
+    key = gateway.make_key("flow", budget_day=100)
+    assert [ask(gateway, key, f"far-{number}") for number in range(3)] == [(200, None)] * 3
+    check(gateway, 3)
+    line.close()
+
+
+def test_behind_a_pooler(
+    make_keyed: Callable[..., KeyedGateway],
+    postgres_server: PostgresServer,
+    pooler: PgBouncer,
+    upstream: ScriptedUpstream,
+) -> None:
+    """Each transaction may run on another connection of the server, and no setting stays behind on one."""
+    upstream.handler = answer_chat
+    direct = postgres_server.make_database()
+    gateway = make_keyed(hasty=True, DATABASE_URL=pooler.make_url(direct))
+    key = gateway.make_key("flow", budget_day=100)
+    flow = Flow(gateway, key)
+    flow.wait_for_more(60)
+    wait_for(lambda: len(gateway.find_rows()) > 30, "rows while requests go on")
+    kinds = flow.end()
+    assert kinds == {(200, None): len(flow.answers)}
+    check(gateway, len(flow.answers))

@@ -237,6 +237,14 @@ def test_a_slow_query_is_no_outage(database: Database) -> None:
     assert database.read(count) == 0
 
 
+def test_a_long_wait_is_reported(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands say that they wait."""
+    monkeypatch.setattr("grokflask.storage.database.WAIT_S", 0.01)
+    told = threading.Event()
+    database.on_wait = told.set
+    assert database.read(lambda _: told.wait(WAIT_S), timeout_s=WAIT_S)
+
+
 def test_a_locked_file_fails_writes_alone(sqlite: Database, sqlite_path: Path, logged: io.StringIO) -> None:
     """A process that keeps SQLite's lock stops writers until their timeout, but not readers."""
     sqlite.write(add("first"))

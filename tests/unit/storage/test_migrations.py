@@ -114,5 +114,5 @@ def test_a_version_that_cannot_be_used(
             other.read(is_current)
         assert caught.value.detail is not None
         assert remedy in caught.value.detail
-        assert other.state == "away"
+        assert (other.state, other.unusable) == ("away", True)
     assert read_versions(database) == [version]
