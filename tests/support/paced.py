@@ -56,12 +56,12 @@ class PacedStreams:
 
     def __init__(self, hand_over: socket.socket) -> None:
         self.streams: list[PacedStream] = []
+        self.waits: list[tuple[float, float]] = []  #: when, and how long the processes had waited until then
         self._hand_over = hand_over
         self._hand_over.setblocking(False)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._listener.setblocking(False)
         self._ending = asyncio.Event()
-        self._waits: list[tuple[float, float]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.base_url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
 
@@ -121,16 +121,16 @@ class PacedStreams:
         while True:
             with contextlib.suppress(OSError):  # the worker has been killed, or the kernel does not tell
                 texts = [Path(f"/proc/{pid}/schedstat").read_text() for pid in pids]
-                self._waits.append((time.monotonic(), sum(int(text.split()[1]) for text in texts) / 1e9))
+                self.waits.append((time.monotonic(), sum(int(text.split()[1]) for text in texts) / 1e9))
             await asyncio.sleep(SAMPLE_S)
 
     def _find_wait(self, start: float, end: float) -> float:
         """How long both processes together waited for a processor."""
-        first = bisect(self._waits, (start, 0.0)) - 1
-        last = bisect(self._waits, (end, 0.0))
-        if not 0 <= first < last < len(self._waits):
+        first = bisect(self.waits, (start, 0.0)) - 1
+        last = bisect(self.waits, (end, 0.0))
+        if not 0 <= first < last < len(self.waits):
             return 0.0
-        return self._waits[last][1] - self._waits[first][1]
+        return self.waits[last][1] - self.waits[first][1]
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()

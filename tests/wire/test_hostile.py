@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from support.attacks import list_attacks
-from support.paced import PacedStreams
+from support.paced import PacedStream, PacedStreams
 from support.processes import ROOT, GatewayServer, wait_for
 from support.stores import ADMIN_TOKEN, KeyedGateway
 
@@ -30,6 +30,18 @@ def test_there_are_enough_attacks() -> None:
     """At least sixty, each with a name of its own."""
     names = [attack.name for attack in list_attacks()]
     assert len(set(names)) == len(names) >= 60
+
+
+def test_a_stall_is_seen() -> None:
+    """A gap counts beyond upstream's own, and beyond what the processes waited for a processor meanwhile."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        paced = PacedStreams(ours)
+        paced.close()
+    paced.streams = [PacedStream([0.0, 1.0, 2.0], [(0, 0.0), (1, 1.0), (2, 6.0)])]
+    assert paced.find_stall() == (4.0, 6.0, 0)
+    paced.waits = [(-1.0, 0.0), (0.5, 10.0), (1.0, 10.0), (6.5, 11.0)]
+    assert paced.find_stall() == (3.0, 6.0, 0)
 
 
 def test_nobody_notices(make_keyed: Callable[..., KeyedGateway], tmp_path: Path) -> None:
