@@ -103,7 +103,7 @@ class Gateway:
             terms = self._set_terms(upstream_request, request, key)
             hold = self._admit(key, upstream_request, entry.row)
             notices |= hold.headers
-            exchange = self._start(key, upstream_request, entry, hold)
+            exchange = self._start(key, upstream_request, entry, hold, once=request.once)
             try:
                 answer: Reply | StreamReply
                 if upstream_request.stream:
@@ -152,11 +152,13 @@ class Gateway:
         )
 
     def _start(
-        self, key: ApiKey, upstream_request: UpstreamRequest, entry: LedgerEntry, hold: Hold
+        self, key: ApiKey, upstream_request: UpstreamRequest, entry: LedgerEntry, hold: Hold, *, once: bool
     ) -> Exchange:
         """Sends the request upstream and opens its ledger row."""
         try:
-            call = self.exchanges.start(lambda: self._upstream.call(upstream_request, key.upstream_key))
+            call = self.exchanges.start(
+                lambda: self._upstream.call(upstream_request, key.upstream_key, once=once)
+            )
         except BaseException:
             hold.settle()
             raise

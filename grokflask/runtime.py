@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -31,6 +32,14 @@ def _update_pid() -> None:
 
 
 os.register_at_fork(after_in_child=_update_pid)
+
+
+def step_aside() -> None:
+    """Lets others go on, in the middle of much work. Cheap: about 7 µs.
+
+    gevent's `sleep(0)` is not enough: the loop runs the caller again, many times, before it looks at sockets.
+    """
+    time.sleep(1e-9)
 
 
 Offload = Callable[[Callable[..., Any], tuple[Any, ...]], Any]

@@ -82,7 +82,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     key_store = KeyStore(database, [name for name, _ in settings.keys])
     pool = _open_pool(settings.redis_url) if settings.redis_url else None
     counters = _make_counters(settings, pool)
-    exchanges = OpenExchanges(settings.max_exchanges)
+    exchanges = OpenExchanges(settings.max_exchanges, settings.max_bodies_bytes)
     writer = LedgerWriter(
         database,
         worker=f"{socket.gethostname()}-{secrets.token_hex(6)}",

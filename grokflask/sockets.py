@@ -5,9 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
+import sys
 
 # linux/tcp_states.h: the peer has sent FIN or RST, or the connection is closed.
 _GONE_STATES = frozenset((7, 8, 9))  # CLOSE, CLOSE_WAIT, LAST_ACK
+_NOTSENT = slice(144, 148)  # tcpi_notsent_bytes of tcp_info in linux/tcp.h
+
+
+class BrokenBodyError(Exception):
+    """The client's body ended early, or is not valid HTTP. The message is for the client.
+
+    It is no OSError, which Werkzeug would replace.
+    """
 
 
 def is_gone(sock: socket.socket) -> bool:
@@ -43,6 +53,33 @@ def limit_sending(sock: socket.socket | None, seconds: float) -> None:
         return
     with contextlib.suppress(OSError, AttributeError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Lets the kernel find out within a minute of silence that a peer has vanished.
+
+    A stream's heartbeats would notice, but nothing is sent while a whole reply is awaited.
+    """
+    if sock.family != socket.AF_UNIX and hasattr(socket, "TCP_KEEPIDLE"):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+
+def count_unsent(sock: socket.socket) -> int:
+    """Bytes that the kernel has taken and not sent yet, because the peer does not read. 0 where unknown."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _NOTSENT.stop)
+    except (OSError, AttributeError):
+        return 0
+    return int.from_bytes(info[_NOTSENT], sys.byteorder)
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Lets `close` drop what was not sent and reset the connection; otherwise the peer reads it all first."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def shut_down(sock: socket.socket | None, how: int) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from grokflask.billing.prices import LONGEST_VIDEO_S, VIDEO_TICKS, price_images, price_tokens
-from grokflask.errors import Outcome, UpstreamStatusError
+from grokflask.errors import ForeignAnswerError, Outcome, UpstreamStatusError
 from grokflask.protocol.routes import Billing
 from grokflask.protocol.usage import Settlement, Usage
 
@@ -129,12 +129,13 @@ def count_output(usage: Usage) -> int:
 
 
 def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> Bill:
-    """The bill of an exchange. `reached`: upstream may have received the request."""
+    """The bill of an exchange. `reached`: upstream may have received all of the request."""
     usage = settlement.usage
     final = settlement.usage_final or settlement.outcome is Outcome.COMPLETE
     if usage is None or _is_unreported(usage, estimate, final):
         # Upstream does not charge for a request that it refused before it sent an event.
-        refused = isinstance(settlement.error, UpstreamStatusError) and not settlement.events_seen
+        refusals = (UpstreamStatusError, ForeignAnswerError)
+        refused = isinstance(settlement.error, refusals) and not settlement.events_seen
         if estimate.billing in ("free", "fetched") or not reached or refused:
             return Bill(Usage(cost_ticks=0), estimated=False)
         return _guess(estimate, settlement)
@@ -142,7 +143,8 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
         return Bill(usage, estimated=not final)
     if estimate.billing == "free":
         return Bill(replace(usage, cost_ticks=0), estimated=False)
-    if not (final or count_output(usage)):  # only the prompt was reported, at the beginning
+    is_unknown = not count_output(usage) and (not final or usage.completion_tokens is None)
+    if is_unknown and estimate.billing == "tokens":  # only the prompt was reported
         seen = settlement.events_seen
         total = None if usage.prompt_tokens is None else usage.prompt_tokens + seen
         usage = replace(usage, completion_tokens=seen, total_tokens=total)
@@ -153,7 +155,7 @@ def _is_unreported(usage: Usage, estimate: Estimate, final: bool) -> bool:
     """Every chat has a prompt, so zero tokens means "not reported". A final cost of zero is believed."""
     return (
         estimate.billing == "tokens"
-        and usage.prompt_tokens == 0
+        and not usage.prompt_tokens
         and not count_output(usage)
         and (usage.cost_ticks is None or not (final or usage.cost_ticks))
     )

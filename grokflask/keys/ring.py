@@ -7,6 +7,10 @@ accepted.
 Keys of GROKFLASK_KEYS are in memory; others are looked up in the database and cached for a moment. While the
 database is unreachable, cached keys keep working (unless a setting forbids it) and unknown ones get a 503,
 never a 401: a key that could not be looked up may be valid.
+
+Wrong keys are counted by address. After too many, an unknown key from there is looked up only if it is among
+the hashes of all keys, which the worker then holds: one query a second at most tells whether they have
+changed. So guesses cost no look-ups, and a right key always passes; a new one within that second.
 """
 
 from __future__ import annotations
@@ -19,10 +23,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from grokflask.config import Settings
-from grokflask.errors import AuthenticationError, KeyExpiredError, KeyRevokedError, StoreUnavailableError
+from grokflask.errors import (
+    AuthenticationError,
+    KeyExpiredError,
+    KeyRevokedError,
+    RateLimitError,
+    StoreUnavailableError,
+)
 from grokflask.keys.limits import KeyLimits
 from grokflask.keys.store import KeyStore, hash_secret
 from grokflask.keys.stored import FoundKey
@@ -81,6 +91,16 @@ class _Lookup(NamedTuple):
     asked_at: float
 
 
+class Guesses(Protocol):
+    """Counts wrong keys by the address that sent them."""
+
+    def find_refusal(self, address: str) -> RateLimitError | None:
+        """The error for another wrong key from `address`, if there were too many."""
+
+    def count(self, address: str) -> None:
+        """Counts a wrong key from `address`."""
+
+
 class KeyRing:
     """The keys that this gateway accepts. Only their SHA-256 is held.
 
@@ -97,14 +117,18 @@ class KeyRing:
         self._names = {hash_secret(secret): name for name, secret in settings.keys}
         self._memory = _Memory(store, settings, clock) if store else None
         self._clock = clock
+        #: Every caller is accepted.
+        self.is_open = settings.auth_mode == "open"
+        #: None counts no wrong keys.
+        self.guesses: Guesses | None = None
 
     def authenticate(self, authorization: str | None, address: str) -> ApiKey:
         """The caller who sent this `Authorization` header from `address`.
 
-        Raises AuthenticationError, KeyRevokedError, KeyExpiredError, or StoreUnavailableError if the key
-        cannot be looked up.
+        Raises AuthenticationError, KeyRevokedError, KeyExpiredError, RateLimitError after too many wrong keys
+        from this address, or StoreUnavailableError if the key cannot be looked up.
         """
-        if self._mode == "open":
+        if self.is_open:
             return ApiKey("open", f"address:{address}", self._upstream_key)
         secret = read_bearer(authorization)
         if secret is None:
@@ -118,7 +142,7 @@ class KeyRing:
             return ApiKey(name, name, secret, version=sha256)
         name = self._find_name(sha256)
         if not name:
-            return self._find_stored(sha256)
+            return self._find_stored(sha256, address)
         return ApiKey(name, f"key:{name}", self._upstream_key, version=sha256)
 
     def _find_name(self, sha256: str) -> str:
@@ -132,10 +156,17 @@ class KeyRing:
                 match = name
         return match
 
-    def _find_stored(self, sha256: str) -> ApiKey:
+    def _find_stored(self, sha256: str, address: str) -> ApiKey:
         """The key in the database with this secret, if it is valid now."""
-        found = self._memory.find(sha256) if self._memory else None
+        memory, guesses = self._memory, self.guesses
+        if guesses and not (memory and memory.has_seen(sha256)):
+            refusal = guesses.find_refusal(address)
+            if refusal and not (memory and memory.exists(sha256)):
+                raise refusal
+        found = memory.find(sha256) if memory else None
         if found is None or not hmac.compare_digest(found.sha256, sha256):
+            if guesses:
+                guesses.count(address)
             raise AuthenticationError
         key, now = found.key, self._clock()
         if key.revoked_at is not None:
@@ -167,6 +198,30 @@ class _Memory:
         self._changes_lock = threading.Lock()
         self._turns = threading.BoundedSemaphore(LOOKUPS)
         self._pending: dict[str, Future[_Lookup | None]] = {}
+        self._hashes: frozenset[str] = frozenset()  # of all secrets, held while guesses are refused
+        self._hashes_changes = -1
+        self._hashes_at = 0.0  # when it was queried whether they have changed
+        self._hashes_lock = threading.Lock()
+
+    def has_seen(self, sha256: str) -> bool:
+        """Whether a key with this secret was found before."""
+        return sha256 in self._known
+
+    def exists(self, sha256: str) -> bool:
+        """Whether the database has this secret, without looking it up. Raises StoreUnavailableError."""
+        if not self._hashes_lock.acquire(timeout=WAIT_S):
+            raise StoreUnavailableError
+        try:
+            now = self._clock()
+            if not 0 <= now - self._hashes_at < UNKNOWN_S:
+                changes = self._store.count_changes()
+                if changes != self._hashes_changes:
+                    self._hashes = self._store.list_hashes()
+                    self._hashes_changes = changes
+                self._hashes_at = now
+        finally:
+            self._hashes_lock.release()
+        return sha256 in self._hashes
 
     def find(self, sha256: str) -> FoundKey | None:
         """The key of this secret, or None. Raises StoreUnavailableError."""

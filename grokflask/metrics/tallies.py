@@ -6,7 +6,6 @@ that a finalizer closes at any moment can be counted too.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from grokflask.ledger.row import LedgerRow
 from grokflask.metrics import families
 from grokflask.metrics.families import CODES, UPSTREAM_KINDS, Family, Labels
 from grokflask.metrics.series import Series
+from grokflask.runtime import step_aside
 
 T = TypeVar("T")
 
@@ -174,5 +174,5 @@ def _take(notes: deque[T]) -> Iterator[T]:
     """Removes and yields the notes present at the start."""
     for number in range(1, len(notes) + 1):
         if not number % TURN_NOTES:
-            time.sleep(0)
+            step_aside()
         yield notes.popleft()

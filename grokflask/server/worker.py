@@ -14,10 +14,12 @@ import gevent
 from gevent.threadpool import ThreadPool
 from gunicorn.workers.ggevent import GeventWorker
 
+from grokflask.runtime import step_aside
 from grokflask.server import private
+from grokflask.server.bodies import linger
 from grokflask.server.metric_slots import MetricsSlot
 from grokflask.server.waits import ReadWait, make_offload
-from grokflask.sockets import shut_down
+from grokflask.sockets import keep_alive, shut_down
 
 THREADS = 8
 """Threads for SQLite and for rendering metrics."""
@@ -104,6 +106,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """
 
     LAST_S = 3.0
+    TURN_REQUESTS = 8
+    """After so many requests of one connection others run, if the next ones are there already."""
 
     make_poll: Callable[[], Any] | None = None
     metrics_slot: MetricsSlot | None = None
@@ -136,11 +140,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             self._connections.remove(client)
 
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
-        """Serves one request."""
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Serves one request. Raises StopIteration when the connection ends with it."""
+        body, ends = private.replace_body(req), True
         self._connections.start_request(sock)
         try:
-            return super().handle_request(listener_name, req, sock, addr)
+            super().handle_request(listener_name, req, sock, addr)
+            ends = not body.complete
+        except StopIteration:
+            pass
         except OSError as error:
             if error.errno in _LOST:
                 # gunicorn logs a traceback for these, but ignores a broken pipe.
@@ -148,6 +156,18 @@ class Worker(GeventWorker):  # type: ignore[misc]
             raise
         finally:
             self._connections.end_request(sock)
+        if ends:
+            if not body.complete:
+                linger(sock)
+            raise StopIteration
+        if req.req_number % self.TURN_REQUESTS == 0:
+            step_aside()
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answers a request that gunicorn refuses, or that failed before its answer began."""
+        super().handle_error(req, client, addr, exc)
+        if isinstance(exc, Exception):  # not when the greenlet is killed
+            linger(client)
 
     def _drain(self) -> None:
         # No signal comes after `max_requests`; `alive` is what gunicorn itself looks at.
@@ -190,15 +210,3 @@ def spare_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """Lets the kernel find out within a minute of silence that a peer has vanished.
-
-    A stream's heartbeats would notice, but nothing is sent while a whole reply is awaited.
-    """
-    if sock.family != socket.AF_UNIX and hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

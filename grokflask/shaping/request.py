@@ -45,6 +45,8 @@ class ClientRequest(msgspec.Struct, frozen=True):
     """The part of the query string that the route forwards."""
     wants_json: bool = False
     """Errors in a stream have OpenAI's shape, not the guide's."""
+    once: bool = False
+    """The client has sent an Idempotency-Key: upstream must never run the request twice."""
     client: socket | None = None
     """The client's socket, where the server has one."""
     bind_leave: Callable[[Callable[[], None]], None] | None = None

@@ -133,6 +133,7 @@ _ROW = {
     **dict.fromkeys("model_served code upstream_request_id".split(), MAYBE_TEXT),
     **dict.fromkeys("estimated stream".split(), BOOL),
     "outcome": {"enum": [*map(str, Outcome), None]},
+    "reached": {"enum": ["no", "sent", "answered", None]},
     "started_at": _TIME,
 }
 _KEY = {
@@ -178,7 +179,7 @@ ANSWERS: dict[str, Schema] = {
     "Stopped": make_answer(request_id=TEXT, stopped=COUNT, asked=COUNT),
     "DiagnosisEvent": make_answer(number=COUNT, of=COUNT, sent_ms=COUNT),
     "Health": make_answer(status={"const": "ok"}),
-    "Readiness": make_answer(status=_STATUS, open=COUNT, upstream=TEXT),
+    "Readiness": make_answer(status=_STATUS, rate_limits=OBJECT, limits=OBJECT, database=OBJECT),
     "OpenApi": OBJECT,
 }
 """Answers, by their names in the document."""

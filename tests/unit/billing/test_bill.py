@@ -19,6 +19,7 @@ from grokflask.billing.bill import (
 )
 from grokflask.billing.prices import DEAREST, DEAREST_IMAGE_TICKS, find_price, price_images, price_tokens
 from grokflask.errors import (
+    ForeignAnswerError,
     GrokflaskError,
     IdleTimeoutError,
     NoAnswerError,
@@ -200,6 +201,25 @@ def test_a_running_count_is_an_estimate() -> None:
     assert not make_bill(CHAT, replace(left, usage_final=True), reached=True).estimated
 
 
+def test_a_complete_answer_whose_output_was_not_reported() -> None:
+    """A message may tell its prompt at its beginning and nothing at its end: its events are counted."""
+    told = Settlement(Outcome.COMPLETE, usage=Usage(10), usage_final=True, events_seen=50)
+    bill = make_bill(CHAT, told, reached=True)
+    assert (bill.ticks, bill.estimated) == (10 * 12_500 + 50 * 25_000, True)
+    assert (bill.usage.prompt_tokens, bill.usage.completion_tokens, bill.tokens) == (10, 50, 60)
+
+
+def test_a_usage_without_a_figure_is_none() -> None:
+    """An object of another shape says as much as no object."""
+    for told in (
+        Settlement(Outcome.COMPLETE, usage_final=True, events_seen=5),
+        Settlement(Outcome.COMPLETE, usage_final=True),
+        Settlement(Outcome.CLIENT_ABORT, events_seen=5),
+    ):
+        bill = make_bill(CHAT, replace(told, usage=Usage()), reached=True)
+        assert bill == make_bill(CHAT, told, reached=True)
+
+
 ENDINGS: list[tuple[Outcome, GrokflaskError | None]] = [
     (Outcome.CLIENT_ABORT, None),
     (Outcome.TRUNCATED, StreamBrokenError()),
@@ -237,6 +257,8 @@ def test_upstreams_refusal_is_free_and_its_failure_inside_is_not() -> None:
         make_bill(CHAT, refused, reached=True).ticks,
         make_bill(CHAT, refused, reached=True).estimated,
     ) == (0, False)
+    foreign = replace(refused, error=ForeignAnswerError())
+    assert make_bill(CHAT, foreign, reached=True).ticks == 0
     inside = replace(refused, events_seen=100)
     assert make_bill(CHAT, inside, reached=True).ticks == 1000 * 12_500 + 100 * 25_000
 
