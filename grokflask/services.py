@@ -94,7 +94,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, exchanges, tallies)
     metrics = Metrics(tallies, lambda: read_states(settings, exchanges, database, limits, writer))
     recordings = _make_recordings(settings, pool, lambda: writer.worker)
-    idempotency = Idempotency(gateway, recordings, clients, settings)
+    idempotency = Idempotency(gateway, recordings, clients, settings, limits)
     return Services(
         settings=settings,
         upstream=upstream,
