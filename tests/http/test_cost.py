@@ -127,7 +127,7 @@ def test_events_that_come_in_one_chunk() -> None:
     assert many_calls <= few_calls + 2 * len(EVENT * 1000) // TURN_BYTES
 
 
-@pytest.mark.parametrize(("stream", "bound"), [(False, 1175), (True, 1350)])
+@pytest.mark.parametrize(("stream", "bound"), [(False, 1200), (True, 1350)])
 def test_a_request(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, stream: bool, bound: int) -> None:
     """From the WSGI server's call to the settled row, without gunicorn and the way to upstream."""
     pieces = [EVENT * 7 + LAST] if stream else [REPLY]

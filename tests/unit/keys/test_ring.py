@@ -24,9 +24,10 @@ from grokflask.errors import (
     RateLimitError,
     StoreUnavailableError,
 )
-from grokflask.keys import ring as keys
+from grokflask.keys import cache as keys
+from grokflask.keys.cache import CACHE_S, UNKNOWN_S
 from grokflask.keys.limits import KeyLimits
-from grokflask.keys.ring import CACHE_S, UNKNOWN_S, ApiKey, KeyRing
+from grokflask.keys.ring import ApiKey, KeyRing
 from grokflask.keys.store import KeyStore
 from grokflask.keys.stored import FoundKey
 from grokflask.storage.database import Database
@@ -541,8 +542,8 @@ def test_memory_holds_no_secret(store: CountingStore, clock: Clock) -> None:
     _, secret = store.create("carl", {})
     ring = KeyRing(make_settings(), store, clock)
     call(ring, secret)
-    assert ring._memory is not None
-    shown = repr(ring._memory._known)
+    assert ring._cache is not None
+    shown = repr(ring._cache._known)
     assert "carl" in shown
     assert secret not in shown
     assert secret[7:-4] not in shown
