@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import certifi
 from urllib3.util.ssl_ import create_urllib3_context
 
-from grokflask.sockets import count_unsent, keep_alive, reset_on_close, shut_down
-
-NAME_S = 5.0
-"""How long the addresses of a name are used, unless a connection fails."""
+from grokflask.sockets import count_unsent, reset_on_close, shut_down
+from grokflask.upstream.dialing import Dialer
 
 RESEND_S = 1.0
 """A kept connection that closes later than this after a request was not idle: upstream has worked on it."""
@@ -45,7 +41,7 @@ class Attempt:
         #: The first byte of an answer has come.
         self.answered = False
         self._once = once
-        self._sock: socket.socket | None = None
+        self._socks: list[socket.socket] = []
         self._cancelled = False
         self._lock = threading.Lock()
 
@@ -74,25 +70,26 @@ class Attempt:
         with self._lock:
             self._cancelled = True
             self.check_sent()
-            shut_down(self._sock, socket.SHUT_RDWR)
+            for sock in self._socks:
+                shut_down(sock, socket.SHUT_RDWR)
 
     def check_sent(self) -> bool:
         """Whether all of the request went out. Bytes that still wait in the kernel did not."""
-        if self._sock is not None and count_unsent(self._sock):
+        if any(map(count_unsent, self._socks)):
             self.sent_at = None
         return self.sent_at is not None
 
-    def hold(self, sock: socket.socket | None) -> None:
-        """From now on `cancel` ends waits on `sock`. Raises ConnectionAbortedError once it was called."""
+    def hold(self, *socks: socket.socket) -> None:
+        """From now on `cancel` ends waits on these. Raises ConnectionAbortedError once it was called."""
         with self._lock:
-            self._sock = sock
+            self._socks = list(socks)
             if self._cancelled:
                 raise ConnectionAbortedError
 
     def release(self) -> bool:
         """From now on `cancel` leaves the connection alone. False once it was called."""
         with self._lock:
-            self._sock = None
+            self._socks = []
             return not self._cancelled
 
 
@@ -128,10 +125,8 @@ class Connector:
         #: The value of the Host header.
         self.host = url.netloc.rpartition("@")[2]
         self._name = url.hostname or ""
-        self._port = url.port or (443 if url.scheme == "https" else 80)
+        self._dialer = Dialer(self._name, url.port or (443 if url.scheme == "https" else 80))
         self._context = make_context() if url.scheme == "https" else None
-        self._addresses: list[tuple[int, Any]] = []  # a socket's family, and what its `connect` takes
-        self._look_up_at = 0.0  # monotonic
 
     def open(self, attempt: Attempt, timeout_s: float) -> Connection:
         """A new connection, held by `attempt`. Each step of making it takes up to `timeout_s`.
@@ -141,7 +136,7 @@ class Connector:
         attempt.connected, attempt.sent_at = False, None
         sock: socket.socket | None = None
         try:
-            sock = self._connect(attempt, timeout_s)
+            sock = self._dialer.connect(attempt.hold, timeout_s)
             if self._context is not None:
                 sock = secured = self._context.wrap_socket(
                     sock, server_hostname=self._name.rstrip("."), do_handshake_on_connect=False
@@ -149,45 +144,12 @@ class Connector:
                 attempt.hold(sock)
                 secured.do_handshake()
         except BaseException:
-            self._look_up_at = 0.0
+            self._dialer.forget()
             if sock is not None:
                 sock.close()
             raise
         attempt.begin(reused=False)
         return Connection(sock, self.make_wait(sock) if self.make_wait else None)
-
-    def _connect(self, attempt: Attempt, timeout_s: float) -> socket.socket:
-        """A TCP connection to the first address that accepts one, in up to `timeout_s` for each."""
-        error = OSError("the name has no address")
-        for family, address in self._look_up():
-            attempt.hold(None)
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                keep_alive(sock)
-                sock.setblocking(False)
-                with suppress(BlockingIOError):
-                    sock.connect(address)
-                attempt.hold(sock)  # before the handshake, which can take long
-                poll(sock, select.POLLOUT, timeout_s)
-                if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    raise OSError(number, os.strerror(number))
-                sock.settimeout(timeout_s)
-            except OSError as failure:
-                sock.close()
-                error = failure
-            else:
-                return sock
-        raise error
-
-    def _look_up(self) -> list[tuple[int, Any]]:
-        """The server's addresses. gevent looks up in a thread, so many connections share one look-up."""
-        now = time.monotonic()
-        if now >= self._look_up_at:
-            found = socket.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
-            self._addresses = [(family, address) for family, _, _, _, address in found]
-            self._look_up_at = now + NAME_S
-        return self._addresses
 
 
 def poll(sock: Any, events: int, timeout_s: float) -> int:

@@ -111,7 +111,7 @@ class Adapter(BaseAdapter):
         assert isinstance(request, OutgoingRequest)
         attempt = request.attempt
         try:
-            attempt.hold(None)
+            attempt.hold()
             connection = self._connect(request, timeout[0])
             try:
                 attempt.hold(connection.sock)
