@@ -80,6 +80,12 @@ timeout = 60
 preload_app = False
 # gunicorn's control socket runs a thread of its own in the master, which the patch above would stall.
 control_socket_disable = True
+# No header may set the scheme or a path of the WSGI environment, wherever it comes from. By default gunicorn
+# believes 127.0.0.1, where a proxy passes on everybody's. For proxies there is GROKFLASK_TRUSTED_PROXIES.
+forwarded_allow_ips = ""
+forwarder_headers = ""
+secure_scheme_headers = {}
+header_map = "drop"
 
 
 def on_starting(server):

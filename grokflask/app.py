@@ -7,18 +7,19 @@ import os
 
 from click import ClickException
 from flask import Flask
-from werkzeug.middleware.proxy_fix import ProxyFix
 
 from grokflask.cli import GROUPS
 from grokflask.cli.doctor.broken import asks_for_doctor, make_broken_app
 from grokflask.config import Settings, find_unknown, load_settings
 from grokflask.errors import ConfigError, StoreUnavailableError
 from grokflask.keys.store import KeyStore
+from grokflask.limits.request_storage import RequestStorage
 from grokflask.log import configure_logging
 from grokflask.sandbox import Sandbox
 from grokflask.services import build_services
 from grokflask.web import admin, api, diagnose, health, hooks, metrics, pages, responses
-from grokflask.web.attempts import Attempts
+from grokflask.web.addresses import TrustedProxies
+from grokflask.web.attempts import LIMITS, Attempts
 from grokflask.web.dashboard.sessions import set_up_sessions
 from grokflask.web.playground import page as playground
 from grokflask.web.reference import page as reference
@@ -51,7 +52,11 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     # The order of hooks: request id, who calls, is there room, how often (flask-limiter), view, headers.
     hooks.register(app)
-    app.extensions["request_limits"] = RequestLimiter(app, settings, services.redis_pool)
+    app.extensions["request_limits"] = limits = RequestLimiter(app, settings, services.redis_pool)
+    # In memory apart from requests, so that guesses do not push out the counts of keys.
+    storage = limits.storage if services.redis_pool else RequestStorage()
+    app.extensions["attempts"] = attempts = {kind: Attempts(kind, storage) for kind in LIMITS}
+    services.keys.guesses = attempts["API key"]
     if settings.cors_origins:
         allow_origins(app, settings.cors_origins)
     responses.register_errors(app)
@@ -73,9 +78,7 @@ def _make_flask(settings: Settings) -> Flask:
     app.config["BODY_TIMEOUT_S"] = settings.body_timeout_s
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.merge_slashes = False  # a doubled slash is a 404, not a redirect
-    if settings.trusted_proxies:
-        hops = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops)  # type: ignore[method-assign]
+    app.wsgi_app = TrustedProxies(app.wsgi_app, settings.trusted_proxies)  # type: ignore[method-assign]
     return app
 
 
@@ -97,8 +100,6 @@ def _open_dashboard(app: Flask, admin_token: str | None) -> None:
         return
     from grokflask.web.dashboard import overview as dashboard
 
-    limits: RequestLimiter = app.extensions["request_limits"]
-    app.extensions["attempts"] = Attempts(admin_token, limits.storage)
     app.register_blueprint(dashboard.blueprint)
 
 
@@ -113,7 +114,7 @@ def _make_doctor_app(error: ConfigError) -> Flask:
 
 def _announce(settings: Settings, base_url: str, store: KeyStore) -> None:
     """Logs how this process is set up, and what its operator still has to do."""
-    for warning in find_unknown(os.environ):
+    for warning in [*find_unknown(os.environ), *settings.find_weak_secrets()]:
         _log.warning(warning)
     upstream = f"the built-in sandbox at {base_url}" if settings.uses_sandbox else base_url
     fields = {"upstream": upstream, "auth": settings.auth_mode, "keys": len(settings.keys)}

@@ -23,9 +23,11 @@ from grokflask.errors import ConfigError
 from grokflask.setting_types import (
     choice,
     integer,
+    is_weak,
     read_admin_token,
     read_base_url,
     read_flag,
+    read_hosts,
     read_keys,
     read_model,
     read_origins,
@@ -80,9 +82,12 @@ class Settings:
     )
     """Who may call: `keys` (clients with a key of this gateway), `passthrough` (each client sends its own xAI
     key) or `open` (everyone). Default: `keys`; on the sandbox without keys, `open`."""
+    hosts: tuple[str, ...] = _setting((), read_hosts)
+    """With `GROKFLASK_AUTH=open`: the host names under which the gateway answers, such as `grok.example.com`,
+    besides `localhost`, `127.0.0.1` and `[::1]`. Separated by commas; `*` for all."""
     keys: tuple[tuple[str, str], ...] = _setting((), read_keys, secret=True)
     """Keys in addition to those in the database, as `name:secret,name:secret`. A secret has at least 8
-    characters."""
+    characters, and should have 16."""
     admin_token: str | None = _setting(None, read_admin_token, secret=True)
     """Token for the dashboard (`/admin`) and, as bearer token, for the admin API: at least 16 characters.
     Without it neither exists."""
@@ -165,6 +170,14 @@ class Settings:
     `GROKFLASK_WORKER_CONNECTIONS`."""
     max_body_bytes: int = _setting(64 * 2**20, integer(1024, 2**31))
     """The largest request body. An image of 20 MiB takes 27 MiB as base64."""
+    bodies_total_bytes: int | None = _setting(None, integer(2048, 2**36))
+    """What the request bodies of a worker may take in memory together, until upstream has answered; more get
+    a 503. Default: four times `GROKFLASK_MAX_BODY_BYTES`. It is never less than twice that."""
+    max_json_bytes: int = _setting(16 * 2**20, integer(1024, 2**31))
+    """The part of a JSON body that is not base64, which is what stands in fields named `data`, `b64_json` and
+    `file_data`, and in `url` and `image_url` after `data:`."""
+    max_json_elements: int = _setting(200_000, integer(1000, 10**7))
+    """Elements of a JSON body: each value, and each list and object once more."""
     max_upload_bytes: int = _setting(52 * 2**20, integer(1024, 2**34))
     """The largest file upload, including its form. xAI accepts files of up to 50 MB. An upload is buffered in
     a temporary file."""
@@ -172,7 +185,8 @@ class Settings:
     """The largest answer that is not a stream: JSON with pictures in it, or a file. What exceeds a megabyte
     is buffered in a temporary file (in `TMPDIR`)."""
     trusted_proxies: int = _setting(0, integer(0, 10))
-    """Number of proxies in front (1 on Heroku), which is how many `X-Forwarded-For` entries to trust."""
+    """Number of proxies in front (1 on Heroku), which is how many `X-Forwarded-For` entries to trust. Callers
+    without a key are counted by address, and so are wrong keys and tokens."""
     cors_origins: tuple[str, ...] = _setting((), read_origins)
     """Origins whose pages may call the gateway from a browser, such as `https://app.example.com`, separated
     by commas; `*` for all."""
@@ -225,6 +239,11 @@ class Settings:
         return self.capacity or max(1, self.worker_connections * 9 // 10)
 
     @property
+    def max_bodies_bytes(self) -> int:
+        """`bodies_total_bytes`, or its default; one body of the largest size, and its copy, always fit."""
+        return max(self.bodies_total_bytes or 4 * self.max_body_bytes, 2 * self.max_body_bytes)
+
+    @property
     def upstream_base(self) -> str:
         """Upstream's base URL, unless the sandbox is used."""
         return self.xai_api_base or XAI_API_BASE
@@ -236,6 +255,17 @@ class Settings:
         texts |= _list_passwords(self.redis_url) | _list_passwords(self.database_url)
         texts |= {text for text in (self.xai_api_key, self.admin_token, self.metrics_token) if text}
         return tuple(sorted(texts, key=len, reverse=True))
+
+    def find_weak_secrets(self) -> list[str]:
+        """A warning for each secret of this gateway that may be guessed. None quotes the secret."""
+        secrets = {f"the secret of {name!r} in GROKFLASK_KEYS": secret for name, secret in self.keys}
+        secrets["GROKFLASK_ADMIN_TOKEN"] = self.admin_token or ""
+        secrets["GROKFLASK_METRICS_TOKEN"] = self.metrics_token or ""
+        return [
+            f"{label} may be guessed: use 16 or more random characters (openssl rand -hex 24)"
+            for label, secret in secrets.items()
+            if secret and is_weak(secret)
+        ]
 
     def find_contradictions(self) -> list[str]:
         """The problems of settings that are valid each by itself, but not together."""

@@ -143,6 +143,16 @@ class UnmeteredError(ClientError):
     )
 
 
+class HostNotAllowedError(ClientError):
+    status, code = 403, "host_not_allowed"
+    default_message = "The gateway does not answer under this host name."
+
+
+class CrossSiteError(ClientError):
+    status, code = 403, "cross_site"
+    default_message = "A page of another origin has sent this: list that origin in GROKFLASK_CORS_ORIGINS."
+
+
 class RouteNotFoundError(ClientError):
     status, code = 404, "not_found"
     default_message = "There is nothing at this path."
@@ -206,7 +216,7 @@ class MethodNotAllowedError(ClientError):
 
 
 class BodyTooLargeError(ClientError):
-    """The body exceeds GROKFLASK_MAX_BODY_BYTES."""
+    """The body exceeds GROKFLASK_MAX_BODY_BYTES, or its JSON GROKFLASK_MAX_JSON_BYTES."""
 
     status, code = 413, "body_too_large"
     default_message = "The request's body is too large."
@@ -278,6 +288,22 @@ class GatewayFullError(GrokflaskError):
     status, code = 503, "gateway_full"
     default_message = "The gateway is full. Try again in a moment."
     default_headers = _RETRY_SOON
+
+
+class BodiesFullError(GrokflaskError):
+    """The worker holds request bodies of GROKFLASK_BODIES_TOTAL_BYTES."""
+
+    status, code = 503, "bodies_full"
+    default_message = "The gateway has no memory for a request of this size now. Try again in a moment."
+    default_headers = _RETRY_SOON
+
+
+class DiskFullError(GrokflaskError):
+    """TMPDIR takes no more bytes. Sending the request again would not help soon, and may cost money."""
+
+    status, code = 507, "disk_full"
+    default_message = "The gateway has no room for this body on its disk."
+    default_headers = _NO_RETRY
 
 
 class ShuttingDownError(GrokflaskError):
@@ -368,6 +394,10 @@ class NoAnswerError(UpstreamError):
 class UpstreamProtocolError(UpstreamError):
     code = "upstream_protocol_error"
     default_message = "The upstream API sent an answer that the gateway cannot read."
+
+
+class ForeignAnswerError(UpstreamProtocolError):
+    """A redirect or a page of HTML, as a proxy sends it: the API has not seen the request."""
 
 
 class UpstreamStatusError(UpstreamError):

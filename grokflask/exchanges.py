@@ -6,13 +6,20 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
-from typing import Protocol, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from grokflask.billing.bill import Bill, make_bill
-from grokflask.errors import GatewayFullError, GrokflaskError, Outcome, ShuttingDownError, StreamStoppedError
+from grokflask.errors import (
+    BodiesFullError,
+    GatewayFullError,
+    GrokflaskError,
+    Outcome,
+    ShuttingDownError,
+    StreamStoppedError,
+)
 from grokflask.keys.ring import ApiKey
 from grokflask.ledger.entry import LedgerEntry
 from grokflask.ledger.row import LedgerRow
@@ -20,11 +27,15 @@ from grokflask.limits.admission import Hold
 from grokflask.limits.learning import Learning
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.usage import Settlement
+from grokflask.runtime import note_failure, start_thread
 from grokflask.shaping.request import UpstreamRequest
 from grokflask.upstream.client import UpstreamCall
 
 FAREWELL_S = 5.0
 """Time before the end of the grace period at which exchanges that are still open are ended."""
+
+SMALL_BODY_BYTES = 16 * 1024
+"""Bodies up to this size are never refused for want of memory: `capacity` limits their number."""
 
 LEAD_S = 1.5
 """Time after the announcement in which new requests are still accepted: gunicorn's worker closes its listener
@@ -58,12 +69,16 @@ class OpenExchanges:
 
     Args:
         capacity: the most calls that may be open at once.
+        bodies_bytes: what the bodies of requests may take in memory together.
 
     Attributes:
+        held_bytes: what they take now.
         draining: the process is about to end and not ready for new requests.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, bodies_bytes: int) -> None:
+        self.held_bytes = 0
+        self._bodies_bytes = bodies_bytes
         self._capacity = capacity
         self._count = 0
         self._uploads = 0
@@ -92,6 +107,17 @@ class OpenExchanges:
         finally:
             with self._lock:
                 self._uploads -= 1
+
+    def resize_body(self, before: int, size: int) -> None:
+        """A body that took `before` bytes of memory takes `size` now. Raises BodiesFullError if it must not.
+
+        It needs room for a copy as well, so large bodies are refused before small ones.
+        """
+        with self._lock:
+            held = self.held_bytes - before + size
+            if size > before and held + size > self._bodies_bytes:
+                raise BodiesFullError
+            self.held_bytes = held
 
     def start(self, begin: Callable[[], C]) -> C:
         """The call that `begin` makes, which holds a place until `end`.
@@ -144,12 +170,12 @@ class OpenExchanges:
         if self.draining:
             return
         self.draining = True
-        times = (lead_s, max(0.0, grace_s - FAREWELL_S))
-        threading.Thread(target=self._end_all, args=times, name="drain", daemon=True).start()
+        now = time.monotonic()
+        end = now + max(0.0, grace_s - FAREWELL_S)
+        start_thread("drain", lambda: self._end_all(now + lead_s, end))
 
-    def _end_all(self, lead_s: float, delay_s: float) -> None:
-        end = time.monotonic() + delay_s
-        time.sleep(lead_s)
+    def _end_all(self, close_at: float, end: float) -> None:
+        time.sleep(max(0.0, close_at - time.monotonic()))
         self._closed = True
         while self._count and time.monotonic() < end:
             time.sleep(0.1)
@@ -166,7 +192,36 @@ class OpenExchanges:
 
     def _cancel_all(self) -> None:
         for call in list(self._calls):
-            call.cancel(ShuttingDownError("The gateway is shutting down; the answer is incomplete."))
+            try:
+                call.cancel(ShuttingDownError("The gateway is shutting down; the answer is incomplete."))
+            except Exception:
+                note_failure("drain")  # the others end all the same
+
+
+class HeldBody:
+    """The memory of one request's body, freed at the end of the `with` block.
+
+    Bytes count once they have arrived. Lengths that are only announced do not: clients that send nothing
+    would keep others out. Up to SMALL_BODY_BYTES do not count either.
+    """
+
+    _counted = 0
+
+    def __init__(self, exchanges: OpenExchanges) -> None:
+        self._exchanges = exchanges
+
+    def resize(self, size: int) -> None:
+        """The body has `size` bytes in memory now. Raises BodiesFullError."""
+        counted = size if size > SMALL_BODY_BYTES else 0
+        if counted != self._counted:
+            self._exchanges.resize_body(self._counted, counted)
+            self._counted = counted
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.resize(0)
 
 
 class Rows(Protocol):
@@ -218,7 +273,8 @@ class Exchange:
     def finish(self, settlement: Settlement) -> Bill:
         """Upstream is done, but the last bytes are not out yet: books the bill and frees the limits."""
         if self._bill is None:
-            self._bill = make_bill(self._estimate, settlement, reached=self.call.reached)
+            reached = self.entry.row.reached = self.call.reached
+            self._bill = make_bill(self._estimate, settlement, reached=reached != "no")
             self._hold.settle(self._bill)
         return self._bill
 

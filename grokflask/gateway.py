@@ -99,7 +99,9 @@ class Gateway:
         notices: dict[str, str] = {}  # headers that say what the gateway changed, and what is left of limits
         try:
             caller = self._salt and self._salt + key.owner.encode()
-            upstream_request = shape_request(request, self._settings, caller)
+            upstream_request = shape_request(
+                request, self._settings, caller, limited=key.limits.tools != "all"
+            )
             entry.row.model, entry.row.stream = clean(upstream_request.model), upstream_request.stream
             notices |= _describe_changes(upstream_request)
             self._check_permissions(key, request, upstream_request)
@@ -111,7 +113,7 @@ class Gateway:
             notices |= hold.headers
             upstream_request, changes = cap_output(upstream_request, request.route.shape, hold.ask.ticks)
             notices |= changes
-            exchange = self._start(key, upstream_request, entry, hold)
+            exchange = self._start(key, upstream_request, entry, hold, once=request.once)
             try:
                 answer: Reply | StreamReply
                 if upstream_request.stream:
@@ -160,11 +162,13 @@ class Gateway:
         )
 
     def _start(
-        self, key: ApiKey, upstream_request: UpstreamRequest, entry: LedgerEntry, hold: Hold
+        self, key: ApiKey, upstream_request: UpstreamRequest, entry: LedgerEntry, hold: Hold, *, once: bool
     ) -> Exchange:
         """Sends the request upstream and opens its ledger row."""
         try:
-            call = self.exchanges.start(lambda: self._upstream.call(upstream_request, key.upstream_key))
+            call = self.exchanges.start(
+                lambda: self._upstream.call(upstream_request, key.upstream_key, once=once)
+            )
         except BaseException:
             hold.settle()
             raise

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -92,6 +93,18 @@ def configure_logging(level: str, secrets: tuple[str, ...]) -> None:
             if isinstance(formatter, RedactingFormatter):
                 formatter = formatter._inner
             each.setFormatter(RedactingFormatter(formatter, secrets))
+
+
+def write_at_once(logger: str, level: int, message: str, fields: dict[str, object]) -> None:
+    """Writes a line to standard error, and takes no lock: for threads that gevent does not know.
+
+    Locks that gevent has patched must not be taken there.
+    """
+    record = logging.LogRecord(logger, level, "", 0, message, None, None)
+    record.fields = fields
+    found = [each for each in logging.getLogger().handlers if each.get_name() == "grokflask"]
+    line = found[0].format(record) if found else LineFormatter().format(record)
+    os.write(2, line.encode(errors="backslashreplace") + b"\n")
 
 
 def _quote(value: object) -> str:

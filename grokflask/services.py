@@ -6,10 +6,11 @@ by the server or by the first request.
 
 from __future__ import annotations
 
+import logging
 import platform
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,13 +35,15 @@ from grokflask.metrics.families import States
 from grokflask.metrics.tallies import Tallies
 from grokflask.replay.idempotency import Idempotency
 from grokflask.replay.recordings import Recordings
-from grokflask.runtime import VERSION, Background
+from grokflask.runtime import VERSION, Background, failures
 from grokflask.storage.database import Database
 from grokflask.storage.outages import TimeLimits
 from grokflask.upstream.client import UpstreamClient
 
 if TYPE_CHECKING:
     from redis import ConnectionPool
+
+_log = logging.getLogger("grokflask.limits")
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     key_store = KeyStore(database, [name for name, _ in settings.keys])
     pool = _open_pool(settings.redis_url) if settings.redis_url else None
     counters = _make_counters(settings, pool)
-    exchanges = OpenExchanges(settings.max_exchanges)
+    exchanges = OpenExchanges(settings.max_exchanges, settings.max_bodies_bytes)
     writer = LedgerWriter(
         database,
         worker=f"{socket.gethostname()}-{secrets.token_hex(6)}",
@@ -91,7 +94,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
     gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, exchanges, tallies)
     metrics = Metrics(tallies, lambda: read_states(settings, exchanges, database, limits, writer))
     recordings = _make_recordings(settings, pool, lambda: writer.worker)
-    idempotency = Idempotency(gateway, recordings, clients, settings)
+    idempotency = Idempotency(gateway, recordings, clients, settings, limits)
     return Services(
         settings=settings,
         upstream=upstream,
@@ -130,9 +133,11 @@ def _make_limits(
             raise StoreUnavailableError
         return read_spent(database, key.removeprefix("key:"), day)
 
-    def catch_up() -> None:
-        # What this process has counted and not written yet must not be lost.
-        check_counters(counters, database, repair=True, lowers=False)
+    def heal(keys: Collection[str]) -> None:
+        # Not lowered: what is counted and not in the ledger yet must not be lost.
+        for drift in check_counters(counters, database, repair=True, keys=keys, lowers=False):
+            fields = {"key": drift.key, "period": drift.day, "was": drift.stored, "is": drift.actual}
+            _log.warning("a key's spending was raised to what the ledger has", extra={"fields": fields})
 
     limits = Limits(
         settings,
@@ -141,7 +146,7 @@ def _make_limits(
         worker=lambda: writer.worker,
         find_spent=find_spent,
         stop=exchanges.stop,
-        catch_up=None if settings.redis_url else catch_up,
+        heal=heal,
     )
     writer.on_lost = limits.charge
     return limits
@@ -204,6 +209,7 @@ def read_states(
             ("refused",): writer.refused,
             ("lost",): writer.lost,
         },
+        families.THREAD_FAILURES: {(name,): number for name, number in list(failures.items())},
         families.SETTLEMENTS: {(): store.waiting},
         families.OUTAGES: {("database",): database.outages},
     }

@@ -11,6 +11,11 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 MIN_SECRET_CHARS = 8
+STRONG_CHARS, STRONG_KINDS = 16, 8
+"""Length of a secret that nobody guesses, and how many different characters it has at least."""
+
+EXAMPLES = ("change-me-please", "a-long-secret-of-your-own")
+"""Secrets that stand in the docs and in .env.example."""
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -69,9 +74,22 @@ def read_token(text: str) -> str:
 
 def read_admin_token(text: str) -> str:
     """A token that is too long to guess."""
-    if len(text) < 16:
-        raise ValueError("needs 16 or more visible ASCII characters")
+    if len(text) < STRONG_CHARS:
+        raise ValueError(f"needs {STRONG_CHARS} or more visible ASCII characters")
     return read_token(text)
+
+
+def is_weak(secret: str) -> bool:
+    """Whether somebody may guess `secret`."""
+    return len(secret) < STRONG_CHARS or len(set(secret)) < STRONG_KINDS or secret in EXAMPLES
+
+
+def read_hosts(text: str) -> tuple[str, ...]:
+    """Host names without ports, separated by commas, or `*`."""
+    hosts = tuple(part.strip().lower() for part in text.split(","))
+    if hosts != ("*",) and not all(re.fullmatch(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]", host) for host in hosts):
+        raise ValueError("expects host names such as grok.example.com, without a scheme or port, or *")
+    return hosts
 
 
 def read_share(text: str) -> float:

@@ -20,6 +20,7 @@ from support.stores import keyed, make_keyed, module_keyed, redis_server, stores
 
 from grokflask import create_app
 from grokflask.config import load_settings
+from grokflask.limits.request_storage import RequestStorage
 from grokflask.log import LineFormatter
 
 __all__ = ["database", "database_kind", "database_url", "postgres_server"]
@@ -51,6 +52,13 @@ def hasty() -> Iterator[None]:
     set_times(HASTY)
     yield
     be_patient()
+
+
+@pytest.fixture
+def standing_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process counts in memory is counted in one window, however long the test takes."""
+    now = 1_800_000_010.0
+    monkeypatch.setattr(RequestStorage.__init__, "__defaults__", (None, lambda: now))
 
 
 @pytest.fixture

@@ -7,16 +7,16 @@ was cut short counts the tokens of the text that came, and silence of a model th
 
 from __future__ import annotations
 
-import re
 from math import ceil
 
 import msgspec
 from msgspec.structs import replace
 
 from grokflask.billing.prices import LONGEST_VIDEO_S, VIDEO_TICKS, price_images, price_tokens
-from grokflask.errors import Outcome, UpstreamStatusError
+from grokflask.errors import ForeignAnswerError, Outcome, UpstreamStatusError
 from grokflask.protocol.routes import Billing
 from grokflask.protocol.usage import Settlement, Usage
+from grokflask.runtime import take_turns
 
 MAX_OUTPUT_TOKENS = 2_000_000
 """Caps are believed up to this: upstream refuses requests for more."""
@@ -29,14 +29,6 @@ IMAGE_TOKENS = 1792
 """The highest figure ever published for an image in a prompt."""
 
 _ASCII = bytes(range(128))
-
-# The beginning of a field. In a text its quotes would be escaped, so no text can pass as a picture.
-_PICTURE = re.compile(
-    rb'"(?:image_)?url"\s*:\s*"data:image\\?/[a-z.+-]{1,40};base64,'
-    rb'|"media_type"\s*:\s*"image\\?/[a-z.+-]{1,40}"\s*,\s*"data"\s*:\s*"',
-    re.IGNORECASE,
-)
-_PICTURE_TYPE = re.compile(rb'"type"\s*:\s*"(?:input_)?image"')  # of Responses, and of Messages
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -106,9 +98,11 @@ class Bill(msgspec.Struct, frozen=True):
         return (self.usage.prompt_tokens or 0) + count_output(self.usage)
 
 
-def estimate_chat(model: str, body: bytes, output_tokens: int) -> Estimate:
+def estimate_chat(
+    model: str, body: bytes, output_tokens: int, pictures: int = 0, picture_bytes: int = 0
+) -> Estimate:
     """An estimate for a chat with the JSON `body` and `output_tokens` in all its answers."""
-    prompt_tokens = count_prompt(body)
+    prompt_tokens = count_prompt(body, pictures, picture_bytes)
     prompt_ticks = price_tokens(model, prompt_tokens, 0)
     output_ticks = price_tokens(model, prompt_tokens, 1) - prompt_ticks
     return Estimate(
@@ -134,19 +128,12 @@ def estimate_video(model: str, duration_s: int | None) -> Estimate:
     return Estimate("images", model, prompt_ticks=ticks, ticks=ticks)
 
 
-def count_prompt(body: bytes) -> int:
-    """About how many tokens a chat's JSON has. An image counts as one piece, not by its bytes."""
-    size = len(body)
-    images = 0
-    if b"image" in body:
-        images = body.count(b'"image_url"') // 2  # in a chat: the part's type and its field
-        images = max(images, len(_PICTURE_TYPE.findall(body)))
-        starts = [match.end() for match in _PICTURE.finditer(body)]
-        size -= sum(body.find(b'"', start) - start for start in starts)
-        images = max(images, len(starts))
-    others = 0 if body.isascii() else len(body.translate(None, _ASCII))
-    tokens = ceil((size - others) / ASCII_BYTES_PER_TOKEN) + ceil(others / OTHER_BYTES_PER_TOKEN)
-    return tokens + images * IMAGE_TOKENS
+def count_prompt(body: bytes, pictures: int = 0, picture_bytes: int = 0) -> int:
+    """About how many tokens a chat's JSON has. A picture counts as one piece, not by its bytes."""
+    others = 0 if body.isascii() else sum(len(piece.translate(None, _ASCII)) for piece in take_turns(body))
+    ascii_bytes = max(0, len(body) - others - picture_bytes)
+    tokens = ceil(ascii_bytes / ASCII_BYTES_PER_TOKEN) + ceil(others / OTHER_BYTES_PER_TOKEN)
+    return tokens + pictures * IMAGE_TOKENS
 
 
 def count_output(usage: Usage) -> int:
@@ -161,12 +148,13 @@ def count_output(usage: Usage) -> int:
 
 
 def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> Bill:
-    """The bill of an exchange. `reached`: upstream may have received the request."""
+    """The bill of an exchange. `reached`: upstream may have received all of the request."""
     usage = settlement.usage
     final = settlement.usage_final or settlement.outcome is Outcome.COMPLETE
     if usage is None or _is_unreported(usage, estimate, final):
         # Upstream does not charge for a request that it refused before it sent an event.
-        refused = isinstance(settlement.error, UpstreamStatusError) and not settlement.events_seen
+        refusals = (UpstreamStatusError, ForeignAnswerError)
+        refused = isinstance(settlement.error, refusals) and not settlement.events_seen
         if estimate.billing in ("free", "fetched") or not reached or refused:
             return Bill(Usage(cost_ticks=0), estimated=False)
         return _guess(estimate, settlement)
@@ -174,7 +162,8 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
         return Bill(usage, estimated=not final)
     if estimate.billing == "free":
         return Bill(replace(usage, cost_ticks=0), estimated=False)
-    if not (final or count_output(usage)):  # only the prompt was reported, at the beginning
+    is_unknown = not count_output(usage) and (not final or usage.completion_tokens is None)
+    if is_unknown and estimate.billing == "tokens":  # only the prompt was reported
         seen = settlement.text_tokens + settlement.silent_tokens
         total = None if usage.prompt_tokens is None else usage.prompt_tokens + seen
         usage = replace(usage, completion_tokens=seen, total_tokens=total)
@@ -185,7 +174,7 @@ def _is_unreported(usage: Usage, estimate: Estimate, final: bool) -> bool:
     """Every chat has a prompt, so zero tokens means "not reported". A final cost of zero is believed."""
     return (
         estimate.billing == "tokens"
-        and usage.prompt_tokens == 0
+        and not usage.prompt_tokens
         and not count_output(usage)
         and (usage.cost_ticks is None or not (final or usage.cost_ticks))
     )

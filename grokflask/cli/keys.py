@@ -52,7 +52,7 @@ _OPTIONS = (
     ),
     click.option(
         "--tools",
-        metavar="all|client|none",
+        metavar="all|no-collections|client|none",
         help="Allowed tools; client means the client's own functions.",
     ),
     click.option(

@@ -13,7 +13,6 @@ state, the client's leaving is found when the next heartbeat is written.
 from __future__ import annotations
 
 import contextlib
-import logging
 import select
 import socket
 import threading
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grokflask.errors import ClientGoneError, GrokflaskError, TotalTimeoutError
-from grokflask.runtime import get_pid
+from grokflask.runtime import get_pid, note_failure, start_thread
 from grokflask.sockets import is_gone, shut_down
 
 INTERVAL_S = 0.25
@@ -30,8 +29,6 @@ ENDING_S = 2.0
 """How long the usage of an answer that is otherwise complete is waited for when its client has left."""
 SPARE_S = 1.0
 """Extra time before the watcher ends an answer: its reader, which can inform the client, comes first."""
-
-_log = logging.getLogger("grokflask.clients")
 
 # linux/eventpoll.h. gevent's patch removes Python's names together with epoll.
 _EPOLLRDHUP = 0x2000
@@ -134,11 +131,16 @@ class ClientWatcher:
         with self._lock:
             if self._pid == get_pid():
                 return
-            self._poll = self.make_poll() if self.make_poll else None
+            self._poll = None
+            with contextlib.suppress(OSError):  # no free descriptor: the sockets are checked one by one
+                self._poll = self.make_poll() if self.make_poll else None
+            start_thread("client-watcher", self._run)
             self._pid = get_pid()
-            threading.Thread(target=self._run, name="client-watcher", daemon=True).start()
 
     def _run(self) -> None:
+        for watch in list(self._watches):  # after an error: epoll tells of each client once
+            if watch.deadline is None:
+                self._check(watch)
         while True:
             if not self._watches:
                 self._wake.clear()
@@ -157,8 +159,11 @@ class ClientWatcher:
             if watch.deadline is not None and now >= watch.deadline:
                 self._call(watch)
         for watch in list(self._unpolled):
-            if watch.sock is not None and is_gone(watch.sock):
-                self._call(watch)
+            self._check(watch)
+
+    def _check(self, watch: Watch) -> None:
+        if watch.sock is not None and is_gone(watch.sock):
+            self._call(watch)
 
     def _call(self, watch: Watch | None) -> None:
         callback = self._watches.get(watch) if watch is not None else None
@@ -168,7 +173,7 @@ class ClientWatcher:
         try:
             callback()
         except Exception:
-            _log.exception("the callback for a client that left failed")
+            note_failure("client-watcher")
 
 
 def _is_not_ending() -> bool:

@@ -5,23 +5,28 @@ The file is in TMPDIR and has no name. The system deletes it with its last descr
 
 from __future__ import annotations
 
+import logging
 import mmap
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from tempfile import SpooledTemporaryFile
+
+from grokflask.errors import DiskFullError
 
 MEMORY_BYTES = 2**20
 PIECE_BYTES = 64 * 1024
+
+_log = logging.getLogger("grokflask.spool")
 
 
 class Spool:
     """A body that has arrived, or is arriving. It has one owner, who closes it; closing twice is harmless.
 
-    It can be read repeatedly. Every method but `close` raises OSError when the disk is full.
+    It can be read repeatedly.
     """
 
     def __init__(self) -> None:
-        self._file = SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 - `close` closes it
+        self._file = tempfile.SpooledTemporaryFile(MEMORY_BYTES)  # noqa: SIM115 - `close` closes it
         self._size = 0
 
     def __len__(self) -> int:
@@ -33,11 +38,16 @@ class Spool:
         return self._size <= MEMORY_BYTES
 
     def append(self, data: bytes) -> None:
-        """Adds bytes at the end. Not after the first read."""
-        self._file.write(data)
-        self._size += len(data)
-        if not self.in_memory:
-            self._file.flush()  # a full disk must be an error here, not where the body is read
+        """Adds bytes at the end. Not after the first read. Raises DiskFullError, which it logs."""
+        try:
+            self._file.write(data)
+            self._size += len(data)
+            if not self.in_memory:
+                self._file.flush()  # a full disk must be an error here, not where the body is read
+        except OSError as error:
+            fields = {"directory": tempfile.tempdir, "detail": str(error)}
+            _log.error("a body does not fit into the directory for temporary files", extra={"fields": fields})
+            raise DiskFullError from None
 
     def read(self) -> bytes:
         """The whole body, in memory."""

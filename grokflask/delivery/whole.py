@@ -16,7 +16,7 @@ from grokflask.billing.bill import count_output
 from grokflask.delivery.clients import Departure
 from grokflask.delivery.spool import Spool
 from grokflask.delivery.terms import Terms
-from grokflask.errors import GrokflaskError, UpstreamProtocolError
+from grokflask.errors import ForeignAnswerError, GrokflaskError, UpstreamProtocolError
 from grokflask.protocol.texts import BYTES_PER_TOKEN, measure_text
 from grokflask.protocol.upstream_errors import clean_failure, parse_error
 from grokflask.protocol.usage import Usage
@@ -101,7 +101,7 @@ class ReplyReader:
         if stream.status in _BODILESS and not body:
             return WholeReply(stream.status, stream.headers, body, None, None, stream.retried)
         if not stream.media_type.endswith("json"):
-            raise UpstreamProtocolError
+            raise ForeignAnswerError if stream.media_type == "text/html" else UpstreamProtocolError
         reading = self._terms.dialect.read_reply(data)
         if reading is None:
             raise UpstreamProtocolError

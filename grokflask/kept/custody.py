@@ -7,15 +7,12 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
-from typing import Any
 
 import msgspec
 
 from grokflask.errors import (
     MALFORMED,
-    InvalidRequestError,
     RouteNotFoundError,
     StoreUnavailableError,
     UnmeteredError,
@@ -27,14 +24,10 @@ from grokflask.protocol.raw_json import decode_fields, decode_list
 from grokflask.protocol.routes import Kind, Route
 from grokflask.shaping.request import ClientRequest, UpstreamRequest
 
-MAX_FILES = 200
-"""Files that one request may name."""
+MAX_NAMED = 200
+"""Files, and responses, that the body of one request may name: each is a look-up."""
 
 _log = logging.getLogger("grokflask.custody")
-
-# Escapes that can hide the name of a file field. No honest client uses them there.
-_HIDDEN = re.compile(rb"\\u00(?:5f|6[4569c])", re.IGNORECASE)
-_FILE_FIELD = re.compile(r"(?:.*_)?file_ids?")
 
 
 class _Item(msgspec.Struct):
@@ -70,9 +63,10 @@ class Custody:
             self._ownership.select(upstream_request.makes or "file", (), key)
         if upstream_request.uses:
             self._ownership.check(*upstream_request.uses, key)
-        if isinstance(upstream_request.body, bytes) and _may_name_files(upstream_request.body):
-            for id in list_files(upstream_request.body):
-                self._check_file(id, key)
+        found = upstream_request.found
+        self._check_named("file", "file_id", found.files, key)
+        if route.kind == "batch":  # elsewhere only the one in `uses` counts
+            self._check_named("response", "previous_response_id", found.responses, key)
 
     def filter_reply(
         self, key: ApiKey, route: Route, makes: Kind | None, item_id: str | None, body: bytes
@@ -111,11 +105,15 @@ class Custody:
         """True if its cost was not booked before. From now on it counts as booked."""
         return self._ownership.note_billed(kind, id)
 
-    def _check_file(self, id: str, key: ApiKey) -> None:
-        try:
-            self._ownership.check("file", id, key)
-        except RouteNotFoundError:
-            raise RouteNotFoundError(f"There is no file {id[:64]!r}.", param="file_id") from None
+    def _check_named(self, kind: Kind, param: str, ids: list[str], key: ApiKey) -> None:
+        """Raises RouteNotFoundError, which names the first object that is not the key's."""
+        if len(ids) > MAX_NAMED:
+            raise RouteNotFoundError(f"A request may name {MAX_NAMED} {kind}s.", param=param)
+        for id in ids:
+            try:
+                self._ownership.check(kind, id, key)
+            except RouteNotFoundError:
+                raise RouteNotFoundError(f"There is no {kind} {id[:64]!r}.", param=param) from None
 
     def _filter(self, kind: Kind, body: bytes, key: ApiKey) -> bytes:
         """A page with the key's own objects only. Upstream pages, so a page may be empty."""
@@ -143,34 +141,3 @@ def read_id(body: bytes | msgspec.Raw) -> str | None:
     except MALFORMED:
         return None
     return item.batch_id or item.request_id or item.id
-
-
-def _may_name_files(body: bytes) -> bool:
-    """A cheap test, because a body may have megabytes."""
-    return b"file_id" in body or (b"\\u00" in body and _HIDDEN.search(body) is not None)
-
-
-def list_files(body: bytes) -> list[str]:
-    """The files that a JSON body names, at any depth.
-
-    Raises InvalidRequestError for a body that cannot be decoded (such as half a surrogate pair), because
-    upstream might read it differently, and RouteNotFoundError for too many files.
-    """
-    try:
-        waiting: list[Any] = [msgspec.json.decode(body)]
-    except MALFORMED as error:
-        raise InvalidRequestError(f"The body cannot be read: {error}.") from None
-    found: list[str] = []
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, list):
-            waiting += value
-        elif isinstance(value, dict):
-            for name, inner in value.items():
-                if _FILE_FIELD.fullmatch(name):
-                    ids = inner if isinstance(inner, list) else [inner]
-                    found += [id for id in ids if isinstance(id, str)]
-                waiting.append(inner)  # a function's parameter of this name is an object
-    if len(found) > MAX_FILES:
-        raise RouteNotFoundError(f"A request may name {MAX_FILES} files.", param="file_id")
-    return found

@@ -18,8 +18,9 @@ from grokflask.setting_types import read_rate
 from grokflask.shaping.tools import Use
 from grokflask.times import LATEST, read_duration, read_iso, to_iso
 
-Allowed = Literal["all", "client", "none"]
-"""Which tools a key may use; `client` allows functions that the client runs itself."""
+Allowed = Literal["all", "no-collections", "client", "none"]
+"""Which tools a key may use: all, none, or functions that the client runs itself. `no-collections` allows
+xAI's tools as well, but no search in the collections (vector stores) of the operator's team."""
 
 MAX_TOKENS = 10**12
 MAX_STREAMS = 10**6
@@ -127,7 +128,7 @@ def _read_models(value: object, _now: float) -> tuple[str, ...]:
 
 def _read_tools(value: object, _now: float) -> str:
     if value not in get_args(Allowed):
-        raise ValueError("expects all, client or none")
+        raise ValueError(f"expects one of {', '.join(get_args(Allowed))}")
     return str(value)
 
 
@@ -159,8 +160,11 @@ FIELDS = tuple(_READERS)
 
 def check_tools(use: Use, allowed: Allowed) -> None:
     """Raises ToolsNotAllowedError unless a key with this setting may use these tools."""
-    if not use or allowed == "all" or use == allowed:
+    # `Use` goes from the least to the most, `Allowed` from the most to the least.
+    if get_args(Use).index(use) + get_args(Allowed).index(allowed) < len(get_args(Use)):
         return
+    if allowed == "no-collections":
+        raise ToolsNotAllowedError("This API key may not search collections (vector stores).")
     if allowed == "client":
         raise ToolsNotAllowedError("This API key may use its own functions, but no tools that run at xAI.")
     raise ToolsNotAllowedError

@@ -32,6 +32,8 @@ SECRET_BYTES = 32
 OVERLAP_S = 3600.0
 MAX_OVERLAP_S = 365 * 86400.0
 
+LIST_TIMEOUT_S = 5.0
+
 KEPT_S = 30 * 86400.0
 """Time for which an expired secret is still known, so that its holder learns that it has expired."""
 
@@ -158,6 +160,11 @@ class KeyStore:
     def count_changes(self) -> int:
         """The number of changes to any key: while it stays the same, cached keys are up to date."""
         return self._database.read(lambda connection: int(connection.execute(_SELECT_CHANGES).scalar_one()))
+
+    def list_hashes(self) -> frozenset[str]:
+        """The hashes of all secrets, fetched in parts, so that other requests get their turns."""
+        query = select(secrets_table.c.sha256).execution_options(yield_per=1000)
+        return self._database.read(lambda one: frozenset(one.execute(query).scalars()), LIST_TIMEOUT_S)
 
     def _write(self, name: str, change: Callable[[Connection], object]) -> StoredKey:
         """Runs `change` in a transaction, and returns the key as it is then."""

@@ -124,4 +124,5 @@ class LedgerEntry:
         fields["estimated"] = True if row.estimated else None
         fields["upstream_request_id"] = row.upstream_request_id
         fields["retries"] = 1 if self.retried else None
+        fields["reached"] = None if row.reached == "answered" else row.reached
         return fields

@@ -43,6 +43,7 @@ class LedgerRow:
     bytes_out: int | None = None
     upstream_request_id: str | None = None
     server_tools: int | None = None  # calls of tools that run at xAI, if upstream reports them
+    reached: str | None = None  # "no", "sent" or "answered": whether upstream had the whole request
 
     @property
     def day(self) -> str:
@@ -62,7 +63,7 @@ FIELDS = tuple(
 )
 """The fields that the API promises, in this order."""
 
-MORE_FIELDS = ("id", "stream", "code", "upstream_request_id", "server_tools")
+MORE_FIELDS = ("id", "stream", "code", "upstream_request_id", "server_tools", "reached")
 
 MAX_TEXT = 200
 """Characters that are stored of a text from outside, such as a model's name."""

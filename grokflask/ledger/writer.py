@@ -19,7 +19,7 @@ from grokflask.errors import StoreUnavailableError
 from grokflask.ledger import statements
 from grokflask.ledger.row import LedgerRow
 from grokflask.ledger.statements import Fields, Worker, find_self, read_fields
-from grokflask.runtime import get_pid
+from grokflask.runtime import get_pid, note_failure, start_thread
 from grokflask.storage.database import Database
 from grokflask.times import to_day
 
@@ -177,19 +177,16 @@ class LedgerWriter:
             self._wake = threading.Event()
             self._me = find_self(self.worker)
             self._beat_at = self._prune_at = 0.0
-            thread = threading.Thread(target=self._run, name="ledger-writer", daemon=True)
             try:
-                thread.start()
+                self._thread = start_thread("ledger-writer", self._run)
             except RuntimeError as error:  # no more threads; the next row tries again
                 _log.error("the ledger's writer cannot start", extra={"fields": {"detail": str(error)}})
                 return
-            self._thread, self._pid = thread, get_pid()
+            self._pid = get_pid()
 
     def _run(self) -> None:
-        try:
-            self._loop()
-        finally:
-            self._pid = 0  # the next row starts another thread
+        self._loop()
+        self._pid = 0  # the next row starts another thread
         if self._pending and not self._away:
             self.start()
 
@@ -212,9 +209,9 @@ class LedgerWriter:
 
     def _turn(self) -> bool:
         """Delivers the rows queued so far and does what is due; False if that fails."""
-        flushes = len(self._flushes)
-        ids = list(self._pending)
         try:
+            flushes = len(self._flushes)
+            ids = list(self._pending)
             self._beat()
             delivered = self._deliver(ids)
             if self._away:
@@ -231,7 +228,7 @@ class LedgerWriter:
                 _log.error("the ledger cannot be written", extra={"fields": {"queued": self.queued}})
             return False
         except Exception:
-            _log.exception("the ledger's writer failed")
+            note_failure("ledger-writer")
             return False
         finally:
             self._warn_of_dropped()
@@ -257,8 +254,8 @@ class LedgerWriter:
         """Stores the rows, except those that the database rejects."""
         try:
             self._database.write(lambda connection: statements.store(connection, rows))
-        except StoreUnavailableError:
-            raise
+        except (StoreUnavailableError, MemoryError, RuntimeError):
+            raise  # not because of the rows: they are tried again
         except Exception as error:
             if len(rows) > 1:
                 half = len(rows) // 2
@@ -307,7 +304,7 @@ class LedgerWriter:
         except StoreUnavailableError:
             pass
         except Exception:
-            _log.exception("the ledger's writer failed")
+            note_failure("ledger-writer")
 
     def _warn_of_dropped(self) -> None:
         new = self.dropped - self._dropped_logged

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -28,7 +28,7 @@ from grokflask.limits.counters import RENEW_S, Ask, Counters, Grant, Refusal, St
 from grokflask.limits.outage import AwayError, FindSpent, OutageCounters, SpendingUnknownError, StoreState
 from grokflask.limits.refusals import explain, make_token_headers
 from grokflask.limits.settlements import Settlements
-from grokflask.runtime import get_pid
+from grokflask.runtime import get_pid, note_failure, start_thread
 
 LOOKUPS = 2
 """How often a request looks up its key's spending in the ledger before it continues without the figure."""
@@ -39,6 +39,12 @@ FIRST_STEP_TOKENS = 256
 PROBE_S = 1.0
 """Interval at which the thread tries an unreachable store again, and polls a reachable one for streams to
 end."""
+
+HEAL_S = 300.0
+"""Interval at which the spending of keys in use is compared with the ledger."""
+
+RETURN_S = 10.0
+"""Time after an outage within which all workers have delivered what waited."""
 
 _log = logging.getLogger("grokflask.limits")
 
@@ -87,8 +93,9 @@ class Limits:
         worker: returns this process's name.
         find_spent: reads a key's spending from the ledger where the counters do not know it.
         stop: ends the open streams with these row ids.
-        catch_up: corrects `counters` by the ledger. Called after the grace period until it succeeds: counters
-            in memory do not know what a process that drained beside this one after a reload has booked.
+        heal: raises the spending of keys in `counters` to what the ledger has. Called after the grace period,
+            after an outage and every HEAL_S. Counters in memory do not know what a process that drained
+            beside this one after a reload has booked; a Redis that was restored may be older than it was.
     """
 
     def __init__(
@@ -100,15 +107,16 @@ class Limits:
         worker: Callable[[], str],
         find_spent: FindSpent,
         stop: Callable[[Container[str]], int] = lambda _: 0,
-        catch_up: Callable[[], object] | None = None,
+        heal: Callable[[Collection[str]], object] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._settings = settings
         self._counters = counters
         self._shared = shared
         self._stop = stop
-        self._catch_up = catch_up
-        self._catch_up_at = 0.0  # monotonic
+        self._heal = heal
+        self._heal_at = 0.0  # monotonic
+        self._budgeted: set[str] = set()  # keys with budgets, used since then
         self._worker = worker
         self._find_spent = find_spent
         self._clock = clock
@@ -165,6 +173,8 @@ class Limits:
             alone_tokens=estimate.prompt_tokens,
             alone_ticks=estimate.prompt_ticks,
         )
+        if limits.budget_day_ticks is not None or limits.budget_month_ticks is not None:
+            self._budgeted.add(key)
         hold = self._holds[ask.id] = self._hold(ask)
         return hold
 
@@ -240,10 +250,9 @@ class Limits:
         """Starts the thread that renews leases and delivers settlements. Once in each process."""
         if self._thread is None or self._pid != get_pid():
             self._closed = False
+            self._heal_at = time.monotonic() + self._settings.grace_s
+            self._thread = start_thread("limits", self._run)
             self._pid = get_pid()
-            self._catch_up_at = time.monotonic() + self._settings.grace_s
-            self._thread = threading.Thread(target=self._run, name="limits", daemon=True)
-            self._thread.start()
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Delivers the settlements that wait, within about `timeout_s`. Idempotent."""
@@ -341,17 +350,27 @@ class Limits:
                 self._renew()
                 self._renew_at = now + RENEW_S
             self._settlements.deliver()
-            if self._catch_up and not self._closed and now >= self._catch_up_at:
-                self._catch_up()
-                self._catch_up = None
             if self._shared and self._holds:
                 self._stop(self._counters.list_marked(self._clock()))
         except StoreUnavailableError as error:
             self._note_away(error)
         except Exception:
-            _log.exception("the limits could not be updated")
+            note_failure("limits")
         else:
             self._note_back()
+            if now >= self._heal_at and not self._closed:
+                self._heal_counters()
+
+    def _heal_counters(self) -> None:
+        keys, self._budgeted = self._budgeted, set()
+        self._heal_at = time.monotonic() + HEAL_S
+        try:
+            self._heal(keys)
+        except StoreUnavailableError:  # often the database's: whoever uses it reports that
+            self._budgeted |= keys
+            self._heal_at = 0.0
+        except Exception:
+            note_failure("limits")
 
     def _run(self) -> None:
         while not self._closed:
@@ -391,5 +410,6 @@ class Limits:
     def _note_back(self) -> None:
         if self._away:
             self._away = False
+            self._heal_at = time.monotonic() + RETURN_S
             self._outage_counters.clear()
             _log.warning("Redis is reachable again: streams, tokens and budgets are counted there")

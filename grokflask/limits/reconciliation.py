@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from grokflask.ledger.reports import Drift, read_spent
 from grokflask.limits.counters import Counters
@@ -21,22 +21,23 @@ def check_counters(
     database: Database,
     *,
     repair: bool,
+    keys: Collection[str] | None = None,
     lowers: bool = True,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[Drift]:
-    """The sums of this day and month that differ between counters and ledger; `repair` corrects the counters.
+    """The sums of these `keys` (default: all) that differ from the ledger's; `repair` corrects the counters.
 
     Exchanges end meanwhile, and reach the ledger a moment later than the counters. So a sum is wrong only if
     it is below what the ledger had before or above what it has afterwards. It is corrected by a difference,
     to keep what was counted since; that can leave it too high by what was spent within ARRIVAL_S, never too
     low. Unless `lowers`, a sum above the ledger is left alone: its rows may still be on their way. Counters
-    in another process's memory are out of reach: that process reads the ledger when it starts.
-
-    Raises StoreUnavailableError.
+    in another process's memory are out of reach: that process reads the ledger when it starts. Raises
+    StoreUnavailableError.
     """
     day = to_day(clock())
-    before = {key: read_spent(database, _name(key), day) for key in counters.list_keys()}
+    keys = counters.list_keys() if keys is None else keys
+    before = {key: read_spent(database, _name(key), day) for key in keys}
     suspects = [
         key for key, spent in before.items() if _find_wrong(_count(counters, key, day, clock()), spent, spent)
     ]

@@ -17,6 +17,10 @@ from limits.storage.base import SlidingWindowCounterSupport
 
 SWEEP_S = 60.0
 
+MAX_WINDOWS = 200_000
+"""Counts that are kept. Where callers are told apart by address, there may be any number of them: the oldest
+counts are dropped first. 200,000 take about 73 MB."""
+
 
 class RequestStorage(Storage, SlidingWindowCounterSupport):
     """A store of the `limits` library, for its sliding-window counter. Safe in threads; a hit is atomic.
@@ -46,7 +50,11 @@ class RequestStorage(Storage, SlidingWindowCounterSupport):
             if int(before + window[1]) + amount > limit:
                 return False
             window[1] += amount
-            self._windows[key, expiry] = window
+            if self._windows.get((key, expiry)) is not window:
+                self._windows.pop((key, expiry), None)  # a new window goes to the end
+                self._windows[key, expiry] = window
+                if len(self._windows) > MAX_WINDOWS:
+                    del self._windows[next(iter(self._windows))]
             if now >= self._sweep_at:
                 self._sweep(now)
         return True

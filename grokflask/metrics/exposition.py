@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from grokflask.metrics.families import FAMILIES, States
 from grokflask.metrics.series import Series, open_files
 from grokflask.metrics.tallies import Tallies
-from grokflask.runtime import Offload, get_pid, run_here
+from grokflask.runtime import Offload, get_pid, run_here, start_thread
 
 UPDATE_S = 1.0
 MEDIA_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -65,10 +65,9 @@ class Metrics:
         with self._lock:
             if self._pid == get_pid():
                 return
-            self._pid = get_pid()
             self._stop = threading.Event()
-            self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
-            self._thread.start()
+            self._thread = start_thread("metrics", self._run)
+            self._pid = get_pid()
 
     def close(self, timeout_s: float) -> None:
         """Stops that after a last update. Idempotent."""
@@ -89,10 +88,7 @@ class Metrics:
 
     def _run(self) -> None:
         while not self._stop.wait(UPDATE_S):
-            try:
-                self._update()
-            except Exception:
-                _log.exception("metrics could not be updated")
+            self._update()
 
     def _update(self) -> None:
         with self._lock:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from grokflask.errors import GrokflaskError, Outcome, UpstreamError
 
 WAIT_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+LOOP_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 DELAY_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 
 Kind = Literal["counter", "gauge", "histogram"]
@@ -76,6 +77,11 @@ EVENT_DELAY = _histogram(
     "Time from reading bytes from upstream to having written them to the client, once per write.",
     bounds=DELAY_BOUNDS_S,
 )
+LOOP_DELAY = _histogram(
+    "loop_delay_seconds",
+    "Time that an event had to wait for the event loop, sampled ten times a second.",
+    bounds=LOOP_BOUNDS_S,
+)
 HEARTBEATS = _counter("heartbeats", "Comment lines sent to keep silent streams alive.")
 OPEN_STREAMS = _gauge("open_streams", "Streams that are open now.")
 OPEN_EXCHANGES = _gauge("open_exchanges", "Exchanges that are open now, including streams.")
@@ -92,6 +98,7 @@ UPSTREAM_UP = _gauge(
 OUTAGES = _counter("outages", "Outages of a store, counted by each worker.", "store")
 LEDGER_QUEUED = _gauge("ledger_queued_rows", "Rows that are not in the database yet.")
 LEDGER_ROWS = _counter("ledger_rows", "Rows of the ledger that were dropped, refused or lost.", "fate")
+THREAD_FAILURES = _counter("thread_failures", "Errors that background threads have outlived.", "thread")
 SETTLEMENTS = _gauge("settlements_waiting", "Settlements that are not counted in Redis yet.")
 KEY_EXCHANGES = _counter("key_exchanges", "Finished exchanges, by key name and outcome.", "key", "outcome")
 KEY_TOKENS = _counter("key_tokens", "All tokens used, by key name.", "key")
@@ -119,6 +126,6 @@ SEEDS: list[tuple[Family, Labels]] = [
     *((EXCHANGES, ("chat", each.value)) for each in Outcome if each not in (Outcome.LOST, Outcome.REFUSED)),
     *((UPSTREAM_ERRORS, (kind,)) for kind in sorted(UPSTREAM_KINDS)),
     *((DURATION, (stream,)) for stream in ("true", "false")),
-    *((family, ()) for family in (FIRST_EVENT, EVENT_DELAY, HEARTBEATS)),
+    *((family, ()) for family in (FIRST_EVENT, EVENT_DELAY, LOOP_DELAY, HEARTBEATS)),
 ]
 """Series that start at 0. An alert on a rate does not see the first step of a series that appears later."""

@@ -17,6 +17,7 @@ from grokflask.ledger.row import LedgerRow
 from grokflask.metrics import families
 from grokflask.metrics.families import CODES, UPSTREAM_KINDS, Family, Labels
 from grokflask.metrics.series import Series
+from grokflask.runtime import STALL_S, step_aside
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ TURN_NOTES = 100
 BATCH_WRITES = 256
 """This many prompt writes of one stream are one note."""
 
+MAX_STALLS = 1000
 MAX_MODELS = 20
 MAX_KEYS = 100
 OTHER = "other"
@@ -51,6 +53,9 @@ class Tallies:
         self.late: deque[float] = deque()
         #: One item for each heartbeat.
         self.heartbeats: deque[None] = deque()
+        #: Seconds that events had to wait for the event loop, in samples.
+        self.loop_delays: deque[float] = deque()
+        self._stalls: deque[tuple[float, float]] | None = None  # when (monotonic), and seconds
         self._by_key = by_key  # also count by key name
         self._models: set[str] = set()
         self._keys: set[str] = set()
@@ -63,6 +68,22 @@ class Tallies:
         """A comment is sent to keep a stream alive."""
         self.heartbeats.append(None)
 
+    def note_loop_delay(self, seconds: float) -> None:
+        """An event had to wait for so long until the event loop turned to it."""
+        self.loop_delays.append(seconds)
+        if self._stalls is None:
+            self._stalls = deque(maxlen=MAX_STALLS)
+        if seconds > STALL_S:
+            self._stalls.append((time.monotonic(), seconds))
+
+    def sum_up_stalls(self) -> dict[str, int] | None:
+        """The number of stalls in the last hour, and the longest; None if no event loop is watched."""
+        if self._stalls is None:
+            return None
+        since = time.monotonic() - 3600
+        lengths_s = [seconds for at, seconds in list(self._stalls) if at > since]
+        return {"stalls": len(lengths_s), "worst_ms": round(1000 * max(lengths_s, default=0.0))}
+
     def drain(self, series: Series) -> None:
         """Moves everything noted since the last call into `series`."""
         for (route, status, code), number in Counter(_take(self.answered)).items():
@@ -73,12 +94,15 @@ class Tallies:
             self._add_row(row)
         for delay_s in _take(self.late):
             self._observe(families.EVENT_DELAY, delay_s)
+        for delay_s in _take(self.loop_delays):
+            self._observe(families.LOOP_DELAY, delay_s)
         for number, delays_s in _take(self.prompt):
             self._sums[families.EVENT_DELAY, (), 0] += delays_s
             self._sums[families.EVENT_DELAY, (), 1] += number
         self._add(sum(1 for _ in _take(self.heartbeats)), families.HEARTBEATS)
-        for value in list(self._sums):
-            series.add(*value, self._sums.pop(value))
+        for value, amount in list(self._sums.items()):
+            series.add(*value, amount)  # may fail, if there is no descriptor for a new file
+            del self._sums[value]
         for (family, labels), ticks in self._ticks.items():  # totals: sums of floats would drift
             series.set(family, labels, ticks / _TICKS_PER_USD)
         if self._upstream is not None:
@@ -174,5 +198,5 @@ def _take(notes: deque[T]) -> Iterator[T]:
     """Removes and yields the notes present at the start."""
     for number in range(1, len(notes) + 1):
         if not number % TURN_NOTES:
-            time.sleep(0)
+            step_aside()
         yield notes.popleft()

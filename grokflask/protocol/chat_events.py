@@ -12,7 +12,7 @@ from collections.abc import Callable
 from grokflask.errors import UpstreamStatusError
 from grokflask.protocol.sse import NamedEvent, Run
 from grokflask.protocol.upstream_errors import parse_error
-from grokflask.protocol.usage import Usage, read_chunk
+from grokflask.protocol.usage import Usage, merge_usage, read_chunk
 
 DONE = b"[DONE]"
 DONE_EVENT = b"data: [DONE]\n\n"
@@ -112,7 +112,7 @@ class EventFilter:
         chunk = read_chunk(event)
         if chunk is None or not chunk.has_usage:
             return True
-        self.usage = chunk.read_usage() or self.usage  # upstream counts up: the last one is the total
+        self.usage = merge_usage(self.usage, chunk.read_usage())  # upstream counts up: the last is the total
         self.usage_final = not chunk.has_choices
         self.model_served = chunk.read_model() or self.model_served
         if self._wants_usage and not chunk.has_choices:

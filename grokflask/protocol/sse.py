@@ -19,6 +19,10 @@ from typing import Self
 from grokflask.errors import UpstreamProtocolError
 
 MAX_EVENT_BYTES = 32 * 2**20
+MAX_EVENT_LINES = 20_000
+"""Each line of an event becomes an object."""
+SMALL_BYTES = 4096
+"""Smaller pieces are joined at once: one by one they take many times their size."""
 _BOM = b"\xef\xbb\xbf"
 _DONE_BLOCK = b"data: [DONE]\n\n"
 
@@ -58,22 +62,21 @@ class EventDecoder:
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max_event_bytes = max_event_bytes
         self._pieces: list[bytes] = []  # of an incomplete event; joined once, so that a long one stays cheap
-        self._pending_bytes = 0
+        self._pending_bytes = self._pending_lines = 0
         self._after_cr = False  # the last byte was CR: an LF after it is part of the same line end
         self._at_start = True
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of all events that `data` completes, in order; several of them may be one `Run`.
 
-        Raises UpstreamProtocolError when the incomplete event exceeds `max_event_bytes`. The events before
-        it have been returned by then.
+        Raises UpstreamProtocolError when the incomplete event exceeds `max_event_bytes` or MAX_EVENT_LINES.
+        The events before it have been returned by then.
         """
         if not (self._pieces or self._at_start or self._after_cr) and _is_run(data):
             return [Run(data)]  # nearly every read
-        if self._pending_bytes > self._max_event_bytes:
-            raise UpstreamProtocolError(
-                f"The upstream API sent an event of more than {self._max_event_bytes} bytes."
-            )
+        if self._pending_bytes > self._max_event_bytes or self._pending_lines > MAX_EVENT_LINES:
+            most = f"{self._max_event_bytes} bytes or {MAX_EVENT_LINES} lines"
+            raise UpstreamProtocolError(f"The upstream API sent an event of more than {most}.")
         if self._at_start:
             data = self._strip_bom(data)
         if self._after_cr or b"\r" in data:
@@ -87,7 +90,7 @@ class EventDecoder:
             self._pieces.append(data)
             data = b"".join(self._pieces)
             self._pieces.clear()
-            self._pending_bytes = 0
+            self._pending_bytes = self._pending_lines = 0
         end = data.rfind(b"\n\n") + 2
         if end < len(data):
             self._keep(data[end:])
@@ -132,7 +135,11 @@ class EventDecoder:
 
     def _keep(self, piece: bytes) -> None:
         self._pending_bytes += len(piece)
-        self._pieces.append(piece)
+        self._pending_lines += piece.count(b"\n")
+        if self._pieces and len(self._pieces[-1]) < SMALL_BYTES:
+            self._pieces[-1] += piece
+        else:
+            self._pieces.append(piece)
 
 
 def _is_run(data: bytes) -> bool:

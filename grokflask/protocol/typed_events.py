@@ -18,6 +18,7 @@ from grokflask.protocol.sse import NamedEvent, Run
 from grokflask.protocol.upstream_errors import clean_failure, parse_error
 from grokflask.protocol.usage import Envelope, TypedReply, merge_usage, read_reply
 
+_ENDS = frozenset(f"response.{status}" for status in ("completed", "incomplete", "failed", "cancelled"))
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -113,7 +114,7 @@ class ResponsesFilter(TypedEventFilter):
             return None
         if event.type == "response.created" and self.on_id and (response_id := reply.read_id()):
             self.on_id(response_id)
-        if event.type in ("response.completed", "response.incomplete", "response.failed"):
+        if event.type in _ENDS:
             self.done = self.usage_final = True
         if event.type == "response.failed":
             self.failure = parse_error(bytes(event.response), secrets=self._secrets, in_stream=True)

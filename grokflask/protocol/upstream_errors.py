@@ -15,8 +15,11 @@ from typing import Any
 import msgspec
 
 from grokflask.errors import MALFORMED, UpstreamStatusError
+from grokflask.protocol.raw_json import NULL
 
 MAX_MESSAGE_CHARS = 2000
+MAX_PARSED_BYTES = 256 * 1024
+"""In a larger document only its `error` is read, and a larger error is not read and not passed on."""
 MIN_SECRET_CHARS = 6
 
 _SECRETS = re.compile(
@@ -29,6 +32,14 @@ _SECRETS = re.compile(
 )
 _CONTROLS = ("Cc", "Zl", "Zp")
 _BEARER = re.compile(r"(?i)(bearer\s+)[^\s\"']+")  # quoted back from a header
+
+
+class _Failure(msgspec.Struct):
+    error: msgspec.Raw = NULL
+    response: msgspec.Raw = NULL
+
+
+_FAILURE = msgspec.json.Decoder(_Failure)
 
 
 def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:
@@ -55,8 +66,10 @@ def parse_error(
 
     With `in_stream`, `body` is an event's data; if it is plain text, that is the message.
     """
+    if len(body) > MAX_PARSED_BYTES:
+        body = b'{"error":%b}' % _find_error(body)
     try:
-        document = msgspec.json.decode(body)
+        document = msgspec.json.decode(body) if len(body) <= MAX_PARSED_BYTES else {}
     except MALFORMED:
         document = None
     message, code, kind, param = _read(document) if isinstance(document, dict) else (None, None, None, None)
@@ -76,12 +89,11 @@ def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
 
     Returned byte for byte when there is nothing to clean.
     """
+    found = _find_error(document)
     try:
-        whole: Any = msgspec.json.decode(document)
+        error: Any = msgspec.json.decode(found) if len(found) <= MAX_PARSED_BYTES else {}
     except MALFORMED:
         return document
-    answer = whole.get("response", whole) if isinstance(whole, dict) else None
-    error = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(error, str):
         cleaned: Any = clean_message(error, secrets)
     elif isinstance(error, dict):
@@ -91,10 +103,23 @@ def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
         }
     else:
         return document
-    if answer is None or cleaned == error:
+    if cleaned == error and error:
         return document
-    answer["error"] = cleaned
-    return msgspec.json.encode(whole)
+    return document.replace(found, msgspec.json.encode(cleaned))
+
+
+def _find_error(document: bytes) -> bytes:
+    """The `error` of a document, or of the response in it, as it came; null when there is none.
+
+    Nothing else of it becomes an object: a large answer would be millions.
+    """
+    try:
+        failure = _FAILURE.decode(document)
+        if bytes(failure.response) != b"null":
+            failure = _FAILURE.decode(failure.response)
+    except MALFORMED:
+        return b"null"
+    return bytes(failure.error)
 
 
 def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None, str | None]:

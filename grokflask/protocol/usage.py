@@ -8,15 +8,18 @@ Responses include cached tokens in their input tokens, Messages do not. Zero is 
 from __future__ import annotations
 
 from mmap import mmap
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from grokflask.errors import MALFORMED, GrokflaskError, Outcome
-from grokflask.protocol.raw_json import NULL, read_text
+from grokflask.protocol.raw_json import NULL, decode_fields, read_text
 
 MAX_FIGURE = 10**15
 """Larger figures are not believed. As ticks it is 100,000 USD."""
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class _Details(msgspec.Struct):
@@ -100,7 +103,7 @@ class Envelope(msgspec.Struct):
         try:
             return _WIRE_USAGE.decode(self.usage)
         except MALFORMED:
-            return None
+            return _salvage(_WireUsage, self.usage)
 
 
 class Chunk(Envelope):
@@ -153,6 +156,7 @@ class TypedReply(Envelope):
 
 
 _WIRE_USAGE: msgspec.json.Decoder[_WireUsage | None] = msgspec.json.Decoder(_WireUsage | None, strict=False)
+_NUMBER = msgspec.json.Decoder(float, strict=False)
 _CHUNK = msgspec.json.Decoder(Chunk)
 _REPLY = msgspec.json.Decoder(TypedReply)
 
@@ -174,16 +178,42 @@ def read_reply(data: bytes | mmap | msgspec.Raw) -> TypedReply | None:
 
 
 def merge_usage(before: Usage | None, after: Usage | None) -> Usage | None:
-    """`before`, updated with the figures of `after` that are not None."""
+    """`before`, updated with the figures of `after` that are not None; nothing but zeros is no news."""
     if before is None or after is None:
         return after or before
     reported = {
         name: value for name in Usage.__struct_fields__ if (value := getattr(after, name)) is not None
     }
+    if not any(reported.values()):
+        return before
     merged = replace(before, **reported)
     if after.prompt_tokens is None or after.total_tokens is None:
-        return replace(merged, total_tokens=_add(merged.prompt_tokens, merged.completion_tokens))
+        visible = _add(merged.prompt_tokens, merged.completion_tokens)
+        merged = replace(merged, total_tokens=_add(visible, merged.reasoning_tokens or 0))
+    if after.cost_ticks is None and merged.total_tokens != before.total_tokens:
+        return replace(merged, cost_ticks=None)  # what is known is the cost of less
     return merged
+
+
+def _salvage(kind: type[S], raw: msgspec.Raw) -> S | None:
+    """An object with odd fields: each field is read by itself. None when it is not an object."""
+    try:
+        fields = decode_fields(raw)
+    except MALFORMED:
+        return None
+    found = kind()
+    for name in kind.__struct_fields__:
+        if (field := fields.get(name)) is not None:
+            is_object = name.endswith("_details")
+            setattr(found, name, _salvage(_Details, field) if is_object else _read_figure(field))
+    return found
+
+
+def _read_figure(raw: msgspec.Raw) -> int | None:
+    try:
+        return round(_NUMBER.decode(raw))
+    except (*MALFORMED, ValueError, OverflowError):
+        return None
 
 
 def _read_chat_usage(wire: _WireUsage) -> Usage:

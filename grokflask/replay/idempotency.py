@@ -12,26 +12,41 @@ import hashlib
 import logging
 import re
 import secrets
+import time
 from _thread import start_new_thread
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from grokflask.billing.bill import FREE
 from grokflask.config import Settings
 from grokflask.delivery.answer import Reply, StreamReply
 from grokflask.delivery.clients import ClientWatcher, Departure
 from grokflask.delivery.relay import Relay
 from grokflask.delivery.terms import HEARTBEAT
-from grokflask.errors import GrokflaskError, InvalidRequestError, RecordingLostError
+from grokflask.errors import (
+    GrokflaskError,
+    InvalidRequestError,
+    RateLimitError,
+    RecordingLostError,
+    StoreUnavailableError,
+    TooManyStreamsError,
+)
 from grokflask.gateway import Gateway
+from grokflask.keys.limits import KeyLimits
 from grokflask.keys.ring import ApiKey
+from grokflask.ledger.row import make_id
+from grokflask.limits.admission import Limits
 from grokflask.replay.reader import Reader
 from grokflask.replay.recording import Ending, Head, Recording, fail
 from grokflask.replay.recordings import Recordings
+from grokflask.runtime import take_turns
 from grokflask.shaping.request import ClientRequest
 from grokflask.sockets import limit_sending
+from grokflask.times import to_day
 
 MAX_KEY_CHARS = 255  #: Stripe's limit
+MAX_READERS = 32  #: of one recording in one process
 
 LINGER_S = 0.55
 """How long an exchange continues after its last client has left: SDKs wait half a second before they retry.
@@ -60,6 +75,7 @@ class Idempotency:
     recordings: Recordings  #: keeps their answers
     clients: ClientWatcher  #: notices clients that leave
     settings: Settings
+    limits: Limits  #: counts clients that read beside others
 
     def open(self, key: ApiKey, request: ClientRequest, headers: IdempotencyHeaders) -> Reply | StreamReply:
         """The answer to `request`, or to the one that it repeats.
@@ -79,6 +95,7 @@ class Idempotency:
             of = reader.recording.request_id
             reader.on_close.append(lambda: _write_line(fields, of, reader.outcome, reader.bytes_out))
         try:
+            self._make_room(key, request, reader.recording)
             self._add_client(reader, request)
             return self._begin(key, request, reader) if first else _repeat(reader, headers.last_event_id)
         except BaseException as error:
@@ -111,6 +128,31 @@ class Idempotency:
         )
         reader.on_close.append(lambda: self.recordings.leave(reader))
         return reader
+
+    def _make_room(self, key: ApiKey, request: ClientRequest, recording: Recording) -> None:
+        """Counts a reader beside others as a stream of its key. Without room, it replaces the oldest one.
+
+        A returning client is never refused: its old connection may be dead, and not yet noticed.
+        """
+        if len(recording.readers) < 2:
+            return  # the exchange itself counts
+        now = time.time()
+        try:
+            if len(recording.readers) > MAX_READERS:
+                raise TooManyStreamsError
+            hold = self.limits.admit(
+                key.limit_id,
+                KeyLimits(streams=key.limits.streams),
+                FREE,
+                id=make_id(now),
+                request_id=request.request_id,
+                day=to_day(now),
+                stream=True,
+            )
+        except (RateLimitError, StoreUnavailableError):
+            self.recordings.replace_oldest(recording)
+        else:
+            recording.holds.append(hold.settle)
 
     def _add_client(self, reader: Reader, request: ClientRequest) -> None:
         """Gives the client a place in the gateway, because its connection may outlast the exchange."""
@@ -164,8 +206,10 @@ class Idempotency:
             _log.exception("recording an answer failed")
             ending = fail(GrokflaskError())
         finally:
-            self.recordings.end(recording, ending)
-            relay.close()
+            try:
+                self.recordings.end(recording, ending)
+            finally:
+                relay.close()  # frees its place
 
     def start(self) -> None:
         """Starts the background threads, once in each process."""
@@ -220,5 +264,7 @@ def _digest(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode(errors="surrogateescape") if isinstance(part, str) else part
-        digest.update(b"%d:" % len(data) + data)
+        digest.update(b"%d:" % len(data))
+        for piece in take_turns(data):
+            digest.update(piece)
     return digest.hexdigest()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 
-RETRY_S = 0.5  #: how long to wait after work that failed
+from grokflask.runtime import note_failure, start_thread
 
-_log = logging.getLogger("grokflask.replay")
+RETRY_S = 0.5  #: how long to wait after work that failed
 
 
 class Loop:
@@ -24,8 +23,7 @@ class Loop:
         """Starts the thread, once in each process."""
         if self._thread is None or not self._thread.is_alive():
             self._closing = False
-            self._thread = threading.Thread(target=self._run, name="recordings", daemon=True)
-            self._thread.start()
+            self._thread = start_thread("recordings", self._run)
 
     def wake(self) -> None:
         """Makes the work due now."""
@@ -45,7 +43,7 @@ class Loop:
             try:
                 wait_s = self._work()
             except Exception:
-                _log.exception("the background work of recordings failed")
+                note_failure("recordings")
                 wait_s = RETRY_S
             if closing:
                 return

@@ -32,11 +32,6 @@ class Reader(Cursor):
     _over: bool = False
     _heartbeat_at: float | None = None
 
-    def cancel(self, reason: GrokflaskError) -> None:
-        """Stops it, even while it waits; a client that is still connected gets the reason."""
-        self.cancelled = self.cancelled or reason
-        self.recording.notify()
-
     def wait_for_head(self) -> Head:
         """The head of the answer. Raises the error that prevented it, or the reason given to `cancel`."""
         recording = self.recording

@@ -70,8 +70,14 @@ def fail(error: GrokflaskError) -> Ending:
 class Cursor:
     """A reader's place in a recording."""
 
+    recording: Recording
     position: int = 0  #: in the answer's bytes
     cancelled: GrokflaskError | None = None  #: why the reader has to stop
+
+    def cancel(self, reason: GrokflaskError) -> None:
+        """Stops it, even while it waits; a client that is still connected gets the reason."""
+        self.cancelled = self.cancelled or reason
+        self.recording.notify()
 
 
 @dataclass(eq=False)
@@ -89,7 +95,8 @@ class Recording:
     start: int = 0  #: position of the first byte kept
     end: int = 0  #: position behind the last byte
     given_up: bool = False  #: it is too large to be shared
-    readers: frozenset[Cursor] = frozenset()  #: those in this process
+    readers: tuple[Cursor, ...] = ()  #: those in this process, the oldest first
+    holds: list[Callable[[], object]] = field(default_factory=list)  #: free a stream of the key each
     left_at: float | None = None  #: epoch seconds at which it was abandoned because it had no readers
     _on_leave: Callable[[], None] | None = None
     _kept: bytearray = field(default_factory=bytearray)

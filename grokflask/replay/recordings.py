@@ -22,12 +22,11 @@ from grokflask.errors import (
 from grokflask.replay.loop import Loop
 from grokflask.replay.mirror import Mirror
 from grokflask.replay.reader import Reader
-from grokflask.replay.recording import Ending, Recording
+from grokflask.replay.recording import Cursor, Ending, Recording
 
 if TYPE_CHECKING:
     from grokflask.replay.redis import RedisRecordings
 
-MAX_READERS = 32  #: of one recording in one process
 OVERHEAD_BYTES = 2048  #: memory that a recording takes besides its bytes
 
 
@@ -74,7 +73,6 @@ class Recordings:
             IdempotencyKeyInUseError: the recording is running and was given up.
             StreamGoneError: not to `begin`, and there is no recording.
             StoreUnavailableError: not to `begin`, and Redis, which might have it, is unreachable.
-            TooManyStreamsError: it has MAX_READERS.
         """
         new = reader.recording
         with self._lock:
@@ -111,23 +109,34 @@ class Recordings:
             raise IdempotencyKeyReusedError
         elif recording.given_up:
             raise IdempotencyKeyInUseError
-        elif len(recording.readers) >= MAX_READERS:
-            raise TooManyStreamsError("Too many clients read this answer.", headers={"Retry-After": "1"})
         reader.recording = recording
-        recording.readers |= {reader}
+        recording.readers += (reader,)
         self._due.pop(recording, None)
         return first
 
-    def leave(self, reader: Reader) -> None:
+    def replace_oldest(self, recording: Recording) -> None:
+        """Ends the oldest reader, to make room for a newer one."""
+        if len(recording.readers) < 2:  # the others have left meanwhile
+            return
+        oldest = recording.readers[0]
+        text = "A newer connection reads this answer, and the key has no room for both."
+        oldest.cancel(TooManyStreamsError(text, headers={"x-should-retry": "false"}))
+        self.leave(oldest)
+
+    def leave(self, reader: Cursor) -> None:
         """The reader has left. Idempotent."""
-        recording = reader.recording
+        recording, hold = reader.recording, None
         with self._lock:
             if reader not in recording.readers:
                 return
-            recording.readers -= {reader}
+            recording.readers = tuple(each for each in recording.readers if each is not reader)
+            if recording.holds and len(recording.holds) >= len(recording.readers):
+                hold = recording.holds.pop()
             recording.notify()
             self._note_unread(recording)
         self._loop.wake()
+        if hold is not None:
+            hold()
 
     def keep(self, recording: Recording, data: bytes) -> None:
         """Appends to a running recording. If it was given up, waits for its foremost reader."""

@@ -20,9 +20,15 @@ class Response(wsgi.Response):  # type: ignore[misc]
     _unsent = b""
 
     def send_headers(self) -> None:
-        """Makes the head, and keeps it until `write` or `close` sends it."""
+        """Makes the head, and keeps it until `write` or `close` sends it.
+
+        The connection closes after the response if the request's body has not been received to its end.
+        """
         if self.headers_sent:
             return
+        body = self.req.body
+        if not getattr(body, "complete", True) and not body.skip():  # a request without one keeps gunicorn's
+            self.force_close()
         lines = [*self.default_headers(), *[f"{name}: {value}\r\n" for name, value in self.headers], "\r\n"]
         self._unsent = "".join(lines).encode("latin-1")
         self.headers_sent = True

@@ -14,10 +14,13 @@ import gevent
 from gevent.threadpool import ThreadPool
 from gunicorn.workers.ggevent import GeventWorker
 
+from grokflask.runtime import keep_working, step_aside
 from grokflask.server import private
+from grokflask.server.bodies import linger
 from grokflask.server.metric_slots import MetricsSlot
 from grokflask.server.waits import ReadWait, make_offload
-from grokflask.sockets import shut_down
+from grokflask.server.watchdog import Watchdog
+from grokflask.sockets import keep_alive, shut_down
 
 THREADS = 8
 """Threads for SQLite and for rendering metrics."""
@@ -104,6 +107,8 @@ class Worker(GeventWorker):  # type: ignore[misc]
     """
 
     LAST_S = 3.0
+    TURN_REQUESTS = 8
+    """After so many requests of one connection others run, if the next ones are there already."""
 
     make_poll: Callable[[], Any] | None = None
     metrics_slot: MetricsSlot | None = None
@@ -111,6 +116,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections = Connections(self.worker_connections)
+        self._last_at = 0.0
 
     def run(self) -> None:
         """Serves until the worker ends, with the app's services beside it."""
@@ -119,13 +125,16 @@ class Worker(GeventWorker):  # type: ignore[misc]
             attach(services, self.make_poll, self.metrics_slot)
         private.install()
         private.fix_settings(self.cfg)
-        gevent.spawn(self._drain)
+        gevent.spawn(keep_working, "end-of-worker", self._drain)
         spare_collector()
+        watchdog = Watchdog(services["tallies"].note_loop_delay if services else lambda _: None)
+        watchdog.start()
         try:
             super().run()
         finally:
             if services:
                 services["background"].close()
+            watchdog.stop()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serves one connection, from its first request to its last."""
@@ -136,11 +145,15 @@ class Worker(GeventWorker):  # type: ignore[misc]
         finally:
             self._connections.remove(client)
 
-    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> Any:
-        """Serves one request."""
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        """Serves one request. Raises StopIteration when the connection ends with it."""
+        body, ends = private.replace_body(req), True
         self._connections.start_request(sock)
         try:
-            return super().handle_request(listener_name, req, sock, addr)
+            super().handle_request(listener_name, req, sock, addr)
+            ends = not body.complete
+        except StopIteration:
+            pass
         except OSError as error:
             if error.errno in _LOST:
                 # gunicorn logs a traceback for these, but ignores a broken pipe.
@@ -148,6 +161,18 @@ class Worker(GeventWorker):  # type: ignore[misc]
             raise
         finally:
             self._connections.end_request(sock)
+        if ends:
+            if not body.complete:
+                linger(sock)
+            raise StopIteration
+        if req.req_number % self.TURN_REQUESTS == 0:
+            step_aside()
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answers a request that gunicorn refuses, or that failed before its answer began."""
+        super().handle_error(req, client, addr, exc)
+        if isinstance(exc, Exception):  # not when the greenlet is killed
+            linger(client)
 
     def _drain(self) -> None:
         # No signal comes after `max_requests`; `alive` is what gunicorn itself looks at.
@@ -157,8 +182,9 @@ class Worker(GeventWorker):  # type: ignore[misc]
         services = self._find_services()
         if services:
             services["gateway"].exchanges.drain(self.cfg.graceful_timeout)
-        last_at = time.monotonic() + max(self.cfg.graceful_timeout - self.LAST_S, self.LAST_S)
-        while time.monotonic() < last_at:
+        last_s = max(self.cfg.graceful_timeout - self.LAST_S, self.LAST_S)
+        self._last_at = self._last_at or time.monotonic() + last_s  # an error does not postpone it
+        while time.monotonic() < self._last_at:
             self._connections.close_idle()
             gevent.sleep(0.1)
         self._connections.close_all()
@@ -190,15 +216,3 @@ def spare_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """Lets the kernel find out within a minute of silence that a peer has vanished.
-
-    A stream's heartbeats would notice, but nothing is sent while a whole reply is awaited.
-    """
-    if sock.family != socket.AF_UNIX and hasattr(socket, "TCP_KEEPIDLE"):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)

@@ -16,6 +16,7 @@ import msgspec
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED
 from grokflask.protocol.raw_json import RawFields, is_empty
+from grokflask.runtime import step_aside
 
 CONVERSATION_HEADER = "x-grok-conv-id"
 CONVERSATION_FIELD = "prompt_cache_key"
@@ -94,6 +95,7 @@ def _read_head(turns: msgspec.Raw) -> Iterator[bytes]:
         yield from (b'"user"', *_read_content(turns))
         return
     first: Any = _FIRST.decode(turns)
+    step_aside(memoryview(turns).nbytes)
     for turn in msgspec.structs.astuple(first):
         if turn is None:
             return

@@ -7,6 +7,7 @@ and drop parameters that xAI would refuse.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,16 +18,19 @@ from grokflask.config import Settings
 from grokflask.errors import MALFORMED, InvalidRequestError, RouteNotFoundError
 from grokflask.protocol.raw_json import RawFields, decode_fields, is_empty
 from grokflask.protocol.routes import Kind, Shape, is_plain_segment
+from grokflask.runtime import step_aside
 from grokflask.shaping import vision
 from grokflask.shaping.affinity import pin
 from grokflask.shaping.dropped_params import drop_image_options, drop_refused, drop_tool_options
 from grokflask.shaping.estimates import count_pictures, estimate
 from grokflask.shaping.fields import FLAG, OBJECT, TEXT, drop, read_field, read_fields
 from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest, UpstreamRequest
-from grokflask.shaping.tools import TOOL_FIELDS, find_use
+from grokflask.shaping.scan import LARGE_BYTES, NOTHING, Findings, scan
+from grokflask.shaping.tools import find_use
 
 _TRUE = msgspec.Raw(b"true")
 _FALSE = msgspec.Raw(b"false")
+_STREAM = re.compile(rb'"stream"\s*:\s*true')
 
 
 @dataclass(slots=True)
@@ -41,11 +45,13 @@ class _Shaped:
     uses: tuple[Kind, str] | None = None
 
 
-def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"") -> UpstreamRequest:
+def shape_request(
+    request: ClientRequest, settings: Settings, caller: bytes = b"", *, limited: bool = False
+) -> UpstreamRequest:
     """The request to send upstream. Its conversation gets an id derived from `caller`, unless that is b"".
 
-    Raises InvalidRequestError, which names the parameter, and RouteNotFoundError for an impossible id in the
-    path.
+    `limited`: the key has a limit on tools. Raises InvalidRequestError and BodyTooLargeError, which name the
+    parameter, and RouteNotFoundError for an impossible id in the path.
     """
     sent = request.headers or {}
     headers = {name: sent[name] for name in FORWARDED_HEADERS if name in sent}
@@ -60,11 +66,13 @@ def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"
         model = request.model_id or ""
         body = b"{}" if route.method == "POST" else None  # xAI refuses a POST without a body
         return UpstreamRequest(route.method, path, body, headers, model=model, estimate=cost)
-    fields = read_fields(request.body)
-    shaped = _RULES[route.shape](fields, settings)
+    found = scan(request.body, settings, always=route.kind == "batch", limited=limited)
+    fields = read_fields(request.body, check_duplicates=found is NOTHING)
+    shaped = _RULES[route.shape](fields, settings, found)
     if caller and route.billing == "tokens":
         pin(headers, fields, caller, by_field=route.shape is Shape.RESPONSE)
     body = msgspec.json.encode(fields)
+    step_aside(len(body))
     model = read_field(fields, "model", TEXT) or ""
     return UpstreamRequest(
         method=route.method,
@@ -77,9 +85,10 @@ def shape_request(request: ClientRequest, settings: Settings, caller: bytes = b"
         fallback=shaped.fallback,
         dropped=shaped.dropped,
         uses=shaped.uses,
-        estimate=estimate(route.shape, model, body, fields, settings),
+        estimate=estimate(route.shape, model, body, fields, found, settings),
         makes=shaped.makes or (route.kind if route.act == "make" else None),
-        tools="" if TOOL_FIELDS.isdisjoint(fields) else find_use(fields),
+        tools=find_use(fields, found) if limited else "",
+        found=found,
     )
 
 
@@ -100,19 +109,21 @@ def asks_for_stream(body: bytes) -> bool | None:
 
     It decides how an error is rendered.
     """
+    if len(body) > LARGE_BYTES:  # it may have been refused for what decoding it would cost
+        return True if _STREAM.search(body[:4096]) or _STREAM.search(body[-4096:]) else None
     try:
         return bool(read_field(decode_fields(body), "stream", FLAG))
     except (*MALFORMED, InvalidRequestError):
         return None
 
 
-def _shape_chat(fields: RawFields, settings: Settings) -> _Shaped:
+def _shape_chat(fields: RawFields, settings: Settings, found: Findings) -> _Shaped:
     messages = fields.get("messages")
     if messages is None:
         raise InvalidRequestError("'messages' is missing.", param="messages")
     if bytes(memoryview(messages)[:1]) != b"[" or is_empty(messages):
         raise InvalidRequestError("'messages' must be a list with at least one message.", param="messages")
-    shaped = _shape_completion(fields, settings, messages)
+    shaped = _shape_completion(fields, settings, found)
     if "deferred" in fields and read_field(fields, "deferred", FLAG):
         if shaped.stream or shaped.fallback:
             shaped.stream, shaped.fallback = False, "deferred"  # there is no answer to stream yet
@@ -128,9 +139,9 @@ def _shape_chat(fields: RawFields, settings: Settings) -> _Shaped:
     return shaped
 
 
-def _shape_completion(fields: RawFields, settings: Settings, prompt: msgspec.Raw) -> _Shaped:
-    """The rule for chats, messages and responses, whose messages are in `prompt`."""
-    has_image = vision.has_image_part(prompt)
+def _shape_completion(fields: RawFields, settings: Settings, found: Findings) -> _Shaped:
+    """The rule for chats, messages and responses."""
+    has_image = found.pictures > 0
     default = settings.default_vision_model if has_image else settings.default_chat_model
     model = _default_model(fields, default)
     stream = bool(read_field(fields, "stream", FLAG))
@@ -141,10 +152,10 @@ def _shape_completion(fields: RawFields, settings: Settings, prompt: msgspec.Raw
     return _Shaped(stream=stream, dropped=dropped)
 
 
-def _shape_response(fields: RawFields, settings: Settings) -> _Shaped:
+def _shape_response(fields: RawFields, settings: Settings, found: Findings) -> _Shaped:
     if is_empty(fields.get("input")):
         raise InvalidRequestError("'input' is missing.", param="input")
-    shaped = _shape_completion(fields, settings, fields["input"])
+    shaped = _shape_completion(fields, settings, found)
     if settings.drop_params:
         shaped.dropped += drop_tool_options(fields)
     if read_field(fields, "store", FLAG) is not False:  # the default is true
@@ -153,18 +164,18 @@ def _shape_response(fields: RawFields, settings: Settings) -> _Shaped:
     return shaped
 
 
-def _shape_message(fields: RawFields, settings: Settings) -> _Shaped:
+def _shape_message(fields: RawFields, settings: Settings, found: Findings) -> _Shaped:
     if is_empty(fields.get("messages")):
         raise InvalidRequestError("'messages' is missing or empty.", param="messages")
-    return _shape_completion(fields, settings, fields["messages"])
+    return _shape_completion(fields, settings, found)
 
 
-def _shape_compaction(fields: RawFields, settings: Settings) -> _Shaped:
+def _shape_compaction(fields: RawFields, settings: Settings, _found: Findings) -> _Shaped:
     _default_model(fields, settings.default_chat_model)
     return _Shaped(dropped=drop(fields, ["stream"]), uses=_read_previous(fields))
 
 
-def _shape_vision(fields: RawFields, settings: Settings) -> _Shaped:
+def _shape_vision(fields: RawFields, settings: Settings, _found: Findings) -> _Shaped:
     model = _default_model(fields, settings.default_vision_model)
     fallback = "vision" if read_field(fields, "stream", FLAG) else None
     drop(fields, ["stream", "stream_options"])
@@ -173,7 +184,7 @@ def _shape_vision(fields: RawFields, settings: Settings) -> _Shaped:
     return _Shaped(fallback=fallback, dropped=dropped)
 
 
-def _shape_image(fields: RawFields, settings: Settings) -> _Shaped:
+def _shape_image(fields: RawFields, settings: Settings, _found: Findings) -> _Shaped:
     model = _default_model(fields, settings.default_image_model)
     if not read_field(fields, "prompt", TEXT):
         raise InvalidRequestError("'prompt' is missing.", param="prompt")
@@ -186,24 +197,24 @@ def _shape_image(fields: RawFields, settings: Settings) -> _Shaped:
     return _Shaped(fallback=fallback, dropped=dropped)
 
 
-def _shape_edit(fields: RawFields, settings: Settings) -> _Shaped:
+def _shape_edit(fields: RawFields, settings: Settings, found: Findings) -> _Shaped:
     if not count_pictures(fields):
         raise InvalidRequestError("'image' is missing: send an object with its url.", param="image")
-    return _shape_image(fields, settings)
+    return _shape_image(fields, settings, found)
 
 
-def _shape_video(fields: RawFields, settings: Settings) -> _Shaped:
+def _shape_video(fields: RawFields, settings: Settings, _found: Findings) -> _Shaped:
     _default_model(fields, settings.default_video_model)
     return _Shaped()
 
 
-def _shape_batch(fields: RawFields, _settings: Settings) -> _Shaped:
+def _shape_batch(fields: RawFields, _settings: Settings, _found: Findings) -> _Shaped:
     if not read_field(fields, "name", TEXT):
         fields["name"] = msgspec.Raw(b'"batch"')  # required by xAI, unknown to OpenAI's API
     return _Shaped()
 
 
-_RULES: dict[Shape, Callable[[RawFields, Settings], _Shaped]] = {
+_RULES: dict[Shape, Callable[[RawFields, Settings, Findings], _Shaped]] = {
     Shape.CHAT: _shape_chat,
     Shape.VISION: _shape_vision,
     Shape.RESPONSE: _shape_response,
@@ -213,7 +224,7 @@ _RULES: dict[Shape, Callable[[RawFields, Settings], _Shaped]] = {
     Shape.IMAGE_EDIT: _shape_edit,
     Shape.VIDEO: _shape_video,
     Shape.BATCH: _shape_batch,
-    Shape.OTHER: lambda _fields, _settings: _Shaped(),
+    Shape.OTHER: lambda *_: _Shaped(),
 }
 """How to shape each body. A rule changes its fields."""
 

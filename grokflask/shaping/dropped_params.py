@@ -24,6 +24,9 @@ _TOOL_OPTIONS = {
 """Options in other vendors' APIs, by the tool's type. With any of them xAI's Responses API refuses the whole
 request."""
 
+MAX_TOOLS_BYTES = 2**20
+"""Larger lists of tools are passed on as they are: reading them would take too long."""
+
 _TOOLS: msgspec.json.Decoder[list[RawFields]] = msgspec.json.Decoder(list[RawFields])
 
 
@@ -55,7 +58,9 @@ def drop_image_options(fields: RawFields, model: str) -> tuple[str, ...]:
 def drop_tool_options(fields: RawFields) -> tuple[str, ...]:
     """Removes options of tools that xAI's Responses refuse, and returns their names: `tools.container`."""
     raw = bytes(fields.get("tools", b""))
-    if not any(f'"{name}"'.encode() in raw for names in _TOOL_OPTIONS.values() for name in names):
+    if len(raw) > MAX_TOOLS_BYTES or not any(
+        f'"{name}"'.encode() in raw for names in _TOOL_OPTIONS.values() for name in names
+    ):
         return ()
     try:
         tools = _TOOLS.decode(raw)

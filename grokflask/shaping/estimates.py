@@ -10,9 +10,11 @@ from grokflask.config import Settings
 from grokflask.errors import MALFORMED
 from grokflask.protocol.raw_json import NULL, RawFields, decode_fields, is_empty
 from grokflask.protocol.routes import Shape
+from grokflask.runtime import step_aside
 from grokflask.shaping.dropped_params import is_reasoning
 from grokflask.shaping.fields import LIST, read_count
 from grokflask.shaping.request import UpstreamRequest
+from grokflask.shaping.scan import Findings
 
 MAX_ANSWERS = 128
 """Estimates go no higher: upstream refuses requests for more."""
@@ -27,7 +29,9 @@ MAX_EFFORT = 64
 """Bytes of the field that asks for reasoning, which are enough to tell one effort from another."""
 
 
-def estimate(shape: Shape, model: str, body: bytes, fields: RawFields, settings: Settings) -> Estimate:
+def estimate(
+    shape: Shape, model: str, body: bytes, fields: RawFields, found: Findings, settings: Settings
+) -> Estimate:
     """An estimate for the `body` that goes upstream and has these `fields`."""
     answers = min(read_count(fields, "n") or 1, MAX_ANSWERS)
     match shape:
@@ -46,7 +50,7 @@ def estimate(shape: Shape, model: str, body: bytes, fields: RawFields, settings:
         case _:
             return FREE
     known = replace(
-        estimate_chat(model, body, 0),
+        estimate_chat(model, body, 0, found.pictures + (shape is Shape.VISION), found.picture_bytes),
         answers=answers,
         cap_tokens=cap,
         caps_reasoning=shape in (Shape.RESPONSE, Shape.COMPACTION),
@@ -80,6 +84,7 @@ def count_pictures(fields: RawFields) -> int:
     """The number of pictures to edit. Upstream reports what else is wrong with them."""
     if not is_empty(fields.get("image")):
         return 1
+    step_aside(memoryview(fields.get("images", NULL)).nbytes)
     try:
         return len(LIST.decoder.decode(fields.get("images", NULL)) or ())
     except MALFORMED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -10,6 +11,8 @@ import msgspec
 
 from grokflask.errors import MALFORMED, InvalidRequestError
 from grokflask.protocol.raw_json import NULL, RawFields, decode_fields
+from grokflask.runtime import step_aside, take_turns
+from grokflask.shaping.scan import check_names
 
 T = TypeVar("T")
 
@@ -30,18 +33,25 @@ LIST: Expected[list[msgspec.Raw] | None] = Expected(msgspec.json.Decoder(list[ms
 _COUNT: msgspec.json.Decoder[int | None] = msgspec.json.Decoder(int | None)
 
 
-def read_fields(body: bytes) -> RawFields:
+def read_fields(body: bytes, *, check_duplicates: bool = False) -> RawFields:
     """The top level of a JSON object. Raises InvalidRequestError."""
-    if not body.strip():
+    if not body or body.isspace():
         raise InvalidRequestError("The request has no body; it must be a JSON object.")
     try:
         if not body.isascii():
-            body.decode()  # what lies below the top level is not decoded
-        return decode_fields(body)
+            check = getincrementaldecoder("utf-8")()
+            for piece in take_turns(body):  # what lies below the top level is not decoded
+                check.decode(piece)
+            check.decode(b"", final=True)
+        fields = decode_fields(body)
     except msgspec.ValidationError:
         raise InvalidRequestError("The body is JSON, but not an object.") from None
     except MALFORMED as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from None
+    if check_duplicates:
+        check_names(body, fields)
+    step_aside(len(body))
+    return fields
 
 
 def read_field(fields: RawFields, name: str, expected: Expected[T]) -> T:

@@ -11,6 +11,7 @@ import msgspec
 from grokflask.billing.bill import FREE, Estimate
 from grokflask.protocol.routes import Kind, Route
 from grokflask.shaping.affinity import CONVERSATION_HEADER
+from grokflask.shaping.scan import NOTHING, Findings
 from grokflask.shaping.tools import Use
 
 FORWARDED_HEADERS = (CONVERSATION_HEADER,)
@@ -45,6 +46,8 @@ class ClientRequest(msgspec.Struct, frozen=True):
     """The part of the query string that the route forwards."""
     wants_json: bool = False
     """Errors in a stream have OpenAI's shape, not the guide's."""
+    once: bool = False
+    """The client has sent an Idempotency-Key: upstream must never run the request twice."""
     client: socket | None = None
     """The client's socket, where the server has one."""
     bind_leave: Callable[[Callable[[], None]], None] | None = None
@@ -71,7 +74,10 @@ class UpstreamRequest(msgspec.Struct, frozen=True):
     """Names of parameters that were removed."""
     estimate: Estimate = FREE
     tools: Use = ""
+    """The tools that it asks for, if its key has a limit on them."""
     makes: Kind | None = None
     """The kind of object that upstream will create, and whose id it returns."""
     uses: tuple[Kind, str] | None = None
     """An object that the body names. Only its owner may use it."""
+    found: Findings = NOTHING
+    """What else the body names."""

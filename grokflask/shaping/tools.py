@@ -12,11 +12,13 @@ from typing import Literal
 import msgspec
 
 from grokflask.errors import MALFORMED
-from grokflask.protocol.raw_json import is_empty
+from grokflask.protocol.raw_json import NULL, decode_fields, decode_list, is_empty
+from grokflask.shaping.scan import NOTHING, Findings, check_names
 
-Use = Literal["", "client", "server"]
+Use = Literal["", "client", "server", "collections"]
+"""From the least to the most. Collections (vector stores) belong to the operator's team at xAI."""
 
-TOOL_FIELDS = frozenset({"tools", "functions", "search_parameters", "web_search_options", "mcp_servers"})
+_TOOL_FIELDS = frozenset({"tools", "functions", "search_parameters", "web_search_options", "mcp_servers"})
 """The fields of a body that ask for tools, in any of the APIs."""
 
 _CLIENT_TYPES = ("", "function", "custom")
@@ -24,40 +26,46 @@ _CLIENT_PREFIXES = ("bash_", "text_editor_", "computer_", "memory_")
 """Of Anthropic's client tools, whose types end with a date."""
 
 
-class _Tool(msgspec.Struct):
-    type: str | None = None
+MAX_TOOLS = 2000
+"""A longer list counts as xAI's tools. No API takes as many."""
+
+_TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 
 
-class _Search(msgspec.Struct):
-    """xAI's older `search_parameters`."""
+def find_use(fields: Mapping[str, msgspec.Raw], found: Findings = NOTHING) -> Use:
+    """Where the tools run that a body with these fields asks for; "" when it asks for none.
 
-    mode: str | None = None
-
-
-_TOOLS = msgspec.json.Decoder(list[_Tool])
-_SEARCH = msgspec.json.Decoder(_Search)
-
-
-def find_use(fields: Mapping[str, msgspec.Raw]) -> Use:
-    """Where the tools run that a body with these fields asks for; "" when it asks for none."""
-    used = {name for name in TOOL_FIELDS if not is_empty(fields.get(name))}
+    Raises InvalidRequestError if a name stands twice where this is read.
+    """
+    if found.collections:
+        return "collections"
+    used = {name for name in _TOOL_FIELDS if not is_empty(fields.get(name))}
     if "search_parameters" in used and _is_off(fields["search_parameters"]):
         used.discard("search_parameters")
     if used - {"tools", "functions"}:
         return "server"
     if "tools" in used:
         try:
-            tools = _TOOLS.decode(fields["tools"])
+            tools = decode_list(fields["tools"])
+            types = [_read_text(tool, "type") for tool in tools[:MAX_TOOLS]]
         except MALFORMED:
             return "server"  # upstream refuses it, or reads it in another way
-        types = (tool.type or "" for tool in tools)
-        if not all(type in _CLIENT_TYPES or type.startswith(_CLIENT_PREFIXES) for type in types):
+        if len(tools) > MAX_TOOLS or not all(
+            type in _CLIENT_TYPES or type.startswith(_CLIENT_PREFIXES) for type in types
+        ):
             return "server"
     return "client" if used else ""
 
 
-def _is_off(raw: msgspec.Raw) -> bool:
+def _is_off(search_parameters: msgspec.Raw) -> bool:
     try:
-        return _SEARCH.decode(raw).mode == "off"
+        return _read_text(search_parameters, "mode") == "off"
     except MALFORMED:
         return False
+
+
+def _read_text(raw: msgspec.Raw, name: str) -> str:
+    """A field of an object. Raises MALFORMED, and InvalidRequestError for two fields with the same name."""
+    fields = decode_fields(raw)
+    check_names(bytes(raw), fields)
+    return _TEXT.decode(fields.get(name, NULL)) or ""

@@ -13,7 +13,12 @@ from grokflask.storage.tables import key_changes, metadata
 FIRST_VERSION = 8
 """The oldest version that can be brought up to date; there was no release before it."""
 
-STEPS: tuple[Callable[[Connection], None], ...] = ()
+
+def _add_reached(connection: Connection) -> None:
+    connection.execute(text("ALTER TABLE exchanges ADD COLUMN reached TEXT"))
+
+
+STEPS: tuple[Callable[[Connection], None], ...] = (_add_reached,)
 """Changes of the tables since FIRST_VERSION, each together with the same change in `tables`. A released step
 is never changed. All missing steps run in one transaction, in SQL that SQLite and PostgreSQL understand."""
 

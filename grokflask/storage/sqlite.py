@@ -6,6 +6,7 @@ SQLite's calls block the thread that they run in, and with it every stream of a 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from grokflask.runtime import Offload
+from grokflask.storage.files import close_files, make_file
 from grokflask.storage.migrations import prepare_tables
 
 PROGRESS_STEPS = 100_000
@@ -23,6 +25,8 @@ PROGRESS_STEPS = 100_000
 RETRY_S = 0.02
 
 T = TypeVar("T")
+
+_log = logging.getLogger("grokflask.db")
 
 
 class SQLiteConnections:
@@ -37,11 +41,15 @@ class SQLiteConnections:
         self._anchor: Connection | None = None
 
     def open(self, timeout_s: float, *, create: bool) -> None:
-        """Opens the file and prepares its tables; `create` allows a new file or tables."""
+        """Opens the file and prepares its tables; `create` allows a new file or tables.
+
+        Other users of this machine lose their rights to the files, which older versions gave them.
+        """
         end = time.monotonic() + timeout_s
         engine = _make_engine(self._url, "rwc") if create else self._engine
-        if create and self._url.database:
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(self._url.database or "")
+        if create:
+            make_file(path)
         while self._anchor is None:
             try:
                 self._anchor = self._offload(_open_anchor, (engine, timeout_s, create))
@@ -50,6 +58,9 @@ class SQLiteConnections:
                 if "locked" not in str(error) or time.monotonic() > end:
                     raise
                 time.sleep(RETRY_S)
+        if open_files := close_files(path):
+            fields = {"files": ",".join(map(str, open_files))}
+            _log.warning("other users have rights to the database's files", extra={"fields": fields})
 
     def run(self, work: Callable[[Connection], T], timeout_s: float, *, writes: bool) -> T:
         """Runs `work` in one transaction."""

@@ -40,7 +40,7 @@ keys = Table(
     Column("budget_day_ticks", BigInteger),
     Column("budget_month_ticks", BigInteger),
     Column("models", Text, nullable=False),  # a JSON list
-    Column("tools", Text, nullable=False, server_default="all"),  # all, client or none
+    Column("tools", Text, nullable=False, server_default="all"),  # keys.limits.Allowed
 )
 """Keys without their secrets. Times are epoch seconds."""
 
@@ -77,6 +77,7 @@ exchanges = Table(
     *_columns(BigInteger, "ttft_ms duration_ms bytes_out cost_ticks"),
     *_columns(BigInteger, "prompt_tokens cached_tokens completion_tokens reasoning_tokens total_tokens"),
     Column("server_tools", BigInteger),  # calls of xAI's own tools, which are billed apart from tokens
+    Column("reached", Text),  # whether upstream had the request: no, sent or answered
     # Ids are in the order of time, so the newest rows of a key need no sorting.
     Index("exchanges_by_key", "key", "id"),
     Index("exchanges_by_request", "request_id", "id"),

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import requests
 
-from grokflask.errors import GrokflaskError, UpstreamProtocolError
+from grokflask.errors import ForeignAnswerError, GrokflaskError, UpstreamProtocolError
 from grokflask.protocol.upstream_errors import parse_error
 from grokflask.shaping.request import UpstreamRequest
-from grokflask.upstream.connections import Attempt
+from grokflask.upstream.connections import Attempt, Reached
 from grokflask.upstream.stream import UpstreamStream
 from grokflask.upstream.transport import Adapter, OutgoingRequest, StaleConnectionError
 
@@ -50,9 +50,12 @@ class UpstreamClient:
         self.connector = adapter.connector
         self._session.mount(base_url, adapter)
 
-    def call(self, request: UpstreamRequest, key: str | None) -> UpstreamCall:
-        """Sends `request` in a thread of its own (a greenlet if gevent has patched threads)."""
-        return UpstreamCall(lambda attempt: self.send(request, key, attempt))
+    def call(self, request: UpstreamRequest, key: str | None, *, once: bool = False) -> UpstreamCall:
+        """Sends `request` in a thread of its own (a greenlet if gevent has patched threads).
+
+        With `once` it is never sent again if upstream may have had all of it.
+        """
+        return UpstreamCall(lambda attempt: self.send(request, key, attempt), once=once)
 
     def send(self, request: UpstreamRequest, key: str | None, attempt: Attempt) -> UpstreamStream:
         """The successful answer to `request`, with its body unread. It is a stream if requested.
@@ -63,7 +66,7 @@ class UpstreamClient:
         try:
             response = self._send(outgoing)
         except StaleConnectionError:
-            # Sent again only once: upstream closed the kept connection without answering.
+            # Only once, and over a new connection.
             outgoing.fresh = True
             response = self._send(outgoing)
         stream = UpstreamStream(response, attempt, retried=outgoing.fresh)
@@ -72,7 +75,9 @@ class UpstreamClient:
         with stream:
             body = stream.read_what_comes(ERROR_BODY_S, MAX_ERROR_BYTES)
         is_success = stream.status < 300
-        if 300 <= stream.status < 400 or (is_success and not stream.media_type.endswith("json")):
+        if 300 <= stream.status < 400 or (is_success and stream.media_type == "text/html"):
+            raise ForeignAnswerError
+        if is_success and not stream.media_type.endswith("json"):
             raise UpstreamProtocolError
         # xAI reports some failures as a 200 with JSON where the request asked for events.
         status = stream.status if stream.status >= 400 else 502
@@ -105,10 +110,10 @@ class UpstreamClient:
 class UpstreamCall:
     """A request on its way. One thread waits for it; any thread may cancel it."""
 
-    def __init__(self, send: Callable[[Attempt], UpstreamStream]) -> None:
+    def __init__(self, send: Callable[[Attempt], UpstreamStream], *, once: bool = False) -> None:
         #: The reason given to `cancel`.
         self.cancelled: GrokflaskError | None = None
-        self._attempt = Attempt()
+        self._attempt = Attempt(once=once)
         self._stream: UpstreamStream | None = None
         self._error: Exception | None = None
         self._lock = threading.Lock()
@@ -118,9 +123,9 @@ class UpstreamCall:
         start_new_thread(self._run, (send,))
 
     @property
-    def reached(self) -> bool:
-        """Upstream may have received the request, because there was a connection to send it on."""
-        return self._attempt.phase != "connecting"
+    def reached(self) -> Reached:
+        """Whether upstream has had the request."""
+        return self._attempt.reached
 
     def wait(self, timeout_s: float) -> UpstreamStream | None:
         """The answer, which the caller closes; None if it does not come within `timeout_s`.
@@ -147,10 +152,12 @@ class UpstreamCall:
                 return
             self.cancelled = reason
             unread, self._stream = self._stream, None
-        self._attempt.cancel()
-        if unread is not None:
-            unread.close()
-        self._decided.set()
+        try:
+            self._attempt.cancel()
+            if unread is not None:
+                unread.close()
+        finally:
+            self._decided.set()
 
     def _run(self, send: Callable[[Attempt], UpstreamStream]) -> None:
         stream: UpstreamStream | None = None
@@ -161,9 +168,19 @@ class UpstreamCall:
             if isinstance(error, GrokflaskError):
                 # It is kept; the frames below, which hold the request's body, must not be.
                 error.__traceback__ = error.__cause__ = error.__context__ = None
-        with self._lock:
-            if self.cancelled is None:
-                self._stream, stream = stream, None
-        if stream is not None:
-            stream.close()  # the call was cancelled meanwhile
-        self._decided.set()
+        except BaseException:
+            self._error = GrokflaskError()
+            raise
+        finally:
+            self._decide(stream)
+
+    def _decide(self, stream: UpstreamStream | None) -> None:
+        """Hands the stream over, unless the call was cancelled meanwhile, and ends the wait for it."""
+        try:
+            with self._lock:
+                if self.cancelled is None:
+                    self._stream, stream = stream, None
+            if stream is not None:
+                stream.close()
+        finally:
+            self._decided.set()

@@ -2,50 +2,94 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import certifi
 from urllib3.util.ssl_ import create_urllib3_context
 
-from grokflask.sockets import shut_down
+from grokflask.sockets import count_unsent, reset_on_close, shut_down
+from grokflask.upstream.dialing import Dialer
 
-NAME_S = 5.0
-"""How long the addresses of a name are used, unless a connection fails."""
+RESEND_S = 1.0
+"""A kept connection that closes later than this after a request was not idle: upstream has worked on it."""
+
+Reached = Literal["no", "sent", "answered"]
+"""Whether upstream had a request: not all of it, all of it, or all of it and it has begun to answer."""
 
 
 class Attempt:
-    """One attempt at sending a request. Another thread can see how far it has come, and cancel it."""
+    """One attempt at sending a request. It knows how far the request has come, and can be cancelled.
 
-    def __init__(self) -> None:
-        #: "reused" (a kept connection, no byte of an answer yet), "connecting", "connected", or "answering".
-        self.phase = "reused"
-        self._sock: socket.socket | None = None
+    Args:
+        once: the request must not run twice, so it is not sent again once upstream may have all of it.
+    """
+
+    def __init__(self, *, once: bool = False) -> None:
+        #: There is a connection to send on.
+        self.connected = False
+        #: It had an earlier exchange. Upstream may have closed it just before this request.
+        self.reused = False
+        #: When the last byte of the request was sent (monotonic); None before.
+        self.sent_at: float | None = None
+        #: The first byte of an answer has come.
+        self.answered = False
+        self._once = once
+        self._socks: list[socket.socket] = []
         self._cancelled = False
         self._lock = threading.Lock()
+
+    @property
+    def reached(self) -> Reached:
+        """Whether upstream had the request."""
+        if self.sent_at is None:
+            return "no"
+        return "answered" if self.answered else "sent"
+
+    @property
+    def may_be_resent(self) -> bool:
+        """Upstream closed a kept connection before it could take the request, or looks as if it had."""
+        if self._cancelled or self.answered or not self.reused:
+            return False
+        if self.sent_at is None:
+            return True
+        return not self._once and time.monotonic() - self.sent_at <= RESEND_S
+
+    def begin(self, *, reused: bool) -> None:
+        """There is a connection now, and nothing has been sent on it."""
+        self.connected, self.reused, self.sent_at = True, reused, None
 
     def cancel(self) -> None:
         """Ends the wait of the attempt. Nothing is sent afterwards. Idempotent and thread-safe."""
         with self._lock:
             self._cancelled = True
-            shut_down(self._sock, socket.SHUT_RDWR)
+            self.check_sent()
+            for sock in self._socks:
+                shut_down(sock, socket.SHUT_RDWR)
 
-    def hold(self, sock: socket.socket | None) -> None:
-        """From now on `cancel` ends waits on `sock`. Raises ConnectionAbortedError once it was called."""
+    def check_sent(self) -> bool:
+        """Whether all of the request went out. Bytes that still wait in the kernel did not."""
+        if any(map(count_unsent, self._socks)):
+            self.sent_at = None
+        return self.sent_at is not None
+
+    def hold(self, *socks: socket.socket) -> None:
+        """From now on `cancel` ends waits on these. Raises ConnectionAbortedError once it was called."""
         with self._lock:
-            self._sock = sock
+            self._socks = list(socks)
             if self._cancelled:
                 raise ConnectionAbortedError
 
     def release(self) -> bool:
         """From now on `cancel` leaves the connection alone. False once it was called."""
         with self._lock:
-            self._sock = None
+            self._socks = []
             return not self._cancelled
 
 
@@ -60,9 +104,13 @@ class Connection:
         self.sock: Any = sock
         #: Waits more cheaply than the socket's own timeout; None to use that.
         self.wait = wait
+        #: All of the last request was sent.
+        self.is_sent = True
 
     def close(self) -> None:
-        """Closes the socket."""
+        """Closes the socket. If something is unsent, drops it, and upstream learns of it at once."""
+        if not self.is_sent:
+            reset_on_close(self.sock)
         self.sock.close()
 
 
@@ -77,60 +125,40 @@ class Connector:
         #: The value of the Host header.
         self.host = url.netloc.rpartition("@")[2]
         self._name = url.hostname or ""
-        self._port = url.port or (443 if url.scheme == "https" else 80)
+        self._dialer = Dialer(self._name, url.port or (443 if url.scheme == "https" else 80))
         self._context = make_context() if url.scheme == "https" else None
-        self._addresses: list[tuple[int, Any]] = []  # a socket's family, and what its `connect` takes
-        self._look_up_at = 0.0  # monotonic
 
     def open(self, attempt: Attempt, timeout_s: float) -> Connection:
         """A new connection, held by `attempt`. Each step of making it takes up to `timeout_s`.
 
         Raises OSError.
         """
-        attempt.phase = "connecting"
+        attempt.connected, attempt.sent_at = False, None
         sock: socket.socket | None = None
         try:
-            sock = self._connect(timeout_s)
-            if self._context is None:
-                attempt.hold(sock)
-            else:
+            sock = self._dialer.connect(attempt.hold, timeout_s)
+            if self._context is not None:
                 sock = secured = self._context.wrap_socket(
                     sock, server_hostname=self._name.rstrip("."), do_handshake_on_connect=False
                 )
-                attempt.hold(sock)  # before the handshake, which can take long
+                attempt.hold(sock)
                 secured.do_handshake()
         except BaseException:
-            self._look_up_at = 0.0
+            self._dialer.forget()
             if sock is not None:
                 sock.close()
             raise
-        attempt.phase = "connected"
+        attempt.begin(reused=False)
         return Connection(sock, self.make_wait(sock) if self.make_wait else None)
 
-    def _connect(self, timeout_s: float) -> socket.socket:
-        """A TCP connection to the first address that accepts one, in up to `timeout_s` for each."""
-        error = OSError("the name has no address")
-        for family, address in self._look_up():
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.settimeout(timeout_s)
-                sock.connect(address)
-            except OSError as failure:
-                sock.close()
-                error = failure
-            else:
-                return sock
-        raise error
 
-    def _look_up(self) -> list[tuple[int, Any]]:
-        """The server's addresses. gevent looks up in a thread, so many connections share one look-up."""
-        now = time.monotonic()
-        if now >= self._look_up_at:
-            found = socket.getaddrinfo(self._name, self._port, type=socket.SOCK_STREAM)
-            self._addresses = [(family, address) for family, _, _, _, address in found]
-            self._look_up_at = now + NAME_S
-        return self._addresses
+def poll(sock: Any, events: int, timeout_s: float) -> int:
+    """Those of `events` (POLLIN, POLLOUT) that `sock` is ready for, or its errors. Raises TimeoutError."""
+    poll = select.poll()
+    poll.register(sock.fileno(), events)
+    for _, ready in poll.poll(timeout_s * 1000):
+        return ready
+    raise TimeoutError("timed out")
 
 
 def make_context() -> ssl.SSLContext:

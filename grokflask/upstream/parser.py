@@ -15,12 +15,13 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from grokflask.errors import StreamBrokenError, UpstreamProtocolError
 
 MAX_HEAD_BYTES = 64 * 1024
+"""Of an answer's head and of the interim answers before it, together."""
 MAX_HEADERS = 256
 MAX_INTERIM_ANSWERS = 16
 MAX_FRAMING_BYTES = 8192
 """Chunk sizes, extensions and trailers that may come, over several reads, without a byte of the body."""
-MAX_UNPACKED_BYTES = 64 * 2**20
-"""What one read may unpack to, so that a small body cannot fill the memory."""
+UNPACKED_BYTES = 64 * 1024
+"""What is unpacked in one step: a few packed bytes can become millions."""
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _BARE_LINE_END = re.compile(rb"\r(?!\n)|(?<!\r)\n")
@@ -63,7 +64,10 @@ class _Message:
 
 
 class AnswerParser:
-    """Parses one answer: `feed_head` until it returns the head, then `feed` until the body has ended."""
+    """Parses one answer: `feed_head` until it returns the head, then `feed` until the body has ended.
+
+    While `is_packed` is true, `unpack` has more of the body, and comes before the next `feed`.
+    """
 
     def __init__(self) -> None:
         #: The body is complete.
@@ -73,10 +77,14 @@ class AnswerParser:
         #: Invalid HTTP behind the bytes that `feed` has returned.
         self.error: UpstreamProtocolError | None = None
         self._head = bytearray()
+        #: Not all bytes that were fed have been unpacked.
+        self.is_packed = False
         self._interim_answers = 0
+        self._head_bytes = 0  # of interim answers
         self._framing_bytes = 0
         self._until_close = False
         self._inflate: zlib._Decompress | None = None
+        self._packed = b""
 
     def feed_head(self, data: bytes) -> AnswerHead | None:
         """The head, once it is complete.
@@ -91,7 +99,7 @@ class AnswerParser:
                 raise UpstreamProtocolError
             end = _HEAD_END.search(self._head, searched)
             size = end.end() if end else len(self._head)
-            if size > MAX_HEAD_BYTES:
+            if self._head_bytes + size > MAX_HEAD_BYTES:
                 raise UpstreamProtocolError("The upstream API sent a head that is too long.")
             if end is None:
                 return None
@@ -100,13 +108,14 @@ class AnswerParser:
             status = self._start(head)
             if status >= 200:
                 return self._read_head(status, is_1_1=head.startswith(b"HTTP/1.1"))
+            self._head_bytes += size
             self._interim_answers += 1
             if self._interim_answers > MAX_INTERIM_ANSWERS:
                 raise UpstreamProtocolError("The upstream API sent too many interim answers.")
             searched = 0
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes of the body in `data`, unpacked. Sets `ended`, `surplus` and `error`."""
+        """The bytes of the body in `data`, unpacked. Sets `ended`, `surplus`, `error` and `is_packed`."""
         message = self._message
         try:
             self._llhttp.feed_data(data)
@@ -125,7 +134,10 @@ class AnswerParser:
             self._framing_bytes += len(data)
             if self._framing_bytes > MAX_FRAMING_BYTES and not self.error:
                 self.error = UpstreamProtocolError("The upstream API sent chunk framing that is too long.")
-        return body if self._inflate is None else self._unpack(body)
+        if self._inflate is None:
+            return body
+        self._packed += body
+        return self.unpack()
 
     def feed_eof(self) -> None:
         """The connection has closed. Raises StreamBrokenError if the body is not complete."""
@@ -173,21 +185,22 @@ class AnswerParser:
         keeps = not self._until_close and "close" not in options and (is_1_1 or "keep-alive" in options)
         return AnswerHead(status, headers, keeps, rest)
 
-    def _unpack(self, packed: bytes) -> bytes:
-        """Everything unpacked so far, for an upstream that compresses although no coding was accepted."""
+    def unpack(self) -> bytes:
+        """The next UNPACKED_BYTES of a body that upstream packs although no coding was accepted."""
         assert self._inflate is not None
         try:
-            body = self._inflate.decompress(packed, MAX_UNPACKED_BYTES)
-            while self._inflate.eof and self._inflate.unused_data and len(body) < MAX_UNPACKED_BYTES:
-                packed = self._inflate.unused_data  # the next member (RFC 1952, section 2.2)
-                self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-                body += self._inflate.decompress(packed, MAX_UNPACKED_BYTES - len(body))
+            body = self._inflate.decompress(self._packed, UNPACKED_BYTES)
         except zlib.error:
             self.error = UpstreamProtocolError("The upstream API sent a damaged compressed body.")
+            self.ended = self.is_packed = False
             return b""
-        if self._inflate.unconsumed_tail or self._inflate.unused_data:
-            self.error = UpstreamProtocolError("The upstream API sent a body that unpacks too far.")
-            return b""
+        self._packed = self._inflate.unconsumed_tail
+        if self._inflate.eof and self._inflate.unused_data:
+            self._packed = self._inflate.unused_data  # the next member (RFC 1952, section 2.2)
+            self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+        # zlib may have taken all bytes and still have more to give.
+        self.is_packed = bool(self._packed) or len(body) == UNPACKED_BYTES
+        self.ended = self._message.ended and not self.is_packed
         if self.ended and not self._inflate.eof:
             self.ended = False
             self.error = UpstreamProtocolError("The upstream API sent a compressed body that is cut off.")

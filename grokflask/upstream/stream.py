@@ -11,10 +11,12 @@ from typing import Any, Self
 import requests
 
 from grokflask.errors import StreamBrokenError, UpstreamError
+from grokflask.runtime import step_aside
 from grokflask.shaping.request import UpstreamRequest
 from grokflask.upstream.connections import Attempt
 from grokflask.upstream.parser import AnswerParser
-from grokflask.upstream.transport import RECEIVE_BYTES, Answer
+from grokflask.upstream.sending import RECEIVE_BYTES
+from grokflask.upstream.transport import Answer
 
 TURN_BYTES = 64 * 1024
 """A stream yields to others after this much: one that never waits would block its worker."""
@@ -64,16 +66,20 @@ class UpstreamStream:
         deadline = time.monotonic() + timeout_s
         left_s = timeout_s
         while not self._parser.ended:
-            if self._parser.error:
+            if self._parser.is_packed:
+                step_aside()
+                body = self._parser.unpack()
+            elif self._parser.error:
                 raise self._parser.error
-            data = self._answer.received or self._receive(left_s)
-            self._answer.received = b""
-            if data is None:
-                return None
-            if not data:
-                self._parser.feed_eof()
-                break
-            body = self._parser.feed(data)
+            else:
+                data = self._answer.received or self._receive(left_s)
+                self._answer.received = b""
+                if data is None:
+                    return None
+                if not data:
+                    self._parser.feed_eof()
+                    break
+                body = self._parser.feed(data)
             if body:
                 return body
             left_s = max(deadline - time.monotonic(), 0.001)  # bytes of framing do not extend the wait
@@ -82,7 +88,7 @@ class UpstreamStream:
     def read_what_comes(self, timeout_s: float, max_bytes: int) -> bytes:
         """The first `max_bytes` of the body, or what comes of it within `timeout_s` and before an error."""
         deadline = time.monotonic() + timeout_s
-        body = b""
+        body = bytearray()
         try:
             while len(body) < max_bytes and (left_s := deadline - time.monotonic()) > 0:
                 data = self.read(left_s)
@@ -91,7 +97,7 @@ class UpstreamStream:
                 body += data
         except UpstreamError:
             pass  # the caller wants what came before
-        return body[:max_bytes]
+        return bytes(body[:max_bytes])
 
     def finish(self) -> None:
         """Closes a stream whose last event has come, after a short wait for its framing to end."""
@@ -131,7 +137,7 @@ class UpstreamStream:
         self._turn_left -= len(data)
         if self._turn_left <= 0:
             self._turn_left = TURN_BYTES
-            time.sleep(0)
+            step_aside()
         return data
 
 

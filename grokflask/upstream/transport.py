@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import ssl
+import time
 import weakref
 from collections.abc import Mapping
-from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import requests
@@ -21,8 +22,8 @@ from grokflask.protocol.upstream_errors import clean_message
 from grokflask.shaping.request import Upload
 from grokflask.upstream.connections import Attempt, Connection, Connector
 from grokflask.upstream.parser import AnswerHead, AnswerParser
+from grokflask.upstream.sending import RECEIVE_BYTES, send_and_listen
 
-RECEIVE_BYTES = 64 * 1024
 JOINED_BYTES = 64 * 1024
 """A body up to this size is sent in one piece with its head."""
 
@@ -31,7 +32,7 @@ _BROKEN = re.compile(r"[\r\n\x00]")  # in a header
 
 
 class StaleConnectionError(Exception):
-    """A kept connection was dead before the first byte of the answer, so the request can be sent again."""
+    """A kept connection was dead before it could bring the request to upstream: it can be sent again."""
 
 
 class OutgoingRequest(requests.PreparedRequest):
@@ -67,7 +68,7 @@ class Answer:
         self.parser = parser
         #: Bytes that came with the head and have not been parsed yet.
         self.received = head.rest
-        self._keeps = head.keeps
+        self._keeps = head.keeps and connection.is_sent
         self._adapter = adapter
         self._connection = connection
 
@@ -101,26 +102,26 @@ class Adapter(BaseAdapter):
     ) -> requests.Response:
         """Sends an OutgoingRequest and reads the head of its answer. The caller reads the body.
 
-        `timeout` has the seconds for each step of connecting, and for the next bytes of the head. The other
-        arguments are ignored: the body is never read here, and certificates are always verified.
+        `timeout` has the seconds for each step of connecting, and for each wait until upstream takes more of
+        the request or sends more of the head. The other arguments are ignored: the body is never read here,
+        and certificates are always verified.
 
         Raises UpstreamError, or StaleConnectionError if the request can be sent again.
         """
         assert isinstance(request, OutgoingRequest)
         attempt = request.attempt
         try:
-            attempt.hold(None)
+            attempt.hold()
             connection = self._connect(request, timeout[0])
             try:
                 attempt.hold(connection.sock)
-                connection.sock.settimeout(timeout[1])
-                self._write(connection, request)
-                return self._read_head(connection, attempt, timeout[1])
+                return self._exchange(connection, request, timeout[1])
             except BaseException:
+                connection.is_sent = attempt.check_sent()
                 connection.close()
                 raise
         except OSError as error:
-            failure = _explain(error, attempt.phase)
+            failure = _explain(error, attempt)
             error.__traceback__ = None  # its frames hold it and the request's body: a cycle
             raise failure from None
 
@@ -143,38 +144,42 @@ class Adapter(BaseAdapter):
             except IndexError:
                 break
             if _is_quiet(connection.sock):
-                request.attempt.phase = "reused"
+                request.attempt.begin(reused=True)
                 return connection
             connection.close()
         return self.connector.open(request.attempt, timeout_s)
 
-    def _write(self, connection: Connection, request: OutgoingRequest) -> None:
-        sock: Any = connection.sock
-        head, body = self._write_head(request), request.body or b""
-        # Upstream may refuse the request, and close, before it has read it all. Its answer is still readable.
-        with suppress(BrokenPipeError):
-            if isinstance(body, bytes) and len(body) <= JOINED_BYTES:
-                head, body = head + body, b""
-            # gevent's `sendall` asks the kernel for the size of its buffer each time; most requests fit.
-            sent = sock.send(head)
-            if sent < len(head):
-                sock.sendall(head[sent:])
-            for piece in (body,) if isinstance(body, bytes) else body:
-                if piece:
-                    sock.sendall(piece)
+    def _exchange(
+        self, connection: Connection, request: OutgoingRequest, timeout_s: float
+    ) -> requests.Response:
+        """Sends the request and reads the head of its answer, which may come before all of it is sent."""
+        sock, attempt, parser = connection.sock, request.attempt, AnswerParser()
 
-    def _read_head(self, connection: Connection, attempt: Attempt, timeout_s: float) -> requests.Response:
-        sock: Any = connection.sock
-        parser = AnswerParser()
+        def take(data: bytes) -> AnswerHead | None:
+            attempt.answered = True
+            return parser.feed_head(data)
+
         head: AnswerHead | None = None
+        sock.settimeout(timeout_s)
+        first, rest = self._write_head(request), request.body or b""
+        if isinstance(rest, bytes) and len(rest) <= JOINED_BYTES:
+            first, rest = first + rest, b""
+        # gevent's `sendall` asks the kernel for the size of its buffer each time; most requests fit.
+        sent = sock.send(first)
+        if rest or sent < len(first):
+            more = (rest,) if isinstance(rest, bytes) else rest
+            head = send_and_listen(sock, chain((first[sent:],), more), attempt, take, timeout_s)
+            sock.settimeout(timeout_s)
+            connection.is_sent = attempt.sent_at is not None
+        else:
+            attempt.sent_at = time.monotonic()
         while head is None:
             if connection.wait is not None and not connection.wait(timeout_s):
                 raise TimeoutError
             data = sock.recv(RECEIVE_BYTES)
             if not data:
                 raise ConnectionResetError("closed before the end of a head")
-            attempt.phase = "answering"
-            head = parser.feed_head(data)
+            head = take(data)
         response = requests.Response()
         response.status_code = head.status
         response.headers = head.headers  # type: ignore[assignment]  # names are in lower case already
@@ -207,11 +212,11 @@ def _is_quiet(sock: Any) -> bool:
     return False
 
 
-def _explain(error: OSError, phase: str) -> Exception:
+def _explain(error: OSError, attempt: Attempt) -> Exception:
     """The failure of an attempt as its caller sees it, with the system's own error as its detail."""
     detail, timed_out = clean_message(repr(error))[:200], isinstance(error, TimeoutError)
-    if phase == "connecting":
+    if not attempt.connected:
         return ConnectTimeoutError(detail=detail) if timed_out else UpstreamConnectError(detail=detail)
     if timed_out:
         return UpstreamTimeoutError(detail=detail)
-    return StaleConnectionError() if phase == "reused" else NoAnswerError(detail=detail)
+    return StaleConnectionError() if attempt.may_be_resent else NoAnswerError(detail=detail)

@@ -13,6 +13,7 @@ from werkzeug.datastructures import Headers
 
 from grokflask.delivery.answer import Reply, StreamReply
 from grokflask.delivery.spool import Spool
+from grokflask.exchanges import HeldBody
 from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey
 from grokflask.protocol.routes import PREFIXES, ROUTES, Route
@@ -49,29 +50,31 @@ def find_route(app: Flask, flask_request: Request) -> Route | None:
 def _make_view(route: Route) -> Callable[..., Response]:
     def view(model_id: str | None = None, item_id: str | None = None) -> Response:
         app, flask_request, notes = get_current()
+        gateway: Gateway = app.extensions["gateway"]
         headers, args = flask_request.headers, flask_request.args if route.query else {}
-        client_request = ClientRequest(
-            route=route,
-            request_id=notes.request_id,
-            body=_read(route, app, flask_request, notes),
-            media_type=headers.get("Content-Type", "") if route.body == "form" else "",
-            headers={name: headers[name] for name in FORWARDED_HEADERS if name in headers},
-            model_id=model_id,
-            item_id=item_id,
-            query=urlencode({name: args[name] for name in route.query if name in args}),
-            wants_json=wants_json(flask_request),
-            client=flask_request.environ.get("gunicorn.socket"),
-        )
-        notes.opened = True  # from here on the exchange writes its own log line
-        try:
-            if "HTTP_IDEMPOTENCY_KEY" in flask_request.environ and route.method == "POST":
-                reply = _open_once(app, headers, notes.api_key, client_request)
-            else:
-                gateway: Gateway = app.extensions["gateway"]
-                reply = gateway.open(notes.api_key, client_request)
-        finally:
-            if isinstance(client_request.body, Spool):
-                client_request.body.close()
+        with HeldBody(gateway.exchanges) as held:
+            client_request = ClientRequest(
+                route=route,
+                request_id=notes.request_id,
+                body=_read(route, app, flask_request, notes, held),
+                media_type=headers.get("Content-Type", "") if route.body == "form" else "",
+                headers={name: headers[name] for name in FORWARDED_HEADERS if name in headers},
+                model_id=model_id,
+                item_id=item_id,
+                query=urlencode({name: args[name] for name in route.query if name in args}),
+                wants_json=wants_json(flask_request),
+                once="HTTP_IDEMPOTENCY_KEY" in flask_request.environ,
+                client=flask_request.environ.get("gunicorn.socket"),
+            )
+            notes.opened = True  # from here on the exchange writes its own log line
+            try:
+                if client_request.once and route.method == "POST":
+                    reply = _open_once(app, headers, notes.api_key, client_request)
+                else:
+                    reply = gateway.open(notes.api_key, client_request)
+            finally:
+                if isinstance(client_request.body, Spool):
+                    client_request.body.close()
         notes.pop("body", None)  # a stream may last for an hour and must not keep megabytes in memory
         return reply_whole(reply) if isinstance(reply, Reply) else reply_stream(reply)
 
@@ -80,12 +83,13 @@ def _make_view(route: Route) -> Callable[..., Response]:
     return view_func
 
 
-def _read(route: Route, app: Flask, flask_request: Request, notes: Notes) -> bytes | Spool:
-    """The request's body, as its route takes it. Raises ClientError."""
+def _read(route: Route, app: Flask, flask_request: Request, notes: Notes, held: HeldBody) -> bytes | Spool:
+    """The request's body, as its route takes it. Raises GrokflaskError."""
     if route.method != "POST" or route.body == "none":
         return b""
-    read = read_upload if route.body == "form" else read_body
-    return read(app, flask_request, notes)
+    if route.body == "form":
+        return read_upload(app, flask_request, notes, held)
+    return read_body(app, flask_request, notes, held=held)
 
 
 def _open_once(

@@ -1,8 +1,9 @@
-"""Reading a request's body, within a limit of bytes and of time."""
+"""Reading a request's body, within limits of bytes, of time, and of memory that all bodies take."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 from collections.abc import Iterator
 from socket import SHUT_RD
@@ -13,9 +14,16 @@ from werkzeug.exceptions import ClientDisconnected
 
 from grokflask.delivery.clients import ClientWatcher
 from grokflask.delivery.spool import PIECE_BYTES, Spool
-from grokflask.errors import BodyTimeoutError, BodyTooLargeError, InvalidRequestError, MediaTypeError
+from grokflask.errors import (
+    BodyTimeoutError,
+    BodyTooLargeError,
+    GrokflaskError,
+    InvalidRequestError,
+    MediaTypeError,
+)
+from grokflask.exchanges import HeldBody
 from grokflask.gateway import Gateway
-from grokflask.sockets import shut_down
+from grokflask.sockets import BrokenBodyError, shut_down
 from grokflask.web.current import Notes
 
 MAX_FORM_FIELDS = 100
@@ -25,8 +33,10 @@ PEEK_S = 1.0
 """Limits for reading the body of a refused request, to learn whether it asks for a stream."""
 
 
-def read_body(app: Flask, flask_request: Request, notes: Notes, limit: int | None = None) -> bytes:
-    """The JSON body, of at most `limit` bytes; the default is the setting. Raises ClientError."""
+def read_body(
+    app: Flask, flask_request: Request, notes: Notes, limit: int | None = None, held: HeldBody | None = None
+) -> bytes:
+    """The JSON body, of at most `limit` bytes; the default is the setting. Raises GrokflaskError."""
     if not flask_request.is_json:
         raise MediaTypeError
     coding = flask_request.headers.get("Content-Encoding", "identity").lower()
@@ -36,13 +46,13 @@ def read_body(app: Flask, flask_request: Request, notes: Notes, limit: int | Non
     gateway: Gateway = app.extensions["gateway"]
     with gateway.exchanges.upload():
         notes.body = body = _read_limited(
-            app, flask_request, app.config["MAX_CONTENT_LENGTH"] if limit is None else limit
+            app, flask_request, app.config["MAX_CONTENT_LENGTH"] if limit is None else limit, held
         )
     return body
 
 
-def read_upload(app: Flask, flask_request: Request, notes: Notes) -> Spool:
-    """A form with a file, which the caller closes. Raises ClientError."""
+def read_upload(app: Flask, flask_request: Request, notes: Notes, held: HeldBody) -> Spool:
+    """A form with a file, which the caller closes. Raises GrokflaskError."""
     if flask_request.mimetype != "multipart/form-data":
         raise MediaTypeError("Send the file in a form: 'Content-Type: multipart/form-data'.")
     if flask_request.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -50,16 +60,14 @@ def read_upload(app: Flask, flask_request: Request, notes: Notes) -> Spool:
     limit: int = app.extensions["settings"].max_upload_bytes
     notes.body = b""
     gateway: Gateway = app.extensions["gateway"]
-    spool, complete = Spool(), False
+    spool = Spool()
     try:
         _limit_size(flask_request, limit)
         with gateway.exchanges.upload(), _limit_time(app, flask_request, app.config["BODY_TIMEOUT_S"]):
-            while (piece := flask_request.stream.read(PIECE_BYTES)) and len(spool) <= limit:
+            for piece in _read_pieces(flask_request, limit):
+                held.resize(len(spool) + len(piece) if spool.in_memory else 0)
                 spool.append(piece)
-            complete = True
         _check_size(len(spool), limit, flask_request)
-        if not complete:  # a chunked body has no length to compare with
-            raise InvalidRequestError("The request's body ended early.")
     except BaseException:
         spool.close()
         raise
@@ -96,34 +104,50 @@ def peek_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
     """The body of a refused request if it is small and comes soon, else b""."""
     if "body" not in notes:
         notes.body = b""
-        if 0 < (flask_request.content_length or 0) <= PEEK_BYTES:
-            with contextlib.suppress(BodyTimeoutError):
+        waits = "HTTP_EXPECT" in flask_request.environ  # for `100 Continue`: a refused body need not be sent
+        if 0 < (flask_request.content_length or 0) <= PEEK_BYTES and not waits:
+            gateway: Gateway = app.extensions["gateway"]
+            with contextlib.suppress(GrokflaskError), HeldBody(gateway.exchanges) as held:
                 flask_request.max_content_length = PEEK_BYTES
                 timeout_s = min(PEEK_S, app.config["BODY_TIMEOUT_S"])
-                notes.body = _read_all(app, flask_request, timeout_s)
+                notes.body = _read_all(app, flask_request, timeout_s, PEEK_BYTES, held)
     body: bytes = notes.body
     return body
 
 
-def _read_limited(app: Flask, flask_request: Request, limit: int) -> bytes:
-    """The whole body. Raises ClientError."""
+def _read_limited(app: Flask, flask_request: Request, limit: int, held: HeldBody | None = None) -> bytes:
+    """The whole body. Raises GrokflaskError."""
     _limit_size(flask_request, limit)
-    body = _read_all(app, flask_request, app.config["BODY_TIMEOUT_S"])
+    body = _read_all(app, flask_request, app.config["BODY_TIMEOUT_S"], limit, held)
     _check_size(len(body), limit, flask_request)
     return body
 
 
-def _read_all(app: Flask, flask_request: Request, timeout_s: float) -> bytes:
-    """The whole body; b"" if the client leaves. Raises BodyTimeoutError."""
-    body = b""
+def _read_all(
+    app: Flask, flask_request: Request, timeout_s: float, limit: int, held: HeldBody | None
+) -> bytes:
+    """The whole body, or a little more than `limit` of it. Raises GrokflaskError."""
+    # One block of memory, which the system gets back. Freed pieces of 64 KiB would stay in the heap.
+    body = io.BytesIO()
     with _limit_time(app, flask_request, timeout_s):
-        body = flask_request.get_data(cache=False)
-    return body  # noqa: RET504 - the line above may not be reached
+        for piece in _read_pieces(flask_request, limit):
+            if held is not None:
+                held.resize(body.tell() + len(piece))
+            body.write(piece)
+    return body.getvalue()
+
+
+def _read_pieces(flask_request: Request, limit: int) -> Iterator[bytes]:
+    """The body as it arrives, until it is larger than `limit`."""
+    size, announced = 0, flask_request.content_length
+    while size != announced and size <= limit and (piece := flask_request.stream.read(PIECE_BYTES)):
+        size += len(piece)
+        yield piece
 
 
 @contextlib.contextmanager
 def _limit_time(app: Flask, flask_request: Request, timeout_s: float) -> Iterator[None]:
-    """Stops reading after `timeout_s`. Raises BodyTimeoutError; drops the error of a client that left."""
+    """Stops reading after `timeout_s`. Raises BodyTimeoutError, or InvalidRequestError for a broken body."""
     timed_out = threading.Event()
     sock = flask_request.environ.get("gunicorn.socket")
 
@@ -135,8 +159,10 @@ def _limit_time(app: Flask, flask_request: Request, timeout_s: float) -> Iterato
     watch = clients.limit(sock, timeout_s, give_up)
     try:
         yield
-    except (OSError, ClientDisconnected):
-        pass
+    except (OSError, ClientDisconnected, BrokenBodyError) as error:
+        if not timed_out.is_set():
+            broken = isinstance(error, BrokenBodyError)
+            raise InvalidRequestError(str(error) if broken else "The request's body ended early.") from None
     finally:
         watch.stop()
     if timed_out.is_set():

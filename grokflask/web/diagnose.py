@@ -17,16 +17,12 @@ import msgspec
 from flask import Blueprint, Response, current_app, g, request
 
 from grokflask.config import Settings
-from grokflask.errors import (
-    AuthenticationError,
-    InvalidRequestError,
-    ShuttingDownError,
-    StoreUnavailableError,
-    TooManyStreamsError,
-)
+from grokflask.errors import InvalidRequestError, ShuttingDownError, TooManyStreamsError
 from grokflask.exchanges import OpenExchanges
-from grokflask.keys.ring import KeyRing, read_bearer
+from grokflask.keys.ring import read_bearer
 from grokflask.web.attempts import is_admin_token
+from grokflask.web.callers import authenticate
+from grokflask.web.current import get_current
 from grokflask.web.responses import STREAM_HEADERS
 
 PATH = "/diagnose/stream"
@@ -103,14 +99,11 @@ def _read_silence() -> float:
 
 
 def _check_caller() -> None:
-    """Raises AuthenticationError, other errors of KeyRing, or RateLimitError after too many wrong tokens."""
-    authorization = request.headers.get("Authorization")
-    keys: KeyRing = current_app.extensions["keys"]
-    try:
-        keys.authenticate(authorization, request.remote_addr or "unknown")
-    except (AuthenticationError, StoreUnavailableError):
-        if not is_admin_token(read_bearer(authorization)):
-            raise
+    """Raises the errors of `authenticate` for callers without the admin token."""
+    app, flask_request, _ = get_current()
+    authorization = flask_request.headers.get("Authorization")
+    if not is_admin_token(read_bearer(authorization)):
+        authenticate(app, flask_request, authorization)
 
 
 def _describe_request() -> dict[str, Any]:

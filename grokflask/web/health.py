@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, current_app
+from flask import Blueprint, current_app, request
 
+from grokflask.keys.ring import read_bearer
 from grokflask.ledger.writer import LedgerWriter
+from grokflask.web.attempts import is_admin_token
 from grokflask.web.current import get_database
+
+PUBLIC = {"rate_limits": "store", "limits": "store", "database": "state"}
+"""What /ready shows of each part to callers without the admin token."""
 
 blueprint = Blueprint("health", __name__)
 
@@ -22,9 +27,13 @@ def health() -> dict[str, str]:
 def ready() -> tuple[dict[str, Any], int]:
     """200 if the process accepts requests; 503 while it shuts down, or cannot use tables of a later version.
 
-    An outage of the database or Redis is shown, but does not make the process unready.
+    An outage of the database or Redis is shown, but does not make the process unready. Only callers with the
+    admin token see numbers and upstream's address.
     """
     state = describe_state()
+    if not is_admin_token(read_bearer(request.headers.get("Authorization"))):
+        shown = {part: {name: state[part][name]} for part, name in PUBLIC.items()}
+        state = {"status": state["status"], **shown}
     return state, 200 if state["status"] == "ready" else 503
 
 
@@ -43,5 +52,6 @@ def describe_state() -> dict[str, Any]:
         "rate_limits": {"store": requests.store, "outages": requests.outages},
         "limits": {"store": limits.store, "outages": limits.outages, "waiting": limits.waiting},
         "database": {"state": database.state, "outages": database.outages},
+        "loop": current_app.extensions["tallies"].sum_up_stalls(),
         "ledger": {"waiting": ledger.queued, "dropped": ledger.dropped, "lost": ledger.lost},
     }

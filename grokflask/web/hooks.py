@@ -13,11 +13,13 @@ import re
 
 from flask import Flask, Request, Response
 
-from grokflask.keys.ring import ApiKey, KeyRing
+from grokflask.keys.ring import ApiKey
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.dialects import MESSAGES
 from grokflask.protocol.routes import Route
+from grokflask.runtime import REQUEST_ID
 from grokflask.web.api import find_route
+from grokflask.web.callers import authenticate
 from grokflask.web.current import Notes, get_current
 from grokflask.web.request_limits import RequestLimiter
 
@@ -39,6 +41,7 @@ def _begin() -> None:
     client_id = flask_request.headers.get("X-Request-ID", "")
     # A new id need not be secret, and the system's generator would cost a system call.
     notes.request_id = client_id if is_sane_id(client_id) else f"{random.getrandbits(128):032x}"
+    flask_request.environ[REQUEST_ID] = notes.request_id  # for the watchdog
     notes.route = route = None if flask_request.method == "OPTIONS" else find_route(app, flask_request)
     if route is not None:  # a browser's preflight has no key
         _authenticate(route, app, flask_request, notes)
@@ -51,13 +54,12 @@ def is_sane_id(text: str) -> bool:
 
 
 def _authenticate(route: Route, app: Flask, flask_request: Request, notes: Notes) -> None:
-    """Notes the key. Raises AuthenticationError, KeyRevokedError, KeyExpiredError, StoreUnavailableError."""
+    """Notes the key. Raises the errors of `callers.authenticate`."""
     notes.route_streams = route.streams
-    keys: KeyRing = app.extensions["keys"]
     authorization = flask_request.headers.get("Authorization")
     if route.dialect is MESSAGES and "x-api-key" in flask_request.headers:
         authorization = f"Bearer {flask_request.headers['x-api-key']}"  # how Anthropic's SDKs send a key
-    notes.api_key = keys.authenticate(authorization, flask_request.remote_addr or "unknown")
+    notes.api_key = authenticate(app, flask_request, authorization)
 
 
 def _finish_response(response: Response) -> Response:
@@ -73,7 +75,7 @@ def _finish_response(response: Response) -> Response:
             if app.extensions["upstream_name"] == "sandbox":
                 response.headers["X-Grokflask-Upstream"] = "sandbox"
             if "opened" not in notes:
-                _log_refusal(route.name, response.status_code, notes)
+                _log_refusal(route.name, response.status_code, flask_request.remote_addr, notes)
     except Exception:
         _log.exception("a header could not be set")
     return response
@@ -88,12 +90,13 @@ def _count_response(tallies: Tallies, flask_request: Request, status: int, notes
     tallies.answered.append((name, status, notes.error_code if notes.get("refused") else None))
 
 
-def _log_refusal(route: str, status: int, notes: Notes) -> None:
+def _log_refusal(route: str, status: int, address: str | None, notes: Notes) -> None:
     """The log line of a request that was refused before it became an exchange."""
     key: ApiKey | None = notes.get("api_key")
     fields = {
         "request_id": notes.request_id,
         "key": key.name if key else None,
+        "who": None if key else address,
         "route": route,
         "status": status,
         "outcome": "refused",

@@ -14,7 +14,7 @@ from grokflask.config import Settings
 from grokflask.errors import AuthenticationError, RouteNotFoundError
 from grokflask.keys.ring import read_bearer
 from grokflask.metrics.exposition import MEDIA_TYPE, Metrics
-from grokflask.web.attempts import compare_tokens, is_admin_token, log_refusal
+from grokflask.web.attempts import compare_tokens, is_admin_token, refuse_token
 
 blueprint = Blueprint("metrics", __name__)
 
@@ -23,7 +23,7 @@ _log = logging.getLogger("grokflask.metrics")
 
 @blueprint.get("/metrics")
 def show_metrics() -> Response:
-    """The metrics of all workers. Raises AuthenticationError and RouteNotFoundError."""
+    """The metrics of all workers. Raises AuthenticationError, RateLimitError and RouteNotFoundError."""
     _check_token(current_app.extensions["settings"])
     metrics: Metrics = current_app.extensions["metrics"]
     return Response(metrics.render(), headers={"Cache-Control": "no-store"}, content_type=MEDIA_TYPE)
@@ -38,7 +38,7 @@ def _check_token(settings: Settings) -> None:
     if token and settings.metrics_token and compare_tokens(token, settings.metrics_token):
         return
     if not is_admin_token(token):
-        log_refusal(_log)
+        refuse_token("metrics token", token, _log)
         raise AuthenticationError(
             "The metrics need a token: send GROKFLASK_METRICS_TOKEN as 'Authorization: Bearer <token>'."
         )

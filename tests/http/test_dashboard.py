@@ -368,3 +368,18 @@ def test_many_keys(admin: FlaskClient) -> None:
     assert "No key has" in get(admin, "/parts/keys?find=nothing")
     for page_number in ("0", "-1", "99", "x", "\u0663"):
         assert "<tr data-id=" in get(admin, f"/parts/keys?page={page_number}")
+
+
+def test_stalls_of_the_event_loop(admin: FlaskClient) -> None:
+    """The stalls of the last hour and the longest; nothing under a server whose loop is not watched."""
+    tallies = admin.application.extensions["tallies"]
+    assert "Event loop" not in get(admin, "/parts/stores")
+    tallies.note_loop_delay(0.01)
+    assert "no stalls" in get(admin, "/parts/stores")
+    tallies.note_loop_delay(0.312)
+    page = get(admin, "/parts/stores")
+    assert "1 stall<" in page
+    assert "in the last hour, the longest 312 ms" in page
+    tallies.note_loop_delay(0.26)
+    assert "2 stalls<" in get(admin, "/parts/stores")
+    assert admin.get("/ready", headers=ADMIN).get_json()["loop"] == {"stalls": 2, "worst_ms": 312}

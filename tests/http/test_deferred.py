@@ -127,8 +127,9 @@ def test_without_the_database(door: Door, monkeypatch: pytest.MonkeyPatch) -> No
         raise ConnectionError
 
     monkeypatch.setattr(door.app.extensions["database"], "_open", fail)
-    door.app.extensions["keys"]._memory._store.count_changes = lambda: 0
+    door.app.extensions["keys"]._cache._store.count_changes = lambda: 0
     assert door.call("POST", "chat/completions", json=CHAT).status_code == 200  # ann is remembered
+    door.app.extensions["ownership"]._known.clear()  # as in a worker that was not asked
     noted = len(door.sandbox.journal.wait_until_idle())
     refused = door.call("POST", "chat/completions", json={**CHAT, "deferred": True})
     assert refused.status_code == 503

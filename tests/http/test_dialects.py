@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
-from support.scripted import Exchange, ScriptedUpstream
+from support.scripted import USAGE as CHAT_USAGE
+from support.scripted import Exchange, ScriptedUpstream, chat_chunk
 
 ALICE = {"Authorization": f"Bearer {CLIENT_KEY}"}
 BOB = {"Authorization": "Bearer bob-secret-key-1"}
 JSON_ACCEPT = {"Accept": "application/json"}
-RESPONSES, MESSAGES = "/api/v1/responses", "/v1/messages"
+RESPONSES, MESSAGES, CHAT = "/api/v1/responses", "/v1/messages", "/v1/chat/completions"
 TURNS = [{"role": "user", "content": "hello"}]
 USAGE = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5, "cost_in_usd_ticks": 8750}
 RESPONSE = {"id": "resp-1", "object": "response", "model": "grok-4.3", "output": [], "error": None}
@@ -153,6 +154,78 @@ def test_server_side_tools_are_in_the_ledger(both: FlaskClient, upstream: Script
     post(both, RESPONSES, ALICE, input="hello")
     rows = both.get("/v1/usage", headers=ALICE).json["recent"]
     assert [row["server_tools"] for row in rows] == [3, 3]
+
+
+def chat_usages(exchange: Exchange, *usages: Any) -> None:
+    """A chat of ten words whose usage comes in several chunks."""
+    exchange.start()
+    for _ in range(10):
+        exchange.event(chat_chunk("word "))
+    for usage in usages:
+        exchange.event(chat_chunk("", choices=[], usage=usage))
+    exchange.event("[DONE]")
+    exchange.end()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"prompt_tokens": 3.0, "completion_tokens": 2.2, "total_tokens": 5, "cost_in_usd_ticks": 8750.0},
+        {**CHAT_USAGE, "prompt_tokens_details": [], "completion_tokens_details": 7},
+        {**CHAT_USAGE, "prompt_tokens_details": {"cached_tokens": 2**64}, "num_sources_used": "none"},
+    ],
+)
+@pytest.mark.parametrize("last", [None, {}, [], {"prompt_tokens": 0, "cost_in_usd_ticks": 0}])
+def test_odd_usage_of_a_chat(both: FlaskClient, upstream: ScriptedUpstream, odd: Any, last: Any) -> None:
+    """Each figure is read for itself, and what is known stays, in whatever chunk it came."""
+    usages = [odd, *([] if last is None else [last])]
+    upstream.handler = lambda exchange: chat_usages(exchange, *usages)
+    post(both, CHAT, ALICE, messages=TURNS, stream=True)
+    (row,) = both.get("/v1/usage", headers=ALICE).json["recent"]
+    known = ("outcome", "prompt_tokens", "completion_tokens", "total_tokens", "cost_ticks", "estimated")
+    assert [row[name] for name in known] == ["complete", 3, 2, 5, 8750, False]
+
+
+def test_usage_in_several_chunks(both: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """They are put together."""
+    parts = [{name: figure} for name, figure in CHAT_USAGE.items()]
+    upstream.handler = lambda exchange: chat_usages(exchange, *parts)
+    post(both, CHAT, ALICE, messages=TURNS, stream=True)
+    (row,) = both.get("/v1/usage", headers=ALICE).json["recent"]
+    known = ("prompt_tokens", "completion_tokens", "total_tokens", "cost_ticks", "estimated")
+    assert [row[name] for name in known] == [3, 2, 5, 8750, False]
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {"output_tokens": "many"}}])
+def test_a_message_that_does_not_tell_its_output(
+    both: FlaskClient, upstream: ScriptedUpstream, usage: dict[str, Any]
+) -> None:
+    """It is booked by its events, as an estimate: before, only the prompt was."""
+
+    def tell(exchange: Exchange) -> None:
+        exchange.start()
+        exchange.event({"type": "message_start", "message": {**MESSAGE, "usage": {"input_tokens": 3}}})
+        for _ in range(10):
+            exchange.event({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "word "}})
+        exchange.event({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, **usage})
+        exchange.event({"type": "message_stop"})
+        exchange.end()
+
+    upstream.handler = tell
+    post(both, MESSAGES, ALICE, messages=TURNS, max_tokens=100, stream=True)
+    (row,) = both.get("/v1/usage", headers=ALICE).json["recent"]
+    assert (row["outcome"], row["prompt_tokens"], row["estimated"]) == ("complete", 3, True)
+    assert row["completion_tokens"] >= 10
+    assert row["cost_ticks"] >= 3 * 12_500 + 10 * 25_000
+
+
+def test_a_cancelled_response_is_complete(both: FlaskClient, upstream: ScriptedUpstream) -> None:
+    """Its last event is an end, with its usage."""
+    upstream.handler = lambda exchange: tell_response(exchange, "cancelled")
+    reply = post(both, RESPONSES, ALICE, input="hello", stream=True)
+    assert reply.data.endswith(b"data: [DONE]\n\n")
+    (row,) = both.get("/v1/usage", headers=ALICE).json["recent"]
+    assert (row["outcome"], row["cost_ticks"], row["estimated"]) == ("complete", 8750, False)
 
 
 def test_a_failed_response(both: FlaskClient, upstream: ScriptedUpstream) -> None:

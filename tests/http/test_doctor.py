@@ -28,6 +28,7 @@ from grokflask.cli.doctor.url import (
     Passage,
     judge_compression,
     judge_forwarding,
+    judge_reach,
     judge_request_id,
     judge_stream,
     name_proxy,
@@ -68,7 +69,7 @@ def test_all_is_well(client: FlaskClient, upstream: ScriptedUpstream) -> None:
         assert states.pop(name) in ("ok", "warn")  # this machine's own
     assert states == {
         **dict.fromkeys(("settings", "xAI key", "upstream", "models", "clock", "database", "keys"), "ok"),
-        "workers": "ok",
+        **dict.fromkeys(("workers", "file modes", "secrets"), "ok"),
         "redis": "skipped",
         "url": "skipped",
     }
@@ -195,6 +196,65 @@ def test_keys(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstrea
     assert "every call gets a 401" in see(make_client(GROKFLASK_KEYS=""))["keys"]["text"]
     found = see(make_client(GROKFLASK_KEYS="", GROKFLASK_AUTH="open"))["keys"]
     assert (found["state"], "your money" in found["text"]) == ("warn", True)
+
+
+def test_weak_secrets(make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream) -> None:
+    """They are named, and not told."""
+    upstream.handler = reply_models
+    found = see(make_client(GROKFLASK_KEYS=f"alice:{CLIENT_KEY},bob:bobs-key1"))["secrets"]
+    assert (found["state"], "'bob'" in found["text"], "openssl" in found["remedy"]) == ("warn", True, True)
+    assert "bobs-key1" not in str(found)
+
+
+def test_files_of_others(
+    make_client: Callable[..., FlaskClient],
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who may read the settings is told; who may replace the database is a failure."""
+    upstream.handler = reply_models
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").touch(0o644)
+    found = see(make_client())["file modes"]
+    assert (found["state"], found["remedy"]) == ("warn", "chmod 600 .env")
+    (tmp_path / ".env").chmod(0o600)
+    assert see(make_client())["file modes"]["state"] == "ok"
+    tmp_path.chmod(0o777)
+    assert "can replace" in see(make_client(), code=1)["file modes"]["text"]
+    tmp_path.chmod(0o1777)
+    assert see(make_client())["file modes"]["state"] == "ok"  # only owners replace files there, as in /tmp
+
+
+def test_a_file_that_cannot_be_closed(
+    make_client: Callable[..., FlaskClient],
+    upstream: ScriptedUpstream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as one of another user's."""
+    upstream.handler = reply_models
+    client = make_client()
+    (tmp_path / "ledger.db").chmod(0o644)
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)
+    found = see(client)["file modes"]
+    assert (found["state"], found["remedy"]) == ("warn", f"chmod 600 {tmp_path}/ledger.db")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "is_near", "state"),
+    [
+        *(("/admin", status, False, "ok") for status in (403, 404)),
+        *(("/admin", status, False, "warn") for status in (200, 401, 303, 503)),
+        *(("/metrics", status, False, "warn") for status in (200, 401, 429)),
+        *((name, 200, True, "ok") for name in ("/admin", "/metrics")),
+    ],
+)
+def test_reach(name: str, status: int, is_near: bool, state: str) -> None:
+    """What is for the operator alone had better not be there for all."""
+    found = judge_reach(name, status, is_near)
+    assert (found.state, bool(found.remedy)) == (state, state != "ok")
+    assert ("everybody can read" in found.text) is (name == "/metrics" and status == 200 and not is_near)
 
 
 @pytest.mark.parametrize("key", ["'xai-0123456789'", "Bearer"])

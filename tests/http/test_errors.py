@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
-from support.scripted import Exchange, Handler, ScriptedUpstream, answer_chat, chat_chunk, reply_story
+from support.scripted import WAIT_S, Exchange, Handler, ScriptedUpstream, answer_chat, chat_chunk, reply_story
 
+from grokflask.upstream import connections
 from grokflask.upstream.client import MAX_ERROR_BYTES
 
 CHAT = "/api/v1/chat/completions"
@@ -464,8 +465,11 @@ def test_a_malformed_head_that_quotes_a_key_is_not_logged_with_it(
     assert "0123456789" not in logged.getvalue()
 
 
-def test_one_retry_on_a_connection_that_had_died(client: FlaskClient, upstream: ScriptedUpstream) -> None:
+def test_one_retry_on_a_connection_that_had_died(
+    client: FlaskClient, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A kept connection that dies before a byte of the answer is replaced once, unseen by the client."""
+    monkeypatch.setattr(connections, "RESEND_S", WAIT_S)  # for a busy machine
     assert stream(client, "json").data.endswith(b"[DONE]\n\n")
     answer = upstream.handler
     assert answer is not None

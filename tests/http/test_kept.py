@@ -11,6 +11,7 @@ import pytest
 from support.kept import Door, door
 from support.processes import UPSTREAM_KEY
 
+from grokflask.kept.custody import MAX_NAMED
 from grokflask.sandbox.kept import File
 from grokflask.sandbox.models import VIDEO_TICKS
 
@@ -252,6 +253,73 @@ def test_another_key_gets_at_nothing(door: Door) -> None:
     rows = door.list_rows()[before:]
     assert [row["route"] for row in rows] == ["files", "batches"]
     assert door.call("GET", f"files/{file}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ('"content":[{"type":"file","file":{"file_id":"%s"}}],"content":"hi"', "content"),
+        ('"content":"hi","cont\\u0065nt":[{"type":"file","file":{"file_id":"%s"}}]', "content"),
+        ('"content":[{"type":"file","file":{"file_id":"%s","file_id":"file_mine"}}]', "file_id"),
+        ('"content":[{"type":"file","file":{"file_id":"file_mine","\\u0066ile_id":"%s"}}]', "file_id"),
+        ('"content":[{"type":"file","file":{"file_id":"%s"},"file":{"file_id":"file_mine"}}]', "file"),
+    ],
+)
+def test_a_field_that_stands_twice_hides_no_file(door: Door, part: str, param: str) -> None:
+    """xAI might read the one that a parser here does not see, so the body is refused."""
+    body = '{"model":"grok-4.3","messages":[{"role":"user",%s}]}' % (part % upload(door))
+    before = len(door.list_rows())
+    reply = door.call(
+        "POST", "chat/completions", door.bob, data=body, headers={"Content-Type": "application/json"}
+    )
+    assert (reply.status_code, reply.json["error"]["param"]) == (400, param), reply.json
+    assert len(door.list_rows()) == before
+
+
+def test_responses_in_a_batch(door: Door) -> None:
+    """A request of a batch continues only its key's own response, wherever it is named, and names it once."""
+    theirs = door.call("POST", "responses", json={"input": "hello"}).json["id"]
+    mine = door.call("POST", "responses", door.bob, json={"input": "hello"}).json["id"]
+    path = f"batches/{make_batch(door, key=door.bob)}/requests"
+
+    def add(previous: str) -> Any:
+        request = f'{{"input":"hi",{previous},"model":"grok-4.3"}}'
+        body = f'{{"batch_requests":[{{"batch_request_id":"r","batch_request":{{"responses":{request}}}}}]}}'
+        return door.call("POST", path, door.bob, data=body, headers={"Content-Type": "application/json"})
+
+    for name in ("previous_response_id", "previous\\u005fresponse_id"):
+        refused = add(f'"{name}":"{theirs}"')
+        assert (refused.status_code, refused.json["error"]["param"]) == (404, "previous_response_id")
+        assert add(f'"{name}":"{mine}"').status_code != 404
+        twice = add(f'"previous_response_id":"{mine}","{name}":"{theirs}"')
+        assert (twice.status_code, twice.json["error"]["param"]) == (400, "previous_response_id")
+
+
+@pytest.mark.parametrize(
+    ("allowed", "statuses"),
+    [("all", (200, 200)), ("no-collections", (200, 403)), ("client", (403, 403)), ("none", (403, 403))],
+)
+def test_collections(door: Door, allowed: str, statuses: tuple[int, int]) -> None:
+    """They belong to the operator's team, so a key with a limit on tools does not get at them."""
+    key = door.make_key("cyd", tools=allowed)
+    search = {"type": "file_search", "vector_store_ids": ["collection_1"]}
+    for tool, status in zip(({"type": "web_search"}, search), statuses, strict=True):
+        reply = door.call("POST", "responses", key, json={"input": "hello", "tools": [tool]})
+        assert reply.status_code == status, reply.json
+        if status == 403:
+            assert (reply.json["error"]["code"], reply.json["error"]["param"]) == (
+                "tools_not_allowed",
+                "tools",
+            )
+
+
+def test_too_many_files(door: Door) -> None:
+    """Each is a look-up, so there is an end to it."""
+    for count, text in ((MAX_NAMED, "There is no file 'f0'."), (MAX_NAMED + 1, "may name 200 files")):
+        ids = [f"f{number}" for number in range(count)]
+        reply = door.call("POST", "batches", json={"name": "x", "file_ids": ids})
+        assert (reply.status_code, reply.json["error"]["param"]) == (404, "file_id")
+        assert text in reply.json["error"]["message"]
 
 
 STEERING = ["..", "%2e%2e", "a%2Fb", "a%3Fb", "a%23b", "x" * 201, "%00", "a%0d%0ab", "%C3%A9", "{0}", "a%5Cb"]

@@ -7,8 +7,10 @@ lock against other test processes. So a server may also be started again on its 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 FIRST, LAST = 10_000, 32_000
@@ -48,3 +50,25 @@ def refuse_port() -> int:
     _held.append(sock)
     port: int = sock.getsockname()[1]
     return port
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[int]:
+    """A TCP port of the loopback on which connections are never made: what comes is dropped."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        port: int = listener.getsockname()[1]
+        while True:  # until its queue is full
+            sock = stack.enter_context(socket.socket())
+            sock.settimeout(0.5)
+            try:
+                sock.connect(("127.0.0.1", port))
+            except TimeoutError:
+                break
+        yield port
+
+
+def count_connecting(port: int) -> int:
+    """Sockets that try to connect to a port of the loopback (the kernel's proc_net_tcp.txt)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(theirs.endswith(f":{port:04X}") and state == "02" for _, _, theirs, state, *_ in lines)

@@ -175,6 +175,20 @@ def start_gateway(cwd: Path, upstream: ScriptedUpstream, *, hasty: bool = False,
     return GatewayServer(cwd, {**defaults, **env}, hasty=hasty)
 
 
+def read_anonymous_kib(server: Server) -> int:
+    """Memory of the largest process of the server's group, a file's pages not counted."""
+    sizes = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if os.getpgid(int(entry.name)) == server.process.pid:
+                    lines = (entry / "status").read_text().splitlines()
+                    sizes += [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
+            except OSError:
+                continue
+    return max(sizes)
+
+
 class RedisServer(Server):
     """A real Redis from its wheel, in memory only."""
 

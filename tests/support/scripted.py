@@ -30,6 +30,11 @@ class Exchange:
     headers: dict[str, str]
     body: bytes
     closing: bool = field(default=False)
+    reader: Any = field(default=None, repr=False)
+
+    def read_body(self) -> None:
+        """Takes the body, where the server does not do it by itself."""
+        self.body = self.reader.read(int(self.headers.get("content-length", 0)))
 
     @property
     def document(self) -> Any:
@@ -96,6 +101,7 @@ class ScriptedUpstream:
 
     def __init__(self, handler: Handler | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.handler = handler
+        self.early = False  # the handler is called before the body is read
         self.exchanges: list[Exchange] = []
         self.connections = 0
         self._tls = tls
@@ -112,6 +118,7 @@ class ScriptedUpstream:
 
     def forget(self) -> None:
         self.handler = None
+        self.early = False
         self.exchanges.clear()
         self.connections = 0
 
@@ -149,6 +156,8 @@ class ScriptedUpstream:
         try:
             with sock, sock.makefile("rb") as reader:
                 for exchange in _read_requests(sock, reader):
+                    if not self.early:
+                        exchange.read_body()
                     self.exchanges.append(exchange)
                     assert self.handler is not None, f"nobody expected {exchange.path}"
                     self.handler(exchange)
@@ -169,8 +178,7 @@ def _read_requests(sock: socket.socket, reader: Any) -> Iterator[Exchange]:
         while (line := reader.readline()) not in (b"\r\n", b""):
             name, _, value = line.decode().partition(":")
             headers[name.lower()] = value.strip()
-        body = reader.read(int(headers.get("content-length", 0)))
-        yield Exchange(sock, method, path, headers, body)
+        yield Exchange(sock, method, path, headers, b"", reader=reader)
 
 
 def chat_chunk(content: str, **extra: Any) -> dict[str, Any]:

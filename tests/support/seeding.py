@@ -82,4 +82,5 @@ def make_row(started_at: float, key: str, model: str, outcome: str, chance: rand
         estimated=outcome == "client_abort",
         bytes_out=out_tokens * 230,
         server_tools=0,
+        reached=None if outcome == "lost" else "answered",
     )

@@ -73,7 +73,7 @@ class KeyedGateway:
         return document
 
     def read_ready(self) -> dict[str, Any]:
-        document: dict[str, Any] = requests.get(f"{self.url}/ready", timeout=WAIT_S).json()
+        document: dict[str, Any] = requests.get(f"{self.url}/ready", headers=ADMIN, timeout=WAIT_S).json()
         return document
 
 

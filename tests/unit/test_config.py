@@ -17,6 +17,7 @@ from grokflask.config import (
     render_docs,
 )
 from grokflask.errors import ConfigError
+from grokflask.setting_types import EXAMPLES
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 SECRET = "xai-hunter2-secret"
@@ -50,6 +51,13 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("GROKFLASK_AUTH", "auth", "keys", "keys"),
     ("GROKFLASK_AUTH", "auth", "passthrough", "passthrough"),
     ("GROKFLASK_AUTH", "auth", "open", "open"),
+    (
+        "GROKFLASK_HOSTS",
+        "hosts",
+        "Grok.lan, [fd00::5], a-b.example.com",
+        ("grok.lan", "[fd00::5]", "a-b.example.com"),
+    ),
+    ("GROKFLASK_HOSTS", "hosts", "*", ("*",)),
     ("GROKFLASK_KEYS", "keys", "alice:secret-a1", (("alice", "secret-a1"),)),
     (
         "GROKFLASK_KEYS",
@@ -84,6 +92,9 @@ GOOD: list[tuple[str, str, str, Any]] = [
     ("GROKFLASK_MAX_UPLOAD_BYTES", "max_upload_bytes", "1024", 1024),
     ("GROKFLASK_DEFAULT_VIDEO_MODEL", "default_video_model", "v-1", "v-1"),
     ("GROKFLASK_MAX_BODY_BYTES", "max_body_bytes", "1024", 1024),
+    ("GROKFLASK_BODIES_TOTAL_BYTES", "bodies_total_bytes", "134217728", 2**27),
+    ("GROKFLASK_MAX_JSON_BYTES", "max_json_bytes", "1024", 1024),
+    ("GROKFLASK_MAX_JSON_ELEMENTS", "max_json_elements", "1000", 1000),
     ("GROKFLASK_TRUSTED_PROXIES", "trusted_proxies", "0", 0),
     ("GROKFLASK_DEFAULT_CHAT_MODEL", "default_chat_model", "grok-9", "grok-9"),
     ("GROKFLASK_DEFAULT_IMAGE_MODEL", "default_image_model", "x-ai/img:1", "x-ai/img:1"),
@@ -173,6 +184,16 @@ BAD: dict[str, list[str]] = {
     "GROKFLASK_RESUME_GRACE_S": ["-1"],
     "GROKFLASK_CAPACITY": ["0"],
     "GROKFLASK_AUTH": ["none", "Keys", "keys,open"],
+    "GROKFLASK_HOSTS": [
+        "http://grok.lan",
+        "grok.lan:8000",
+        "grok.lan/",
+        "*,grok.lan",
+        "*.lan",
+        "a b",
+        ",",
+        "fd00::5",
+    ],
     "GROKFLASK_KEYS": [
         "alice",
         ":secret-a1",
@@ -207,6 +228,9 @@ BAD: dict[str, list[str]] = {
     "GROKFLASK_MAX_UPLOAD_BYTES": ["1023"],
     "GROKFLASK_DEFAULT_VIDEO_MODEL": ["a b"],
     "GROKFLASK_MAX_BODY_BYTES": ["64MB", "1023"],
+    "GROKFLASK_BODIES_TOTAL_BYTES": ["2047", "no"],
+    "GROKFLASK_MAX_JSON_BYTES": ["16MB", "1023"],
+    "GROKFLASK_MAX_JSON_ELEMENTS": ["999", "1e6"],
     "GROKFLASK_TRUSTED_PROXIES": ["11", "yes"],
     "GROKFLASK_DEFAULT_CHAT_MODEL": ["grok 4"],
     "GROKFLASK_DEFAULT_IMAGE_MODEL": ["/grok"],
@@ -327,6 +351,30 @@ def test_secrets_lists_all_of_them() -> None:
     assert set(settings.secrets) == {SECRET, "alices-secret", "bobs-secret", "redis-secret"}
     assert load().secrets == ()
     assert load(REDIS_URL="redis://localhost").secrets == ()
+
+
+def test_weak_secrets() -> None:
+    """Short, repetitive and documented ones are named, not quoted. Random ones are fine."""
+    weak = {"a": "short-1234567", "b": "abababababababababab", "c": EXAMPLES[0]}
+    settings = load(
+        GROKFLASK_KEYS=",".join(f"{name}:{secret}" for name, secret in weak.items()) + f",d:{SECRET}",
+        GROKFLASK_ADMIN_TOKEN=EXAMPLES[1],
+        GROKFLASK_METRICS_TOKEN="0123456789abcdef",
+    )
+    warnings = settings.find_weak_secrets()
+    assert [warning.split(" may be")[0] for warning in warnings] == [
+        *(f"the secret of '{name}' in GROKFLASK_KEYS" for name in weak),
+        "GROKFLASK_ADMIN_TOKEN",
+    ]
+    assert not [secret for secret in settings.secrets if secret in str(warnings)]
+    assert load().find_weak_secrets() == []
+
+
+@pytest.mark.parametrize("secret", EXAMPLES)
+def test_examples_are_those_of_the_docs(secret: str) -> None:
+    """Whoever copies a page word for word is warned."""
+    pages = [*DOCS.parent.glob("*.md"), DOCS.parents[1] / ".env.example"]
+    assert any(secret in page.read_text() for page in pages)
 
 
 # Contradictions
@@ -479,3 +527,17 @@ def test_docs_name_every_setting() -> None:
 def test_docs_page_is_up_to_date() -> None:
     """docs/settings.md is what `python -m grokflask.config` prints."""
     assert DOCS.read_text(encoding="utf-8") == render_docs()
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, 2**28),
+        ({"GROKFLASK_MAX_BODY_BYTES": "1000000000"}, 4_000_000_000),
+        ({"GROKFLASK_BODIES_TOTAL_BYTES": "1000000000"}, 1_000_000_000),
+        ({"GROKFLASK_BODIES_TOTAL_BYTES": "100000"}, 2**27),
+    ],
+)
+def test_memory_for_bodies(environ: dict[str, str], expected: int) -> None:
+    """The largest body always finds room in an idle gateway."""
+    assert load(**environ).max_bodies_bytes == expected

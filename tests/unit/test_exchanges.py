@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,9 +11,18 @@ import pytest
 from support.processes import wait_for
 from support.scripted import WAIT_S
 
-from grokflask.errors import GatewayFullError, GrokflaskError, ShuttingDownError, StreamStoppedError
-from grokflask.exchanges import OpenExchanges, OpenStream
+from grokflask.errors import (
+    BodiesFullError,
+    GatewayFullError,
+    GrokflaskError,
+    ShuttingDownError,
+    StreamStoppedError,
+)
+from grokflask.exchanges import SMALL_BODY_BYTES, HeldBody, OpenExchanges, OpenStream
 from grokflask.ledger.row import LedgerRow
+
+MIB = 2**20
+MEMORY = 16 * MIB
 
 
 class Call:
@@ -27,7 +37,7 @@ class Call:
 
 def test_capacity_is_exact_under_parallel_starts() -> None:
     """200 starts at once against room for 5: exactly 5 begin."""
-    exchanges = OpenExchanges(5)
+    exchanges = OpenExchanges(5, MEMORY)
     barrier = threading.Barrier(200)
     begun: list[Call] = []
 
@@ -50,7 +60,7 @@ def test_capacity_is_exact_under_parallel_starts() -> None:
 
 def test_a_start_that_fails_holds_no_place() -> None:
     """What could not begin is not counted."""
-    exchanges = OpenExchanges(1)
+    exchanges = OpenExchanges(1, MEMORY)
 
     def fail() -> Call:
         raise RuntimeError("no thread")
@@ -63,7 +73,7 @@ def test_a_start_that_fails_holds_no_place() -> None:
 
 def test_streams_are_shown_and_stopped_by_their_rows_id() -> None:
     """Only what was shown is listed, until its end; only the streams asked for are ended, with the reason."""
-    exchanges = OpenExchanges(10)
+    exchanges = OpenExchanges(10, MEMORY)
     calls: list[Any] = [exchanges.start(Call) for _ in range(3)]  # type: ignore[arg-type]
     for number, call in enumerate(calls[:2]):
         row = LedgerRow(f"id{number}", "asked", "alice", "chat", "grok-4.3", 0.0)
@@ -83,7 +93,7 @@ def test_streams_are_shown_and_stopped_by_their_rows_id() -> None:
 
 def test_drain_refuses_and_then_ends() -> None:
     """After the lead new work is refused; near the end open calls are cancelled with the reason."""
-    exchanges = OpenExchanges(10)
+    exchanges = OpenExchanges(10, MEMORY)
     call: Call = exchanges.start(Call)  # type: ignore[arg-type,assignment]
     exchanges.drain(grace_s=5.2, lead_s=0.05)
     exchanges.drain(grace_s=99)
@@ -94,3 +104,63 @@ def test_drain_refuses_and_then_ends() -> None:
     with pytest.raises(ShuttingDownError):
         exchanges.start(Call)  # type: ignore[arg-type]
     exchanges.end(call)  # type: ignore[arg-type]
+
+
+def test_bodies_hold_what_has_arrived() -> None:
+    """Until the request is done with, whatever its end; a body may also leave memory before that."""
+    exchanges = OpenExchanges(5, MEMORY)
+    with HeldBody(exchanges) as first, pytest.raises(RuntimeError), HeldBody(exchanges) as second:
+        first.resize(100_000)
+        second.resize(SMALL_BODY_BYTES)
+        assert exchanges.held_bytes == 100_000
+        second.resize(70_000)
+        assert exchanges.held_bytes == 170_000
+        second.resize(0)
+        assert exchanges.held_bytes == 100_000
+        second.resize(20_000)
+        raise RuntimeError
+    assert exchanges.held_bytes == 0
+
+
+def test_memory_for_bodies_ends() -> None:
+    """Each needs its size again for a copy, so large ones are refused first, and small ones never."""
+    exchanges = OpenExchanges(5, MEMORY)
+    with (
+        HeldBody(exchanges) as first,
+        HeldBody(exchanges) as second,
+        HeldBody(exchanges) as third,
+        HeldBody(exchanges) as small,
+    ):
+        first.resize(5 * MIB)
+        second.resize(5 * MIB)
+        with pytest.raises(BodiesFullError):
+            third.resize(3 * MIB + 1)
+        third.resize(3 * MIB)
+        assert exchanges.held_bytes == 13 * MIB
+        first.resize(4 * MIB)  # one that shrinks is never refused
+        third.resize(0)
+        second.resize(6 * MIB)
+        with pytest.raises(BodiesFullError):
+            second.resize(6 * MIB + 1)
+        small.resize(SMALL_BODY_BYTES)
+    assert exchanges.held_bytes == 0
+
+
+def test_memory_for_bodies_is_exact_in_parallel() -> None:
+    """50 threads that grow, shrink and fail leave nothing behind, and never take more than there is."""
+    exchanges = OpenExchanges(5, MEMORY)
+    barrier = threading.Barrier(50)
+    seen: list[int] = []
+
+    def hold(number: int) -> None:
+        barrier.wait(WAIT_S)
+        for turn in range(20):
+            with contextlib.suppress(BodiesFullError), HeldBody(exchanges) as body:
+                for size in range(0, 2 * MIB, 100_000 + 1000 * ((number * turn) % 7)):
+                    body.resize(size)
+                    seen.append(exchanges.held_bytes)
+
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(hold, range(50)))
+    assert 0 < max(seen) <= MEMORY
+    assert exchanges.held_bytes == 0

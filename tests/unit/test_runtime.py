@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from support.scripted import WAIT_S
 
+from grokflask import runtime
 from grokflask.runtime import CLOSE_S, Background
 
 
@@ -72,3 +75,10 @@ def test_after_a_fork() -> None:
     os.close(reader)
     background.close()
     assert notes == ["start ledger", "close ledger"]
+
+
+def test_no_module_sleeps_for_nothing() -> None:
+    """Under gevent that lets nobody read; `step_aside` does (tests/unit/server/test_waits.py)."""
+    package = Path(runtime.__file__).parent
+    wrong = [path for path in package.rglob("*.py") if re.search(r"\bsleep\(0(\.0*)?\)", path.read_text())]
+    assert wrong == [package / "runtime.py"]  # where it is explained

@@ -121,6 +121,26 @@ def test_signing_in_and_out(visit: Callable[..., Visit], filled: GatewayServer) 
     expect(page.get_by_label("Admin token")).to_be_visible()
 
 
+def test_after_too_many_wrong_tokens(
+    visit: Callable[..., Visit], make_gateway: Callable[..., GatewayServer]
+) -> None:
+    """The form says how long to wait with another guess; the right token opens the dashboard at once."""
+    gateway = make_gateway(GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN)
+    for _ in range(30):
+        wrong = {"Authorization": "Bearer wrong-token-0123456789"}
+        requests.get(f"{gateway.url}/admin/api/keys", headers=wrong, timeout=WAIT_S)
+    window = visit(gateway.url)
+    window.expect_problem("429")
+    page = window.open("/admin")
+    page.get_by_label("Admin token").fill("not the token")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text(re.compile(r"Try again in \d+ (s|minutes)"))
+    window.check_accessibility()
+    page.get_by_label("Admin token").fill(ADMIN_TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Dashboard", exact=True)).to_be_visible()
+
+
 def test_a_key_from_its_making_to_its_end(visit: Callable[..., Visit], filled: GatewayServer) -> None:
     """Made in a dialog, its secret shown once and good at once; edited, rotated, and revoked."""
     window = visit(filled.url)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from support.ports import refuse_port
-from support.processes import CLIENT_KEY, GatewayServer, wait_for
+from support.processes import CLIENT_KEY, GUNICORN, GatewayServer, wait_for
 from support.proxies import Faults, Proxy
 from support.scripted import WAIT_S
-from support.stores import run_command
+from support.stores import ADMIN_TOKEN, run_command
 
 from grokflask.web import diagnose
 
@@ -37,7 +37,8 @@ def look(cwd: Path, url: str, code: int, *words: str, **env: str) -> dict[str, d
 def test_nothing_in_between(gateway: GatewayServer, tmp_path: Path) -> None:
     """Every check of a gateway's own address is fine."""
     seen = look(tmp_path, gateway.url, 0)
-    checks = ("/health", "/ready", "stream", "compression", "request id", "addresses")
+    checks = ["/health", "/ready", "stream", "compression", "request id", "addresses"]
+    checks += ["script name", "/admin", "/metrics", "file modes", "secrets"]
     assert {name: seen[name]["state"] for name in checks} == dict.fromkeys(checks, "ok")
 
 
@@ -59,6 +60,54 @@ def test_a_proxy_that_holds_back(proxy: Proxy, tmp_path: Path) -> None:
     assert seen["request id"]["state"] == "warn"
     assert seen["/ready"]["state"] == "FAIL"
     assert seen["/health"]["state"] == "ok"
+
+
+def test_a_server_that_lets_clients_change_the_path(tmp_path: Path) -> None:
+    """gunicorn with other settings than the gateway's own believes a client's SCRIPT_NAME: a failure."""
+    options = ["--forwarder-headers", "SCRIPT_NAME", "--forwarded-allow-ips", "127.0.0.1"]
+    env = {"GROKFLASK_KEYS": f"alice:{CLIENT_KEY}"}
+    server = GatewayServer(tmp_path, env, [*GUNICORN, *options, "-b", "127.0.0.1:{port}", "wsgi:app"])
+    try:
+        found = look(tmp_path, server.url, 1)["script name"]
+        assert (found["state"], "access lists" in found["text"]) == ("FAIL", True)
+    finally:
+        server.leave()
+
+
+def test_what_strangers_reach(make_gateway: Callable[..., GatewayServer], tmp_path: Path) -> None:
+    """The doctor looks without its key, and counts as no guesser; a path that a proxy hides is told."""
+    server = make_gateway(GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN)
+    seen = look(tmp_path, server.url, 0)
+    for name in ("/admin", "/metrics"):
+        assert (seen[name]["state"], seen[name]["text"]) == ("ok", "reachable from this machine")
+    assert server.find_lines("msg=refused", "logger=grokflask.metrics")
+    proxy = Proxy(server.port)
+    try:
+        proxy.faults = Faults(hides=("/admin/login", "/metrics"))
+        seen = look(tmp_path, proxy.url, 0)
+        for name in ("/admin", "/metrics"):
+            assert (seen[name]["state"], "not reachable" in seen[name]["text"]) == ("ok", True)
+    finally:
+        proxy.close()
+
+
+def test_a_proxy_that_names_nobody(proxy: Proxy, tmp_path: Path) -> None:
+    """Without X-Forwarded-For all its callers are one; the remedy says what to do at the proxy and here."""
+    proxy.faults = Faults(server="nginx/1.24")
+    found = look(tmp_path, proxy.url, 0)["addresses"]
+    assert (found["state"], "all callers count as one" in found["text"]) == ("warn", True)
+
+
+def test_local_files_and_secrets(gateway: GatewayServer, tmp_path: Path) -> None:
+    """A file of an older version is closed to others by the look at it; what is weak is named."""
+    (tmp_path / "old.db").touch(0o666)
+    (tmp_path / ".env").write_text("GROKFLASK_KEYS=bob:bobs-key1\n")
+    (tmp_path / ".env").chmod(0o644)
+    seen = look(tmp_path, gateway.url, 0, DATABASE_URL=f"sqlite:///{tmp_path}/old.db")
+    assert (tmp_path / "old.db").stat().st_mode & 0o777 == 0o600
+    assert (seen["file modes"]["state"], seen["file modes"]["remedy"]) == ("warn", "chmod 600 .env")
+    assert (seen["secrets"]["state"], "'bob'" in seen["secrets"]["text"]) == ("warn", True)
+    assert "bobs-key1" not in str(seen)
 
 
 def test_a_proxy_that_compresses(proxy: Proxy, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import requests
-from support.processes import GatewayServer, wait_for
+from support.processes import GatewayServer, read_anonymous_kib, wait_for
 from support.scripted import Exchange, ScriptedUpstream
 from support.wire import AUTH, connect
 
@@ -24,20 +24,6 @@ USAGE = b'"usage":{"cost_in_usd_ticks":200000000}}'
 def gateway(make_gateway: Callable[..., GatewayServer]) -> GatewayServer:
     """One that has carried nothing else."""
     return make_gateway()
-
-
-def read_anonymous_kib(server: GatewayServer) -> int:
-    """Memory of the largest process of the server's group, a file's pages not counted."""
-    sizes = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                if os.getpgid(int(entry.name)) == server.process.pid:
-                    lines = (entry / "status").read_text().splitlines()
-                    sizes += [int(line.split()[1]) for line in lines if line.startswith("RssAnon")]
-            except OSError:
-                continue
-    return max(sizes)
 
 
 def count_files(server: GatewayServer) -> int:

@@ -10,6 +10,7 @@ import pytest
 import requests
 from support.processes import CLIENT_KEY, GatewayServer, RedisServer, start_gateway, wait_for
 from support.scripted import WAIT_S, ScriptedUpstream
+from support.stores import ADMIN, ADMIN_TOKEN
 
 AUTH = {"Authorization": f"Bearer {CLIENT_KEY}"}
 BODY = {"messages": [{"role": "user", "content": "hello"}]}
@@ -29,7 +30,8 @@ def ask(gateway: GatewayServer, headers: dict[str, str] = AUTH, **extra: object)
 
 
 def read_store(gateway: GatewayServer) -> tuple[str, int]:
-    limits = requests.get(f"{gateway.url}/ready", timeout=WAIT_S).json()["rate_limits"]
+    reply = requests.get(f"{gateway.url}/ready", headers=ADMIN, timeout=WAIT_S)
+    limits = reply.json()["rate_limits"]
     return limits["store"], limits["outages"]
 
 
@@ -112,7 +114,8 @@ def test_redis_goes_away_and_comes_back(
     upstream: ScriptedUpstream, redis: RedisServer, tmp_path: Path
 ) -> None:
     """Without Redis the limit is kept locally, it is logged and counted, and Redis is used again later."""
-    server = start_gateway(tmp_path, upstream, GROKFLASK_RATE_LIMIT="5/hour", REDIS_URL=redis.url)
+    env = {"GROKFLASK_ADMIN_TOKEN": ADMIN_TOKEN, "REDIS_URL": redis.url}
+    server = start_gateway(tmp_path, upstream, GROKFLASK_RATE_LIMIT="5/hour", **env)
     try:
         assert ask(server).status_code == 200
         assert read_store(server) == ("redis", 0)
@@ -150,7 +153,8 @@ def test_redis_that_hangs(upstream: ScriptedUpstream, tmp_path: Path) -> None:
 
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
-        server = start_gateway(tmp_path, upstream, hasty=True, GROKFLASK_RATE_LIMIT="3/hour", REDIS_URL=url)
+        env = {"GROKFLASK_ADMIN_TOKEN": ADMIN_TOKEN, "REDIS_URL": url}
+        server = start_gateway(tmp_path, upstream, hasty=True, GROKFLASK_RATE_LIMIT="3/hour", **env)
         try:
             assert [ask(server).status_code for _ in range(4)] == [200, 200, 200, 429]
             assert read_store(server) == ("local", 1)

@@ -16,6 +16,7 @@ import pytest
 import requests
 from support.processes import CLIENT_KEY, GatewayServer, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, answer_chat, chat_chunk
+from support.stores import ADMIN, ADMIN_TOKEN
 from support.wire import AUTH, CHAT, build_request, connect, read_all, read_until
 
 BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
@@ -259,7 +260,9 @@ def test_above_capacity_is_refused_at_once(
     make_gateway: Callable[..., GatewayServer], upstream: ScriptedUpstream
 ) -> None:
     """With all places taken the next request gets 503 with Retry-After, is not counted, and costs nothing."""
-    server = make_gateway(GROKFLASK_CAPACITY="3", GROKFLASK_RATE_LIMIT="4/hour")
+    server = make_gateway(
+        GROKFLASK_CAPACITY="3", GROKFLASK_RATE_LIMIT="4/hour", GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN
+    )
     go_on = threading.Event()
     waiting = threading.Semaphore(0)
 
@@ -276,13 +279,13 @@ def test_above_capacity_is_refused_at_once(
         refused = ask(server, "json")
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "gateway_full")
         assert refused.headers["Retry-After"] == "1"
-        assert requests.get(f"{server.url}/ready", timeout=WAIT_S).json()["open"] == 3
+        assert requests.get(f"{server.url}/ready", headers=ADMIN, timeout=WAIT_S).json()["open"] == 3
         go_on.set()
         assert [each.result().status_code for each in held] == [200] * 3
     assert len(upstream.exchanges) == 3
     assert ask(server).status_code == 200
     assert ask(server).status_code == 429
-    assert requests.get(f"{server.url}/ready", timeout=WAIT_S).json()["open"] == 0
+    assert requests.get(f"{server.url}/ready", headers=ADMIN, timeout=WAIT_S).json()["open"] == 0
 
 
 def test_a_slow_upload_does_not_hold_its_place(make_gateway: Callable[..., GatewayServer]) -> None:

@@ -78,6 +78,54 @@ def test_a_second_request_reads_along(gate: KeyedGateway, upstream: ScriptedUpst
     wait_for(lambda: len(gate.server.find_lines("msg=replay", "outcome=complete")) == 10, "ten lines")
 
 
+def test_ten_clients_of_a_key_with_one_stream(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
+    """None is refused: each takes the place of the one before it, in the worker that it comes to."""
+    key = gate.make_key("ann", streams=1)
+    story = Story(upstream)
+    clients = [ask(gate, key, "k1", body=STREAM)]
+    story.go.release()
+    heads = [read_event(clients[0])]
+    for _ in range(9):
+        clients.append(ask(gate, key, "k1", body=STREAM))
+        heads.append(read_event(clients[-1]))
+    assert heads == [heads[0]] * 10
+    for _ in range(story.words):
+        story.go.release()
+    ends = [read_rest(client) for client in clients]
+    whole = [end for end in ends if end.endswith(DONE)]
+    assert ends[-1] in whole
+    assert len(whole) <= int(gate.env.get("WEB_CONCURRENCY", "1"))
+    assert all(b'"too_many_streams"' in end for end in ends if end not in whole)
+    assert story.calls == 1
+    assert [row["outcome"] for row in gate.wait_for_rows(1)] == ["complete"]
+    wait_for(lambda: gate.show_usage(key)["remaining"]["streams"] == 1, "the stream to be released")
+
+
+def test_reading_along_counts_as_a_stream(
+    make_keyed: Callable[..., KeyedGateway], upstream: ScriptedUpstream
+) -> None:
+    """Beside the first reader each takes one of the key's streams, and gives it back when it leaves."""
+    gateway = make_keyed(GROKFLASK_HEARTBEAT_S="0.3")
+    key = gateway.make_key("ann", streams=3)
+    Story(upstream)
+
+    def count_left() -> int:
+        left: int = gateway.show_usage(key)["remaining"]["streams"]
+        return left
+
+    clients = [ask(gateway, key, "k1", body=STREAM) for _ in range(3)]
+    assert count_left() == 0
+    refused = ask(gateway, key, "k2", body=STREAM)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_streams")
+    cut_off(clients[0])  # the others read on: the exchange is one stream, and one more reads beside
+    wait_for(lambda: count_left() == 1, "one to be noticed as gone")
+    clients.append(ask(gateway, key, "k1", body=STREAM))
+    assert count_left() == 0
+    for client in clients[1:]:
+        cut_off(client)
+    wait_for(lambda: count_left() == 3, "all to be noticed as gone")
+
+
 def test_whole_replies(gate: KeyedGateway, upstream: ScriptedUpstream) -> None:
     """A reply that is given whole likewise: while it is made, and after it."""
     key = gate.make_key("ann")

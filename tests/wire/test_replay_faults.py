@@ -247,7 +247,7 @@ def test_a_race(two: tuple[GatewayServer, GatewayServer], upstream: ScriptedUpst
 
 def test_the_first_leaves_before_the_answer(make_gateway: Make, upstream: ScriptedUpstream) -> None:
     """Who reads along gets it nevertheless, whole or as a stream; alone, the exchange is ended."""
-    server = make_gateway(**BEAT)
+    server = make_gateway(**BEAT, GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN)
     for stream in (False, True):
         go = threading.Event()
         asked = threading.Event()
@@ -266,7 +266,9 @@ def test_the_first_leaves_before_the_answer(make_gateway: Make, upstream: Script
                 body = {"stream": stream}
                 second = pool.submit(ask, server, {**ALICE, "Accept": ""}, name, body=body)
                 wait_for(
-                    lambda: requests.get(f"{server.url}/ready", timeout=WAIT_S).json()["open"] >= 3,
+                    lambda: (
+                        requests.get(f"{server.url}/ready", headers=ADMIN, timeout=WAIT_S).json()["open"] >= 3
+                    ),
                     "a second",
                 )
                 first.close()

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 import requests
 from support.databases import PostgresServer
 from support.lines import PGBOUNCER, LongLine, PgBouncer
@@ -270,6 +271,39 @@ def test_redis_that_stands_still(
     usage = gateway.show_usage(key)
     assert usage["spent"]["day_ticks"] == len(flow.answers) * USAGE["cost_in_usd_ticks"]
     assert usage["remaining"]["streams"] == 100
+
+
+def test_redis_comes_back_older_than_it_went(
+    make_keyed: Callable[..., KeyedGateway],
+    redis_server: RedisServer,
+    tmp_path: Path,
+    upstream: ScriptedUpstream,
+) -> None:
+    """A restored snapshot knows less spending than the ledger: a spent budget does not open again."""
+    upstream.handler = answer_chat
+    gateway = make_keyed(REDIS_URL=redis_server.url)
+    cost = USAGE["cost_in_usd_ticks"]
+    key = gateway.make_key("ann", budget_day=100)
+    assert ask(gateway, key) == (200, None)
+    wait_for(lambda: gateway.show_usage(key)["spent"]["day_ticks"] == cost, "the first to be booked")
+    with redis.Redis.from_url(redis_server.url) as client:
+        [name] = client.scan_iter(match="*spent:key:ann")
+        snapshot = client.dump(name)
+    assert ask(gateway, key) == (200, None)
+    gateway.wait_for_rows(2, key="ann")
+    redis_server.kill()
+    wait_for(lambda: gateway.read_ready()["limits"]["store"] == "local", "the outage to be noticed")
+    server = RedisServer(tmp_path, redis_server.port)
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            client.restore(name, 0, snapshot, replace=True)
+        wait_for(lambda: gateway.read_ready()["limits"]["store"] == "redis", "Redis to be used again")
+        wait_for(lambda: gateway.show_usage(key)["spent"]["day_ticks"] == 2 * cost, "the sum to be mended")
+        gateway.server.wait_for_line("a key's spending was raised to what the ledger has", "key=ann")
+        assert ask(gateway, key) == (200, None)
+        wait_for(lambda: gateway.show_usage(key)["spent"]["day_ticks"] == 3 * cost, "the third to be booked")
+    finally:
+        server.kill()
 
 
 def test_a_response_while_the_database_is_locked(

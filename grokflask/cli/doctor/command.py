@@ -16,12 +16,13 @@ from flask.cli import with_appcontext
 
 from grokflask.cli.caller import Caller, find_key, is_safe, read_url
 from grokflask.cli.doctor.findings import Finding, print_findings, redact
-from grokflask.cli.doctor.place import check_place
+from grokflask.cli.doctor.place import check_modes, check_place
 from grokflask.cli.doctor.stores import (
     check_database,
     check_files,
     check_keys,
     check_redis,
+    check_secrets,
     check_settings,
 )
 from grokflask.cli.doctor.upstream import check_key, check_upstream
@@ -88,7 +89,9 @@ def _check_here(settings: Settings | None) -> Iterator[Finding]:
     yield from check_redis(settings)
     yield from check_database(settings, current_app.extensions["database"])
     yield from check_place(settings, os.environ)
+    yield check_modes(settings)
     yield check_keys(settings, current_app.extensions["key_store"])
+    yield from check_secrets(settings)
     counters = "Redis" if settings.redis_url else "memory"
     yield Finding("workers", "ok", f"{settings.workers}, counting in {counters}")
     yield check_files(settings)

@@ -138,6 +138,16 @@ def check_keys(settings: Settings, store: KeyStore) -> Finding:
     return finding("ok", f"{count} active")
 
 
+def check_secrets(settings: Settings) -> Iterator[Finding]:
+    """Checks that nobody can guess the tokens and the keys of the settings."""
+    warnings = settings.find_weak_secrets()
+    for warning in warnings:
+        text, _, remedy = warning.partition(": ")
+        yield Finding("secrets", "warn", text, remedy.capitalize() + ".")
+    if not warnings:
+        yield Finding("secrets", "ok", "tokens and GROKFLASK_KEYS are long enough")
+
+
 def check_files(settings: Settings) -> Finding:
     """Checks the limit of open files: a stream takes two."""
     finding = partial(Finding, "open files")

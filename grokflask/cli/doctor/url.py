@@ -17,7 +17,15 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from grokflask.cli.caller import Caller, CallError, explain_status, is_safe, read_events, read_start
+from grokflask.cli.caller import (
+    Caller,
+    CallError,
+    explain_status,
+    is_local,
+    is_safe,
+    read_events,
+    read_start,
+)
 from grokflask.cli.doctor.findings import Finding
 from grokflask.errors import MALFORMED
 
@@ -73,13 +81,15 @@ class Passage:
 
 
 def check_url(caller: Caller) -> Iterator[Finding]:
-    """Checks health, readiness, then the diagnostic stream. Stops at the first failed call."""
+    """Checks health, readiness, what strangers reach, then the stream. Stops at the first failed call."""
     if not is_safe(caller.url):
         text = "http sends keys and answers unencrypted"
         yield Finding("url", "warn", text, "Use TLS at the proxy (docs/deployment.md).")
     try:
         for path in ("/health", "/ready"):
             yield _check_path(caller, path)
+        with Caller(caller.url, None) as stranger:
+            yield from _check_as_stranger(stranger)
         passage = _measure(caller)
     except CallError as error:
         yield Finding("url", "FAIL", error.message)
@@ -102,6 +112,32 @@ def _check_path(caller: Caller, path: str) -> Finding:
     if status != 200:
         return Finding(path, "warn", text, "It is shutting down: another instance should take over.")
     return Finding(path, "ok", text)
+
+
+def _check_as_stranger(caller: Caller) -> Iterator[Finding]:
+    """Checks what a caller without a key can do. Raises CallError."""
+    prefix = f"/doctor-{secrets.token_hex(4)}"
+    with caller.call("GET", f"{prefix}/health", silence_s=ANSWER_S, headers={"SCRIPT_NAME": prefix}) as reply:
+        if reply.status_code != 200:
+            yield Finding("script name", "ok", "a client's SCRIPT_NAME header does not change the path")
+        else:
+            text = "a client's SCRIPT_NAME header changes the path, and so passes access lists of the proxy"
+            remedy = "Use the gateway's gunicorn.conf.py, and no --forwarder-headers."
+            yield Finding("script name", "FAIL", text, remedy)
+    for name, path in (("/admin", "/admin/login"), ("/metrics", "/metrics")):
+        with caller.call("GET", path, silence_s=ANSWER_S) as reply:
+            yield judge_reach(name, reply.status_code, is_local(caller.url))
+
+
+def judge_reach(name: str, status: int, is_near: bool) -> Finding:
+    """Whether something for the operator alone can be reached by everybody."""
+    if status in (403, 404):
+        return Finding(name, "ok", f"not reachable at this address ({status})")
+    if is_near:
+        return Finding(name, "ok", "reachable from this machine")
+    guarded = "everybody can read it" if status == 200 and name == "/metrics" else "only its token guards it"
+    remedy = f"Let the proxy pass {name} only to the addresses that need it (docs/deployment.md)."
+    return Finding(name, "warn", f"reachable from here: {guarded}", remedy)
 
 
 def check_silence(caller: Caller, silence_s: float) -> Finding:
@@ -207,7 +243,10 @@ def judge_forwarding(passage: Passage, scheme: str) -> Iterator[Finding]:
     hint = f"Set GROKFLASK_TRUSTED_PROXIES={count}"
     finding = partial(Finding, "addresses")
     text = f"X-Forwarded-For has {count} addresses, and {trusted} proxies are trusted"
-    if count == trusted:
+    if not count and not trusted and name_proxy(passage.headers):
+        remedy = "Have the proxy send X-Forwarded-For, and set GROKFLASK_TRUSTED_PROXIES."
+        yield finding("warn", "a proxy sends no X-Forwarded-For: all callers count as one", remedy)
+    elif count == trusted:
         yield finding("ok", text)
     elif count > trusted:
         remedy = f"{hint}, if that many proxies are yours."

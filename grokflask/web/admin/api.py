@@ -16,7 +16,7 @@ from flask import Blueprint, Response, current_app, g, request
 
 from grokflask.errors import MALFORMED, AuthenticationError, InvalidRequestError, RouteNotFoundError
 from grokflask.keys.ring import read_bearer
-from grokflask.web.attempts import is_admin_token, log_refusal
+from grokflask.web.attempts import is_admin_token, refuse_token
 from grokflask.web.body import read_body
 from grokflask.web.current import get_current
 
@@ -35,8 +35,9 @@ def check_token() -> None:
         return
     if current_app.extensions["settings"].admin_token is None:
         raise RouteNotFoundError(f"There is nothing at {request.path}.")
-    if not is_admin_token(read_bearer(request.headers.get("Authorization"))):
-        log_refusal(_log)
+    token = read_bearer(request.headers.get("Authorization"))
+    if not is_admin_token(token):
+        refuse_token("admin token", token, _log)
         raise AuthenticationError(
             "The admin API needs its own token: send it as 'Authorization: Bearer <GROKFLASK_ADMIN_TOKEN>'."
         )

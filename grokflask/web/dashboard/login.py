@@ -15,8 +15,8 @@ from flask_wtf.csrf import generate_csrf, validate_csrf
 from werkzeug.wrappers import Response as AnyResponse
 from wtforms import ValidationError
 
-from grokflask.errors import ClientError
-from grokflask.web.attempts import is_admin_token, log_refusal
+from grokflask.errors import ClientError, RateLimitError
+from grokflask.web.attempts import is_admin_token, refuse_token
 from grokflask.web.body import read_form
 from grokflask.web.current import get_current
 from grokflask.web.dashboard.sessions import PATH, SESSION_S, is_dashboard
@@ -101,8 +101,14 @@ def show_login() -> Response | AnyResponse:
 @blueprint.post("/login")
 def log_in() -> Response | AnyResponse:
     """A new session for the right token; an older session is discarded."""
-    if not is_admin_token(g.form.get("token", "").strip()):
-        log_refusal(_log, action="login")
+    token = g.form.get("token", "").strip()
+    if not is_admin_token(token):
+        try:
+            refuse_token("admin token", token, _log, action="login")
+        except RateLimitError as error:
+            response = reply_page("dashboard/login.html", error.status, problem=error.message)
+            response.headers.update(error.headers)
+            return response
         return reply_page("dashboard/login.html", 401, problem="That is not the admin token.")
     session.clear()
     g.pop("csrf_token", None)

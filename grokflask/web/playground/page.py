@@ -10,9 +10,9 @@ from flask import Blueprint, Response, current_app
 
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED, BodyTooLargeError, InvalidRequestError
-from grokflask.keys.ring import KeyRing
 from grokflask.protocol.routes import PREFIXES
 from grokflask.web.body import read_body
+from grokflask.web.callers import authenticate
 from grokflask.web.current import get_current
 from grokflask.web.pages import STATIC, reply_page
 from grokflask.web.playground.markdown import render_markdown
@@ -49,8 +49,7 @@ def show_playground() -> Response:
 def render_text() -> Response:
     """`{"html": …}` for `{"text": …}`, for callers with a key of the API. Raises GrokflaskError."""
     app, flask_request, notes = get_current()
-    keys: KeyRing = app.extensions["keys"]
-    keys.authenticate(flask_request.headers.get("Authorization"), flask_request.remote_addr or "unknown")
+    authenticate(app, flask_request, flask_request.headers.get("Authorization"))
     if flask_request.content_length is None or flask_request.content_length > MAX_BODY_BYTES:
         raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, with a Content-Length.")
     try:

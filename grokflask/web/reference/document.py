@@ -118,7 +118,7 @@ def _complete(route: Route) -> Operation:
     posts, messages = route.method == "POST", route.dialect is MESSAGES
     from_upstream = bool(route.upstream_path)
     errors = {401, 403, 429, 500, 503}
-    errors |= {502, 504} if from_upstream else set()
+    errors |= {502, 504, 507} if from_upstream else set()
     errors |= {404} if "<" in route.path else set()
     errors |= {400, 404, 409, 410, 422} if posts else set()
     errors |= {408, 413, 415} if posts and route.body != "none" else set()

@@ -34,6 +34,7 @@ _HEADERS = {
     409: ["Retry-After"],
     429: ["Retry-After", "x-should-retry"],
     503: ["Retry-After", "x-should-retry"],
+    507: ["x-should-retry"],
     "default": ["X-Upstream-Request-ID", "Retry-After"],
 }
 

@@ -108,8 +108,9 @@ _LIMITS: dict[str, Schema] = {
         "description": "Patterns of allowed models, such as `grok-4*`. An empty list allows all.",
     },
     "tools": {
-        "enum": ["all", "client", "none", None],
-        "description": "`client` allows functions that the client runs, but no tools that run at xAI.",
+        "enum": ["all", "no-collections", "client", "none", None],
+        "description": "`client` allows functions that the client runs, but no tools that run at xAI; "
+        "`no-collections` all tools, but no search in collections (vector stores).",
     },
 }
 _CHANGES = _LIMITS | {
@@ -133,6 +134,7 @@ _ROW = {
     **dict.fromkeys("model_served code upstream_request_id".split(), MAYBE_TEXT),
     **dict.fromkeys("estimated stream".split(), BOOL),
     "outcome": {"enum": [*map(str, Outcome), None]},
+    "reached": {"enum": ["no", "sent", "answered", None]},
     "started_at": _TIME,
 }
 _KEY = {
@@ -178,7 +180,7 @@ ANSWERS: dict[str, Schema] = {
     "Stopped": make_answer(request_id=TEXT, stopped=COUNT, asked=COUNT),
     "DiagnosisEvent": make_answer(number=COUNT, of=COUNT, sent_ms=COUNT),
     "Health": make_answer(status={"const": "ok"}),
-    "Readiness": make_answer(status=_STATUS, open=COUNT, upstream=TEXT),
+    "Readiness": make_answer(status=_STATUS, rate_limits=OBJECT, limits=OBJECT, database=OBJECT),
     "OpenApi": OBJECT,
 }
 """Answers, by their names in the document."""

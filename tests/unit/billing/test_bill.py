@@ -18,7 +18,9 @@ from grokflask.billing.bill import (
     make_bill,
 )
 from grokflask.billing.prices import DEAREST, DEAREST_IMAGE_TICKS, find_price, price_images, price_tokens
+from grokflask.config import Settings
 from grokflask.errors import (
+    ForeignAnswerError,
     GrokflaskError,
     IdleTimeoutError,
     NoAnswerError,
@@ -30,6 +32,7 @@ from grokflask.errors import (
 )
 from grokflask.protocol.usage import Settlement, Usage
 from grokflask.sandbox.models import CHAT_MODELS, IMAGE_TICKS, PRICES, cost_ticks
+from grokflask.shaping.scan import scan
 
 CHAT = Estimate("tokens", "grok-4.3", 1000, 500, 1000 * 12_500, 1000 * 12_500 + 500 * 25_000)
 
@@ -85,6 +88,11 @@ def test_counting_a_prompt(body: bytes, tokens: int) -> None:
     assert count_prompt(body) == tokens
 
 
+def count(body: bytes) -> int:
+    found = scan(body, Settings())
+    return count_prompt(body, found.pictures, found.picture_bytes)
+
+
 def test_images_count_by_the_piece() -> None:
     """Megabytes of base64 are an image's tokens, not a token for each four of them; a URL is an image too."""
 
@@ -93,14 +101,14 @@ def test_images_count_by_the_piece() -> None:
         return json.dumps({"messages": [{"role": "user", "content": parts}]}).encode()
 
     small, large = (ask("data:image/png;base64," + "A" * size) for size in (100, 10_000_000))
-    assert count_prompt(small) == count_prompt(large)
-    assert IMAGE_TOKENS < count_prompt(large) < IMAGE_TOKENS + 50
-    assert count_prompt(ask("https://a/1.png", "https://a/2.png")) // IMAGE_TOKENS == 2
-    assert count_prompt(ask("https://a/1.png", "data:image/png;base64,AAAA")) // IMAGE_TOKENS == 2
+    assert count(small) == count(large)
+    assert IMAGE_TOKENS < count(large) < IMAGE_TOKENS + 50
+    assert count(ask("https://a/1.png", "https://a/2.png")) // IMAGE_TOKENS == 2
+    assert count(ask("https://a/1.png", "data:image/png;base64,AAAA")) // IMAGE_TOKENS == 2
     text = json.dumps({"messages": [{"role": "user", "content": 'write "image_url" in JSON'}]}).encode()
-    assert count_prompt(text) < 50
-    assert count_prompt(large.replace(b"/", b"\\/").replace(b'"url": ', b'"url" :')) < IMAGE_TOKENS + 50
-    assert count_prompt(large.replace(b'{"url": ', b"").replace(b'"}}', b'"}')) < IMAGE_TOKENS + 50
+    assert count(text) < 50
+    assert count(large.replace(b"/", b"\\/").replace(b'"url": ', b'"url" :')) < IMAGE_TOKENS + 50
+    assert count(large.replace(b'{"url": ', b"").replace(b'"}}', b'"}')) < IMAGE_TOKENS + 50
 
 
 @pytest.mark.parametrize(
@@ -115,7 +123,7 @@ def test_images_count_by_the_piece() -> None:
 def test_a_text_does_not_pass_for_an_image(opening: str) -> None:
     """A long text costs what it costs, whatever stands at its beginning: limits would not hold otherwise."""
     body = json.dumps({"messages": [{"role": "user", "content": opening + "word " * 100_000}]}).encode()
-    assert count_prompt(body) >= 125_000
+    assert count(body) >= 125_000
 
 
 @pytest.mark.parametrize(
@@ -206,6 +214,25 @@ def test_a_running_count_is_an_estimate() -> None:
     assert not make_bill(CHAT, replace(left, usage_final=True), reached=True).estimated
 
 
+def test_a_complete_answer_whose_output_was_not_reported() -> None:
+    """A message may tell its prompt at its beginning and nothing at its end: its events are counted."""
+    told = Settlement(Outcome.COMPLETE, usage=Usage(10), usage_final=True, events_seen=50)
+    bill = make_bill(CHAT, told, reached=True)
+    assert (bill.ticks, bill.estimated) == (10 * 12_500 + 50 * 25_000, True)
+    assert (bill.usage.prompt_tokens, bill.usage.completion_tokens, bill.tokens) == (10, 50, 60)
+
+
+def test_a_usage_without_a_figure_is_none() -> None:
+    """An object of another shape says as much as no object."""
+    for told in (
+        Settlement(Outcome.COMPLETE, usage_final=True, events_seen=5),
+        Settlement(Outcome.COMPLETE, usage_final=True),
+        Settlement(Outcome.CLIENT_ABORT, events_seen=5),
+    ):
+        bill = make_bill(CHAT, replace(told, usage=Usage()), reached=True)
+        assert bill == make_bill(CHAT, told, reached=True)
+
+
 ENDINGS: list[tuple[Outcome, GrokflaskError | None]] = [
     (Outcome.CLIENT_ABORT, None),
     (Outcome.TRUNCATED, StreamBrokenError()),
@@ -243,6 +270,8 @@ def test_upstreams_refusal_is_free_and_its_failure_inside_is_not() -> None:
         make_bill(CHAT, refused, reached=True).ticks,
         make_bill(CHAT, refused, reached=True).estimated,
     ) == (0, False)
+    foreign = replace(refused, error=ForeignAnswerError())
+    assert make_bill(CHAT, foreign, reached=True).ticks == 0
     inside = replace(refused, events_seen=100, text_tokens=100)
     assert make_bill(CHAT, inside, reached=True).ticks == 1000 * 12_500 + 100 * 25_000
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from grokflask.delivery.spool import MEMORY_BYTES, PIECE_BYTES, Spool
+from grokflask.errors import DiskFullError
 
 
 def fill(size: int, piece: int = 10_000) -> tuple[Spool, bytes]:
@@ -66,3 +70,44 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not list(tmp_path.iterdir())
     spool.close()
     assert len(before - set(os.listdir("/proc/self/fd"))) >= 1
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """No file of this process may have more than three megabytes: writing on fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MEMORY_BYTES, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("small_disk")
+@pytest.mark.parametrize("piece", [PIECE_BYTES, 4 * MEMORY_BYTES])
+def test_a_full_disk(
+    logged: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    """It is logged with the directory, and an error each time; no descriptor stays open."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = set(os.listdir("/proc/self/fd"))
+    spool = Spool()
+    with pytest.raises(DiskFullError):
+        for _ in range(100):
+            spool.append(b"x" * piece)
+    with pytest.raises(DiskFullError):
+        spool.append(b"x" * piece)
+    spool.close()
+    spool.close()
+    assert set(os.listdir("/proc/self/fd")) <= before
+    line = logged.getvalue().splitlines()[0]
+    assert "level=error" in line
+    assert f"directory={tmp_path}" in line
+
+
+def test_no_directory(logged: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where no file can be made at all."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    spool = Spool()
+    with pytest.raises(DiskFullError):
+        spool.append(b"x" * 2 * MEMORY_BYTES)
+    spool.close()
+    assert "level=error" in logged.getvalue()

@@ -38,6 +38,7 @@ NOW = 1_800_000_000.0
             ("budget_month", "budget_month_ticks"), ("tokens_per_minute", "tokens_per_minute"),
             ("expires_at", "expires_at"))),
         ("models", None, {"models": ()}),
+        ("tools", "no-collections", {"tools": "no-collections"}),
         ("tools", "none", {"tools": "none"}), ("tools", "client", {"tools": "client"}),
         ("tools", "all", {"tools": "all"}), ("tools", None, {"tools": "all"}),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +21,13 @@ from grokflask.errors import (
     KeyExistsError,
     KeyExpiredError,
     KeyRevokedError,
+    RateLimitError,
     StoreUnavailableError,
 )
-from grokflask.keys import ring as keys
+from grokflask.keys import cache as keys
+from grokflask.keys.cache import CACHE_S, UNKNOWN_S
 from grokflask.keys.limits import KeyLimits
-from grokflask.keys.ring import CACHE_S, UNKNOWN_S, ApiKey, KeyRing
+from grokflask.keys.ring import ApiKey, KeyRing
 from grokflask.keys.store import KeyStore
 from grokflask.keys.stored import FoundKey
 from grokflask.storage.database import Database
@@ -171,11 +175,16 @@ class CountingStore(KeyStore):
 
     asked = 0
     asked_for_changes = 0
+    listed = 0
     gate: threading.Event | None = None
 
     def count_changes(self) -> int:
         self.asked_for_changes += 1
         return super().count_changes()
+
+    def list_hashes(self) -> frozenset[str]:
+        self.listed += 1
+        return super().list_hashes()
 
     def find(self, sha256: str) -> FoundKey | None:
         self.asked += 1
@@ -533,8 +542,94 @@ def test_memory_holds_no_secret(store: CountingStore, clock: Clock) -> None:
     _, secret = store.create("carl", {})
     ring = KeyRing(make_settings(), store, clock)
     call(ring, secret)
-    assert ring._memory is not None
-    shown = repr(ring._memory._known)
+    assert ring._cache is not None
+    shown = repr(ring._cache._known)
     assert "carl" in shown
     assert secret not in shown
     assert secret[7:-4] not in shown
+
+
+class Slowed:
+    """Guesses from everywhere are refused once `most` were counted."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.counted: list[str] = []
+
+    def find_refusal(self, address: str) -> RateLimitError | None:
+        return RateLimitError() if self.counted.count(address) >= self.most else None
+
+    def count(self, address: str) -> None:
+        self.counted.append(address)
+
+
+def guess(ring: KeyRing, times: int = 1, address: str = ADDRESS) -> list[str]:
+    """The codes for guesses that nobody has made before."""
+    codes = []
+    for _ in range(times):
+        try:
+            ring.authenticate(f"Bearer gf-guess-{next(numbers)}", address)
+        except GrokflaskError as error:
+            codes.append(error.code)
+    return codes
+
+
+numbers = itertools.count()
+
+
+def test_guesses_cost_no_look_ups(store: CountingStore, clock: Clock) -> None:
+    """After too many, wrong keys are refused without look-ups: one question a second serves all of them."""
+    ring = KeyRing(make_settings(), store, clock)
+    ring.guesses = slowed = Slowed(3)
+    assert guess(ring, 503) == ["invalid_api_key"] * 3 + ["rate_limit_exceeded"] * 500
+    assert (store.asked, store.asked_for_changes, store.listed) == (3, 1, 1)
+    assert slowed.counted == [ADDRESS] * 3  # what is refused is not counted
+    for passed_s in (UNKNOWN_S - 0.01, UNKNOWN_S):
+        clock.now = START + passed_s
+        guess(ring, 10)
+    assert (store.asked, store.asked_for_changes, store.listed) == (3, 2, 1)
+    assert guess(ring, 1, "192.0.2.8") == ["invalid_api_key"]
+
+
+def test_a_right_key_passes_among_guesses(store: CountingStore, clock: Clock) -> None:
+    """Whether it is in memory or not; one made just now within UNKNOWN_S; a revoked one is told as such."""
+    secrets = {name: store.create(name, {})[1] for name in ("seen", "unseen", "revoked")}
+    store.revoke("revoked")
+    ring = KeyRing(make_settings(), store, clock)
+    assert call(ring, secrets["seen"]) == "seen"
+    ring.guesses = slowed = Slowed(0)
+    assert [call(ring, secret) for secret in secrets.values()] == ["seen", "unseen", "key_revoked"]
+    assert call(ring, "alice-secret") == "alice"
+    assert guess(ring) == ["rate_limit_exceeded"]
+    _, new = store.create("new", {})
+    clock.now += UNKNOWN_S
+    assert call(ring, new) == "new"
+    assert slowed.counted == []
+    assert store.asked == 4
+
+
+def test_only_wrong_keys_are_counted(store: CountingStore, clock: Clock) -> None:
+    """Not a missing one, nor a key that is right or was so."""
+    _, secret = store.create("carl", {})
+    _, revoked = store.create("dora", {})
+    store.revoke("dora")
+    ring = KeyRing(make_settings(), store, clock)
+    ring.guesses = slowed = Slowed(1000)
+    for header in (None, "", "Basic x", f"Bearer {secret}", f"Bearer {revoked}", "Bearer alice-secret"):
+        with contextlib.suppress(GrokflaskError):
+            ring.authenticate(header, ADDRESS)
+    assert slowed.counted == []
+    assert [call(ring, "gf-stale") for _ in range(3)] == ["invalid_api_key"] * 3
+    assert slowed.counted == [ADDRESS] * 3  # also while it is remembered as unknown
+
+
+def test_guesses_during_an_outage(store: CountingStore, clock: Clock, outage: Outage) -> None:
+    """A key that cannot be looked up may be right: a 503, never a 401 or 429. It is not counted either."""
+    store.create("carl", {})
+    ring = KeyRing(make_settings(), store, clock)
+    ring.guesses = slowed = Slowed(0)
+    outage.begin()
+    assert guess(ring, 2) == ["store_unavailable"] * 2
+    slowed.most = 1
+    assert guess(ring, 2) == ["store_unavailable"] * 2
+    assert slowed.counted == []

@@ -69,6 +69,7 @@ def test_line_of_a_complete_exchange(lines: list[logging.LogRecord]) -> None:
         "total_tokens": 303,
         "cost_ticks": 1466250,
         "server_tools": None,
+        "reached": None,
         "upstream_request_id": "u1",
         "retries": None,
         "detail": None,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.strategies import SlidingWindowCounterRateLimiter
 
+from grokflask.limits import request_storage
 from grokflask.limits.request_storage import SWEEP_S, RequestStorage
 
 
@@ -100,6 +101,21 @@ def test_keys_that_nothing_counts_for_go() -> None:
     clock.now += 120 + SWEEP_S
     limiter.hit(limit, "last")
     assert len(storage._windows) == 1
+
+
+def test_so_many_keys_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where any number of addresses may call, the counts that began first go first."""
+    monkeypatch.setattr(request_storage, "MAX_WINDOWS", 100)
+    limiter, storage, clock = make()
+    limit = RateLimitItemPerMinute(2)
+    for number in range(100):
+        assert limiter.hit(limit, str(number))
+    clock.now += 60
+    assert limiter.hit(limit, "0")  # its count begins anew, so it is the last to go
+    for number in range(1000, 1099):
+        assert limiter.hit(limit, str(number))
+    assert len(storage._windows) == 100
+    assert limiter.hit(limit, "0") is False
 
 
 def test_it_forgets_on_demand() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -368,3 +369,17 @@ def test_outcomes_begin_at_zero() -> None:
     figures = read(Tallies())
     for outcome in set(Outcome) - {Outcome.LOST, Outcome.REFUSED}:
         assert figures[f"grokflask_exchanges_total{{outcome={outcome.value},route=chat}}"] == 0
+
+
+def test_stalls_of_the_last_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older ones are forgotten; without a watchdog nothing is said."""
+    tallies = Tallies()
+    assert tallies.sum_up_stalls() is None
+    tallies.note_loop_delay(0.01)
+    assert tallies.sum_up_stalls() == {"stalls": 0, "worst_ms": 0}
+    tallies.note_loop_delay(0.3)
+    tallies.note_loop_delay(2.0)
+    assert tallies.sum_up_stalls() == {"stalls": 2, "worst_ms": 2000}
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3601)
+    assert tallies.sum_up_stalls() == {"stalls": 0, "worst_ms": 0}

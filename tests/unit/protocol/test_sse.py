@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from support.oracle_sse import decode_stream
 
 from grokflask.errors import UpstreamProtocolError
-from grokflask.protocol.sse import EventDecoder, NamedEvent, Run
+from grokflask.protocol.sse import MAX_EVENT_LINES, EventDecoder, NamedEvent, Run
 
 STREAMS = Path(__file__).parents[2] / "streams"
 NAMES = sorted(path.stem for path in STREAMS.glob("*.sse"))
@@ -190,6 +191,26 @@ def test_event_that_grows_too_long_is_an_error(piece_bytes: int) -> None:
     assert feed(decoder, b"x") == []
     with pytest.raises(UpstreamProtocolError, match="more than 100 bytes"):
         feed(decoder, b"x")
+
+
+def test_event_of_too_many_lines_is_an_error() -> None:
+    """Each of them would become an object, in one step that nothing else can interrupt."""
+    decoder = EventDecoder()
+    for _ in range(MAX_EVENT_LINES):
+        assert feed(decoder, b"data: x\n") == []
+    decoder.feed(b"data: x\n")
+    with pytest.raises(UpstreamProtocolError, match=f"or {MAX_EVENT_LINES} lines"):
+        decoder.feed(b"\n")
+
+
+def test_event_in_tiny_pieces_takes_no_more_memory_than_in_large_ones() -> None:
+    """The pieces are joined as they come, a few at a time."""
+    decoder = EventDecoder()
+    decoder.feed(b"data: ")
+    for _ in range(50_000):
+        decoder.feed(b"xy")
+    assert sum(map(sys.getsizeof, decoder._pieces)) < 2 * 100_000
+    assert decoder.feed(b"\n\n") == [b"xy" * 50_000]
 
 
 def test_events_before_one_that_is_too_long_are_not_lost() -> None:

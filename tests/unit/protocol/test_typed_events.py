@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from grokflask.errors import Outcome
+from grokflask.protocol import upstream_errors
 from grokflask.protocol.chat_events import EventFilter
 from grokflask.protocol.sse import EventDecoder
 from grokflask.protocol.typed_events import MessagesFilter, ResponsesFilter
+from grokflask.protocol.upstream_errors import MAX_PARSED_BYTES
 from grokflask.protocol.usage import Usage
 
 DONE = b"data: [DONE]\n\n"
@@ -69,7 +72,7 @@ def make_messages() -> MessagesFilter:
 STORY = (response("created"), response("in_progress"), delta("Once"), delta(" upon"))
 
 
-@pytest.mark.parametrize("kind", ["completed", "incomplete"])
+@pytest.mark.parametrize("kind", ["completed", "incomplete", "cancelled"])
 @pytest.mark.parametrize("behind", [b"", DONE, frame(delta("late"))])
 def test_a_response_ends_with_its_last_event(kind: str, behind: bytes) -> None:
     """The event with the whole is the end, usage and model are read off it, and [DONE] is behind it."""
@@ -173,6 +176,29 @@ def test_a_failed_response_does_not_tell_secrets() -> None:
     assert error == {"code": "x", "message": "Key [redacted] of team [redacted]."}
 
 
+@pytest.mark.parametrize("size", [1, MAX_PARSED_BYTES])
+def test_a_failed_response_of_megabytes(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Only its error becomes objects, and only if that is small. A large one may quote a secret: it goes."""
+    decoded: list[int] = []
+    decode = msgspec.json.decode
+
+    def count(data: bytes) -> Any:
+        decoded.append(len(data))
+        return decode(data)
+
+    monkeypatch.setattr(upstream_errors.msgspec.json, "decode", count)
+    error = {"message": "No.", "more": ["plain-old-secret"] * size}
+    output = [[]] * MAX_PARSED_BYTES
+    events = make_responses()
+    out = feed(events, frame(response("failed", error=error, output=output)))
+    assert max(decoded, default=0) <= MAX_PARSED_BYTES
+    assert events.failure is not None
+    assert events.failure.message == ("No." if size == 1 else "The upstream API reported an error.")
+    answer = decode(out.strip()[6:])["response"]
+    assert answer["output"] == output
+    assert answer["error"] == (error if size == 1 else {})
+
+
 def test_the_id_is_told_before_its_event_goes_out() -> None:
     """The callback gets the id before the event is passed on, and once."""
     events = make_responses()
@@ -230,6 +256,15 @@ def test_done_is_no_end_of_a_message() -> None:
     events = make_messages()
     assert feed(events, frame(*MESSAGE[:-1]) + DONE) == frame(*MESSAGE[:-1], named=True)
     assert not events.done
+
+
+@pytest.mark.parametrize("usage", [{}, {"usage": None}, {"usage": {}}, {"usage": {"output_tokens": 0}}])
+def test_a_message_that_does_not_tell_its_output(usage: dict[str, Any]) -> None:
+    """Only the prompt is known, and that is not taken away."""
+    events = make_messages()
+    feed(events, frame(*MESSAGE[:3], {"type": "message_delta", **usage}, MESSAGE[-1]))
+    assert events.done
+    assert events.usage == Usage(13, 4)
 
 
 def test_usage_of_a_message_that_was_cut() -> None:

@@ -68,7 +68,8 @@ def read(usage: Any) -> Usage | None:
         ({"input_tokens": 9, "output_tokens": 3}, Usage(9, None, 3, None, 12)),
         ({"output_tokens": 3}, Usage(completion_tokens=3)),
         ({"input_tokens": -1, "output_tokens": 10**16}, Usage()),
-        ({"input_tokens": "many"}, None),
+        ({"input_tokens": "many"}, Usage()),
+        ({"input_tokens": 9, "output_tokens": 3.0, "input_tokens_details": []}, Usage(9, None, 3, None, 12)),
         ({}, Usage()),
         (None, None),
         ([], None),
@@ -90,9 +91,18 @@ def test_a_later_usage_goes_over_an_earlier_one() -> None:
     """Figures that it lacks stay, and the total is updated."""
     assert merge_usage(Usage(13, 4), Usage(completion_tokens=32)) == Usage(13, 4, 32, None, 45)
     assert merge_usage(Usage(13, 4, 1, None, 14), Usage(20, 4, 32, 0, 52)) == Usage(20, 4, 32, 0, 52)
+    assert merge_usage(Usage(13, 4, 1, 5, 19), Usage(completion_tokens=2)) == Usage(13, 4, 2, 5, 20)
     assert merge_usage(None, Usage(1)) == Usage(1)
     assert merge_usage(Usage(1), None) == Usage(1)
     assert merge_usage(None, None) is None
+
+
+def test_a_later_usage_that_says_less() -> None:
+    """Nothing, or nothing but zeros, takes nothing away. A cost that is told for less is not one for more."""
+    known = Usage(13, 4, 32, 0, 45, cost_ticks=999)
+    for less in (Usage(), Usage(0, 0, 0, 0, 0, 0), Usage(13, 4, 32, 0, 45)):
+        assert merge_usage(known, less) == known
+    assert merge_usage(known, Usage(13, 4, 60, 0, 73)) == Usage(13, 4, 60, 0, 73)
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"7", b"{", b'{"id":'])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from grokflask.protocol.chat_events import EventFilter
 from grokflask.protocol.usage import Usage, read_chunk
 
 FULL = {
@@ -55,6 +56,31 @@ def test_all_figures() -> None:
             {"prompt_tokens": "12", "total_tokens": 1.0},
             Usage(prompt_tokens=12, total_tokens=1),
             id="figure-as-text",
+        ),
+        pytest.param(
+            {"prompt_tokens": 12, "completion_tokens": 2.5, "cost_in_usd_ticks": 8750.0},
+            Usage(prompt_tokens=12, completion_tokens=2, cost_ticks=8750),
+            id="fractions",
+        ),
+        pytest.param(
+            {"prompt_tokens": 12, "prompt_tokens_details": [], "completion_tokens_details": 7},
+            Usage(prompt_tokens=12),
+            id="lists-for-objects",
+        ),
+        pytest.param(
+            {"prompt_tokens": {}, "total_tokens": True, "cost_in_usd_ticks": 5},
+            Usage(cost_ticks=5),
+            id="objects-for-figures",
+        ),
+        pytest.param(
+            {"prompt_tokens": 2**63, "completion_tokens": 2**70, "cost_in_usd_ticks": 5},
+            Usage(cost_ticks=5),
+            id="beyond-the-column",
+        ),
+        pytest.param(
+            {"prompt_tokens": 12, "prompt_tokens_details": {"cached_tokens": 1.0, "text_tokens": []}},
+            Usage(prompt_tokens=12, cached_tokens=1),
+            id="odd-details",
         ),
     ],
 )
@@ -122,6 +148,26 @@ def test_data_that_are_no_chunk(data: bytes) -> None:
     assert read_chunk(data) is None
 
 
+def test_a_figure_out_of_range_is_none_of_the_others_business() -> None:
+    """Not even one that no float can hold."""
+    chunk = read_chunk(b'{"usage":{"prompt_tokens":1e400,"completion_tokens":7,"cost_in_usd_ticks":-1e400}}')
+    assert chunk is not None
+    assert chunk.read_usage() == Usage(completion_tokens=7)
+
+
+@pytest.mark.parametrize(
+    "last", [{}, [], {"prompt_tokens": 0, "cost_in_usd_ticks": 0}, {"prompt_tokens": 12}]
+)
+def test_a_stream_whose_last_usage_says_less(last: Any) -> None:
+    """What earlier chunks have said stays."""
+    events = EventFilter(wants_usage=False)
+    for usage in ({"prompt_tokens": 12}, FULL, last):
+        events.take([json.dumps({"choices": [], "usage": usage}).encode()])
+    events.take([b"[DONE]"])
+    assert events.usage is not None
+    assert (events.usage.cost_ticks, events.usage.total_tokens) == (1466250, 303)
+
+
 @pytest.mark.parametrize("figure", ["-1", "1000000000000001", "1e300", "100000000000000000000000"])
 def test_figures_that_cannot_be(figure: str) -> None:
     """A negative or monstrous figure counts as missing, and does not spoil the others."""
@@ -129,4 +175,4 @@ def test_figures_that_cannot_be(figure: str) -> None:
     chunk = read_chunk(data.encode())
     assert chunk is not None
     usage = chunk.read_usage()
-    assert usage is None or usage == Usage(prompt_tokens=7)
+    assert usage == Usage(prompt_tokens=7)

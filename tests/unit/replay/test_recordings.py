@@ -19,13 +19,12 @@ from grokflask.errors import (
     RecordingLostError,
     ShuttingDownError,
     StreamGoneError,
-    TooManyStreamsError,
     UpstreamError,
 )
 from grokflask.protocol.dialects import CHAT
 from grokflask.replay.reader import Reader
 from grokflask.replay.recording import READ_BYTES, WINDOW_BYTES, Ending, Head, Recording, fail
-from grokflask.replay.recordings import MAX_READERS, OVERHEAD_BYTES, Recordings
+from grokflask.replay.recordings import OVERHEAD_BYTES, Recordings
 
 EVENTS = [b"data: %d\n\n" % number for number in range(5)]
 KEEP_S, GRACE_S = 100.0, 10.0
@@ -164,10 +163,41 @@ def test_other_requests_are_turned_away() -> None:
         bench.claim(fingerprint="g")
     with pytest.raises(StreamGoneError):
         bench.claim("b", only_old=True)
-    for _ in range(MAX_READERS - 1):
-        bench.claim()
-    with pytest.raises(TooManyStreamsError):
-        bench.claim()
+
+
+def test_a_new_reader_takes_the_place_of_the_oldest() -> None:
+    """The oldest ends with an error that is not worth a retry; one that reads alone never does."""
+    bench = Bench()
+    first = bench.record(EVENTS[0])
+    recording = first.recording
+    bench.register.replace_oldest(recording)
+    second, _ = bench.claim()
+    third, _ = bench.claim()
+    bench.register.replace_oldest(recording)
+    assert recording.readers == (second, third)
+    assert b"A newer connection" in take_all(first)
+    assert first.outcome == "too_many_streams"
+    assert first.cancelled is not None
+    assert first.cancelled.headers == {"x-should-retry": "false"}
+    bench.register.keep(recording, EVENTS[1])
+    bench.finish(first)
+    assert take_all(second) == take_all(third) == EVENTS[0] + EVENTS[1]
+
+
+def test_holds_are_freed_one_by_one() -> None:
+    """A recording has at most one hold for each reader but one, whichever of them leave."""
+    bench = Bench()
+    first = bench.record(EVENTS[0])
+    readers = [first, *(bench.claim()[0] for _ in range(3))]
+    freed: list[int] = []
+    for number in range(2):  # the third has replaced nobody yet
+        first.recording.holds.append(lambda number=number: freed.append(number))
+    counts = []
+    for reader in readers:
+        bench.register.leave(reader)
+        bench.register.leave(reader)
+        counts.append(len(freed))
+    assert counts == [0, 1, 2, 2]
 
 
 def test_a_failure_is_told_to_all_and_forgotten() -> None:

@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from gunicorn import util
 from gunicorn.config import Config
+from gunicorn.http import parser, wsgi
 
+from grokflask.server import private
 from grokflask.server.worker import Worker
 
 
@@ -46,3 +49,12 @@ def make_worker() -> Iterator[Callable[..., Worker]]:
     yield make
     for worker in workers:
         worker.tmp.close()
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gunicorn as in a worker; as it was after the test."""
+    monkeypatch.setattr(parser, "SocketUnreader", parser.SocketUnreader)
+    monkeypatch.setattr(wsgi, "Response", wsgi.Response)
+    monkeypatch.setattr(util, "write_error", util.write_error)
+    private.install()

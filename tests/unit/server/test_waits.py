@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import gevent
@@ -17,6 +18,7 @@ import pytest
 import trustme
 from gevent.threadpool import ThreadPool
 
+from grokflask import runtime
 from grokflask.runtime import Offload
 from grokflask.server.waits import ReadWait, make_offload
 
@@ -299,3 +301,27 @@ def test_its_error_is_raised_here(offload: Offload, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         offload(exit, (3,))
     assert capsys.readouterr().err == ""
+
+
+def test_stepping_aside_lets_others_read(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within a few steps. With gevent's `sleep(0)` it would take fifty, or for ever."""
+    monkeypatch.setattr(runtime, "time", SimpleNamespace(sleep=gevent.sleep))
+    ours, theirs = pair
+    wait, steps = ReadWait(ours), 0
+    late: list[int] = []
+
+    def read() -> None:
+        while wait(LONG_S) and (sent_at := ours.recv(1)):
+            late.append(steps - sent_at[0])
+
+    reader = gevent.spawn(read)
+    gevent.sleep(0.01)
+    for _ in range(200):
+        if steps % 20 == 0:
+            theirs.send(bytes((steps,)))
+        steps += 1
+        runtime.step_aside()
+    theirs.close()
+    reader.join(LONG_S)
+    assert len(late) == 10
+    assert max(late) <= 3

@@ -19,7 +19,9 @@ from support.processes import ROOT
 from support.wire import read_all, read_until
 
 from grokflask.exchanges import OpenExchanges
-from grokflask.server.worker import Connections, Worker, keep_alive
+from grokflask.server import bodies
+from grokflask.server.worker import Connections, Worker
+from grokflask.sockets import keep_alive
 
 WAIT_S = 20.0
 
@@ -158,7 +160,7 @@ class Site:
 
 
 @pytest.fixture
-def make_site(make_worker: Callable[..., Worker]) -> Iterator[Callable[..., Site]]:
+def make_site(make_worker: Callable[..., Worker], installed: None) -> Iterator[Callable[..., Site]]:
     sites: list[Site] = []
 
     def make(app: Any, **settings: Any) -> Site:
@@ -272,6 +274,133 @@ def test_other_errors_are_logged(make_site: Callable[..., Site]) -> None:
     assert "a broken disk" in site.worker.log.lines.getvalue()
 
 
+def refuse(_: Any, start_response: Any) -> list[bytes]:
+    """An app that reads no body."""
+    start_response("401 Unauthorized", [("Content-Length", "2")])
+    return [b"no"]
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"],
+)
+def test_a_small_unread_body_keeps_its_connection(make_site: Callable[..., Site], framing: bytes) -> None:
+    """If it has arrived by the time of the answer."""
+    site = make_site(refuse)
+    client = site.connect()
+    for _ in range(3):
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + framing)
+        got = read_until(client, b"no")
+        assert b"Connection: keep-alive" in got
+
+
+UNREAD = {
+    "missing": b"Content-Length: 5\r\n\r\nhell",
+    "large": b"Content-Length: 5000000\r\n\r\n" + b"x" * 5_000_000,
+    "chunks": b"Transfer-Encoding: chunked\r\n\r\nf4240\r\n" + b"x" * 10**6 + b"\r\n0\r\n\r\n",
+    "broken": b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello!\r\n" + b"x" * 10**6,
+    "expected": b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n",
+    "pipelined": b"Content-Length: 500000\r\n\r\n" + b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 10_000,
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_an_unread_body_ends_its_connection(make_site: Callable[..., Site], kind: str) -> None:
+    """The client, which sends all of it before it reads, gets its one answer, and then the end."""
+    site = make_site(refuse)
+    client = site.connect()
+    client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + UNREAD[kind])
+    got = read_all(client)
+    assert got.startswith(b"HTTP/1.1 401 ")
+    assert got.count(b"HTTP/1.1") == 1
+    assert b"Connection: close" in got
+    assert got.endswith(b"\r\n\r\nno")
+    client.close()
+    gevent.joinall(site.served, WAIT_S, raise_error=True)
+    assert site.worker.log.lines.getvalue() == ""
+
+
+def test_a_body_that_is_still_sent_after_the_answer(
+    make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read for a while, so that nothing destroys the answer, and then no longer."""
+    monkeypatch.setattr(bodies, "LINGER_BYTES", 2**20)
+    site = make_site(refuse)
+    client = site.connect()
+    client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999\r\n\r\n")
+    assert read_all(client).endswith(b"no")  # it has no more to say, but takes what comes
+    for _ in range(3):
+        client.sendall(b"x" * 2**18)
+    with pytest.raises(ConnectionError):
+        while True:
+            client.sendall(b"x" * 2**18)
+    gevent.joinall(site.served, WAIT_S, raise_error=True)
+
+
+def test_a_client_that_sends_no_more(make_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it hold its place: the worker waits only so long, and not at all when it is full."""
+    site = make_site(refuse, worker_connections=3)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
+    first = site.connect()
+    first.sendall(head)
+    read_all(first)
+    assert not site.served[0].ready()
+    second = site.connect()
+    gevent.joinall(site.served[:1], WAIT_S)
+    assert site.served[0].ready()
+    monkeypatch.setattr(bodies, "LINGER_GAP_S", 0.01)
+    second.sendall(head)
+    read_all(second)
+    gevent.joinall(site.served, WAIT_S)
+    assert site.served[1].ready()
+
+
+def test_a_refused_head_can_be_read_about(make_site: Callable[..., Site]) -> None:
+    """By a client that is still sending what belongs to it."""
+    site = make_site(greet)
+    client = site.connect()
+    client.sendall(b"POST / HTTP/9.1\r\nContent-Length: 5000000\r\n\r\n" + b"x" * 5_000_000)
+    got = read_all(client)
+    assert got.startswith(b"HTTP/1.1 400 ")
+    assert b"malformed_request" in got
+
+
+def test_an_app_that_reads_no_further_than_it_must(make_site: Callable[..., Site]) -> None:
+    """A chunked body whose last chunk nobody has asked for is complete once that has arrived."""
+
+    def read(environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "5")])
+        return [environ["wsgi.input"].read(5)]
+
+    client = make_site(read).connect()
+    for _ in range(2):
+        client.sendall(
+            b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+        )
+        read_until(client, b"hello")
+
+
+def test_requests_without_a_pause_let_others_run(make_site: Callable[..., Site]) -> None:
+    """A client that has sent thousands at once is one of many."""
+    site = make_site(greet)
+    client = site.connect()
+    turns = 0
+
+    def count() -> None:
+        nonlocal turns
+        while True:
+            gevent.sleep(0)
+            turns += 1
+
+    client.sendall(REQUEST * 1000)
+    counter = gevent.spawn(count)
+    got = b""
+    while got.count(b"hello") < 1000:
+        got += client.recv(65536)
+    counter.kill()
+    assert turns >= 1000 // Worker.TURN_REQUESTS
+
+
 def test_the_end(make_site: Callable[..., Site]) -> None:
     """Idle connections are closed at once, fresh ones when they stay silent, and all before the end."""
     stream = Stream()
@@ -297,7 +426,7 @@ def test_the_end(make_site: Callable[..., Site]) -> None:
 
 def test_the_app_is_told_of_the_end(make_worker: Callable[..., Worker]) -> None:
     """Its exchanges drain. An app without services is left alone."""
-    exchanges = OpenExchanges(10)
+    exchanges = OpenExchanges(10, 0)
     gateway = SimpleNamespace(exchanges=exchanges)
     for extensions in ({"background": None, "gateway": gateway}, {"gateway": gateway}):
         worker = make_worker(SimpleNamespace(extensions=extensions), graceful_timeout=0)
@@ -370,9 +499,9 @@ def test_the_master_stays_small() -> None:
         "print(*{'flask', 'sqlalchemy', 'requests', 'urllib3', 'redis', 'msgspec'} & set(sys.modules))"
     )
     ours, libraries = out.splitlines()
-    server = ["metric_slots", "private", "response", "waits", "worker"]
+    server = ["bodies", "metric_slots", "private", "response", "waits", "watchdog", "worker"]
     expected = ["grokflask", "grokflask.server", *[f"grokflask.server.{name}" for name in server]]
-    assert set(ours.split()) == {*expected, "grokflask.runtime", "grokflask.sockets"}
+    assert set(ours.split()) == {*expected, *[f"grokflask.{name}" for name in ("log", "runtime", "sockets")]}
     assert libraries == ""
 
 

@@ -266,13 +266,25 @@ def test_messages_pass_byte_for_byte() -> None:
     assert b'"messages":' + messages in request.body
 
 
-def test_duplicate_names() -> None:
-    """Of a name that stands twice the last one counts, here and upstream alike: only it is sent."""
-    request = shape(b'{"model":"a","seed":1,"model":"grok-b","seed":2,' + RAW_MESSAGES + b"}")
-    assert request.model == "grok-b"
-    assert request.body is not None
-    assert request.body.count(b'"model"') == request.body.count(b'"seed"') == 1
-    assert sent(request)["seed"] == 2
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [
+        (b'"model":"a","model":"b"', "model"),
+        (b'"stream":true,"stream":true', "stream"),
+        (b'"tools":[],"to\\u006fls":[{"type":"web_search"}]', "tools"),
+        (b'"seed":12,"seed":1', "seed"),
+        (b'"seed":1, "seed":12', "seed"),
+        (b'"a\\"b":{"c":1},"\\u0061\\"b":{"c":1}', 'a"b'),
+        ('"é":1,"\\u00e9":1'.encode(), "é"),
+    ],
+)
+@pytest.mark.parametrize("blank", [b"", b" \n"])
+def test_duplicate_names(pair: bytes, name: str, blank: bytes) -> None:
+    """Of two fields with one name a parser takes the first or the last: such a body is refused."""
+    for body in (b"{%b,%b%b}" % (RAW_MESSAGES, blank, pair), b"{%b%b,%b }" % (blank, pair, RAW_MESSAGES)):
+        error = refuse(body)
+        assert ("twice" in error.message, error.param) == (True, name)
+        assert shape(body.replace(pair, b'"seed" : 1 ')).body
 
 
 def test_escaped_names_are_the_same_names() -> None:
@@ -679,6 +691,9 @@ def test_model_id_that_could_leave_its_place(model_id: str) -> None:
         (b"\xff", None),
         (b'{"\xff":1,"stream":true}', None),
         (b'{"stream":true,"x":' + b"[" * 100_000, None),
+        pytest.param(b'{"stream" :true,"x":' + b"[" * 2**20, True, id="large-begin"),
+        pytest.param(b'{"x":[' + b"{}," * 2**20 + b'1],"stream": true}', True, id="large-end"),
+        pytest.param(b'{"x":"' + b" " * 2**20 + b'\\"stream\\":true"}', None, id="large-text"),
     ],
 )
 def test_whether_a_refused_body_asked_for_a_stream(body: bytes, asks: bool | None) -> None:

@@ -8,12 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from grokflask.errors import ToolsNotAllowedError
+from grokflask.config import Settings
+from grokflask.errors import InvalidRequestError, ToolsNotAllowedError
 from grokflask.keys.limits import Allowed, check_tools
 from grokflask.protocol.raw_json import RawFields
+from grokflask.protocol.routes import ROUTES
+from grokflask.shaping.bodies import shape_request
+from grokflask.shaping.request import ClientRequest
 from grokflask.shaping.tools import Use, find_use
 
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
+CHAT = next(route for route in ROUTES if route.name == "chat")
 SERVER_TYPES = ["web_search", "x_search", "code_interpreter", "code_execution", "file_search", "mcp"]
 
 
@@ -43,6 +48,7 @@ def read(body: Any) -> RawFields:
         ({"tools": {"type": "web_search"}}, "server"),
         ({"tools": "web_search"}, "server"),
         ({"tools": [7]}, "server"),
+        ({"tools": [FUNCTION] * 2001}, "server"),
         ({"tools": [{"type": ["web_search"]}]}, "server"),
         ({"search_parameters": {}}, "server"),
         ({"search_parameters": {"mode": "auto"}}, "server"),
@@ -59,22 +65,33 @@ def test_what_is_asked_for(body: Any, use: Use) -> None:
 
 
 def test_no_way_around() -> None:
-    """An escaped letter hides no type; of a field that comes twice the last counts, as it does upstream."""
+    """An escaped letter hides no type. A tool with two types is refused for a key with a limit on tools."""
     hidden = b'{"tools": [{"t\\u0079pe": "web_\\u0073earch"}]}'
-    twice = b'{"tools": [{"type": "function", "type": "web_search"}], "x": 1}'
-    again = b'{"tools": [], "tools": [{"type": "web_search"}]}'
-    for body in (hidden, twice, again):
-        assert find_use(msgspec.json.decode(body, type=RawFields)) == "server"
+    assert find_use(msgspec.json.decode(hidden, type=RawFields)) == "server"
+    twice = b'{"messages": [1], "tools": [{"type": "web_search", "type": "function"}]}'
+    request = ClientRequest(CHAT, "r1", twice)
+    with pytest.raises(InvalidRequestError, match="twice") as caught:
+        shape_request(request, Settings(), limited=True)
+    assert caught.value.param == "type"
+    assert shape_request(request, Settings()).tools == ""
+
+
+def test_collections() -> None:
+    """They are the operator's: a search in them is more than any other tool."""
+    tools = [FUNCTION, {"type": "file_search", "vector_store_ids": ["v"]}]
+    body = msgspec.json.encode({"messages": [1], "tools": tools})
+    assert shape_request(ClientRequest(CHAT, "r1", body), Settings(), limited=True).tools == "collections"
 
 
 ALLOWED: dict[Allowed, set[Use]] = {
-    "all": {"", "client", "server"},
+    "all": {"", "client", "server", "collections"},
+    "no-collections": {"", "client", "server"},
     "client": {"", "client"},
     "none": {""},
 }
 
 
-@pytest.mark.parametrize(("use", "allowed"), list(product(("", "client", "server"), ALLOWED)))
+@pytest.mark.parametrize(("use", "allowed"), list(product(("", "client", "server", "collections"), ALLOWED)))
 def test_what_a_key_may(use: Use, allowed: Allowed) -> None:
     """`all` everything, `client` functions, `none` nothing; a refusal is a 403 with a code of its own."""
     if use in ALLOWED[allowed]:

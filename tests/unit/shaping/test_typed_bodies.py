@@ -185,13 +185,12 @@ def test_what_upstream_keeps() -> None:
     assert shape("responses-compact", TEXT).makes is None
 
 
-def test_the_last_of_two_fields_of_one_name_counts() -> None:
-    """Upstream gets the one that was looked at, and no other."""
+def test_a_response_that_is_named_twice() -> None:
+    """Upstream might take the one that was not looked at."""
     body = b'{"input":"hi","previous_response_id":"mine","previous_response\\u005fid":"theirs"}'
-    shaped = shape("responses", body)
-    assert shaped.uses == ("response", "theirs")
-    assert shaped.body is not None
-    assert b"mine" not in shaped.body
+    with pytest.raises(InvalidRequestError, match="twice") as caught:
+        shape("responses", body)
+    assert caught.value.param == "previous_response_id"
 
 
 def test_compaction_never_streams() -> None:

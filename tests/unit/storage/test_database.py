@@ -24,7 +24,7 @@ from support.scripted import WAIT_S
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.storage.database import Database
-from grokflask.storage.migrations import FIRST_VERSION
+from grokflask.storage.migrations import FIRST_VERSION, STEPS
 from grokflask.storage.tables import metadata, workers
 
 BOUND_S = 30.0
@@ -103,7 +103,7 @@ def test_tables_are_what_the_code_thinks(database: Database) -> None:
             assert names == [column.name for column in table.columns]
 
     database.read(look, timeout_s=WAIT_S)
-    assert database.upgrade() == FIRST_VERSION
+    assert database.upgrade() == FIRST_VERSION + len(STEPS)
 
 
 def test_nothing_is_opened_before_the_first_use(sqlite_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_processes_open_a_new_database_at_once(database_url: str) -> None:
     with closing(Database(database_url)) as database:
         assert database.read(count) == 100
         versions = database.read(lambda c: c.execute(text("SELECT version FROM schema_version")).all())
-        assert [tuple(row) for row in versions] == [(FIRST_VERSION,)]
+        assert [tuple(row) for row in versions] == [(FIRST_VERSION + len(STEPS),)]
 
 
 def test_a_fork_uses_connections_of_its_own(database: Database) -> None:

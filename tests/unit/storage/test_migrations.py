@@ -11,8 +11,10 @@ from sqlalchemy.exc import ProgrammingError
 from grokflask.errors import StoreUnavailableError
 from grokflask.storage import migrations
 from grokflask.storage.database import Database
-from grokflask.storage.migrations import FIRST_VERSION, is_current, migrate
+from grokflask.storage.migrations import FIRST_VERSION, STEPS, is_current, migrate
 from grokflask.storage.tables import metadata
+
+CURRENT = FIRST_VERSION + len(STEPS)
 
 
 def read_versions(database: Database) -> list[int]:
@@ -27,9 +29,9 @@ def set_version(database: Database, version: int) -> None:
 
 def test_a_new_database(database: Database) -> None:
     """The first use creates all tables and notes the version; a second upgrade changes nothing."""
-    assert database.upgrade() == database.upgrade() == FIRST_VERSION
+    assert database.upgrade() == database.upgrade() == CURRENT
     assert database.read(is_current)
-    assert read_versions(database) == [FIRST_VERSION]
+    assert read_versions(database) == [CURRENT]
     names = database.read(lambda c: inspect(c).get_table_names(), timeout_s=20)
     assert set(names) == {*metadata.tables, "schema_version"}
     found = database.read(lambda c: c.execute(text("SELECT id, number FROM key_changes")).all())
@@ -43,24 +45,45 @@ def test_a_new_step(database: Database, database_url: str, monkeypatch: pytest.M
         connection.execute(text("ALTER TABLE workers ADD COLUMN added TEXT"))
 
     database.upgrade()
-    monkeypatch.setattr(migrations, "STEPS", (add_column,))
+    monkeypatch.setattr(migrations, "STEPS", (*STEPS, add_column))
     assert not database.read(is_current)
-    assert database.upgrade() == database.upgrade() == FIRST_VERSION + 1
+    assert database.upgrade() == database.upgrade() == CURRENT + 1
     assert database.read(is_current)
-    assert read_versions(database) == [FIRST_VERSION, FIRST_VERSION + 1]
+    assert read_versions(database) == [CURRENT, CURRENT + 1]
     database.read(lambda c: c.execute(text("SELECT added FROM workers")).all())
     with closing(Database(database_url)) as again:
-        assert read_versions(again) == [FIRST_VERSION, FIRST_VERSION + 1]
+        assert read_versions(again) == [CURRENT, CURRENT + 1]
 
     def drop(connection: Connection) -> None:
         metadata.drop_all(connection)
         connection.execute(text("DROP TABLE schema_version"))
 
     database.write(drop)
-    assert database.upgrade() == FIRST_VERSION + 1
-    assert read_versions(database) == [FIRST_VERSION + 1]
+    assert database.upgrade() == CURRENT + 1
+    assert read_versions(database) == [CURRENT + 1]
     columns = database.read(lambda c: inspect(c).get_columns("workers"), timeout_s=20)
     assert "added" not in [column["name"] for column in columns]
+
+
+def test_an_old_database(database: Database) -> None:
+    """The released steps make of it what a new one is."""
+
+    def describe(connection: Connection) -> dict[str, list[tuple[str, str]]]:
+        tables = {name: inspect(connection).get_columns(name) for name in metadata.tables}
+        return {
+            name: [(column["name"], str(column["type"])) for column in columns]
+            for name, columns in tables.items()
+        }
+
+    def age(connection: Connection) -> None:
+        connection.execute(text("ALTER TABLE exchanges DROP COLUMN reached"))
+        connection.execute(text("UPDATE schema_version SET version = :first"), {"first": FIRST_VERSION})
+
+    database.upgrade()
+    new = database.read(describe, timeout_s=20)
+    database.write(age)
+    assert database.upgrade() == CURRENT
+    assert database.read(describe, timeout_s=20) == new
 
 
 def test_a_step_that_fails_leaves_no_trace(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,13 +96,13 @@ def test_a_step_that_fails_leaves_no_trace(database: Database, monkeypatch: pyte
         connection.execute(text("ALTER TABLE nowhere ADD COLUMN added TEXT"))
 
     database.upgrade()
-    monkeypatch.setattr(migrations, "STEPS", (succeed, fail))
+    monkeypatch.setattr(migrations, "STEPS", (*STEPS, succeed, fail))
     with pytest.raises((StoreUnavailableError, ProgrammingError)) as caught:
         database.upgrade()
     assert "nowhere" in str(getattr(caught.value, "detail", None) or caught.value)
     monkeypatch.undo()
     with closing(Database(database._url.render_as_string(hide_password=False))) as other:
-        assert read_versions(other) == [FIRST_VERSION]
+        assert read_versions(other) == [CURRENT]
         columns = other.read(lambda c: inspect(c).get_columns("workers"), timeout_s=20)
         assert "added" not in [column["name"] for column in columns]
 

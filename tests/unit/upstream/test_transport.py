@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -105,10 +106,26 @@ def test_bytes_that_nobody_asked_for_spoil_a_kept_connection(
     assert upstream.connections == 2
 
 
+def test_the_kernel_looks_for_an_upstream_that_vanished(
+    client: UpstreamClient, upstream: ScriptedUpstream
+) -> None:
+    """While nothing is sent either way."""
+    ask(client)
+    sock = find_kept(client, upstream.base_url)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
+def find_kept(client: UpstreamClient, base_url: str) -> socket.socket:
+    """The one kept connection's socket."""
+    adapter: Any = client._session.get_adapter(base_url)
+    sock: socket.socket = adapter._idle[0].sock
+    return sock
+
+
 def wait_until_readable(client: UpstreamClient, base_url: str) -> None:
     """Until something has come on the one kept connection."""
-    adapter: Any = client._session.get_adapter(base_url)
-    sock = adapter._idle[0].sock
+    sock = find_kept(client, base_url)
     sock.settimeout(WAIT_S)
     sock.recv(1, socket.MSG_PEEK)
 
@@ -130,8 +147,9 @@ def test_a_refusal_that_comes_before_the_body_is_through(upstream: ScriptedUpstr
             sock.sendall(b"HTTP/1.1 413 X\r\nConnection: close\r\nContent-Type: application/json\r\n")
             sock.sendall(b'Content-Length: 14\r\n\r\n{"error":"no"}')
             sock.shutdown(socket.SHUT_WR)
-            while sock.recv(1_000_000):  # so that it ends without a reset
-                pass
+            with contextlib.suppress(ConnectionResetError):  # as we end it
+                while sock.recv(1_000_000):
+                    pass
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,))
