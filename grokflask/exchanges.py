@@ -23,8 +23,7 @@ from grokflask.errors import (
 from grokflask.keys.ring import ApiKey
 from grokflask.ledger.entry import LedgerEntry
 from grokflask.ledger.row import LedgerRow
-from grokflask.limits.admission import Hold
-from grokflask.limits.learning import Learning
+from grokflask.limits.holds import Hold
 from grokflask.metrics.tallies import Tallies
 from grokflask.protocol.usage import Settlement
 from grokflask.runtime import note_failure, start_thread
@@ -255,27 +254,25 @@ class Exchange:
         exchanges: OpenExchanges,
         rows: Rows,
         tallies: Tallies,
-        learning: Learning,
     ) -> None:
         self.call = call
         self.path, self.model = upstream_request.path, upstream_request.model
         self.makes = upstream_request.makes
         self.key = key
         self.entry = entry
-        self._estimate = upstream_request.estimate  # not the request: its body may be large, a stream long
         self._hold = hold
         self._exchanges = exchanges
         self._rows = rows
         self._tallies = tallies
-        self._learning = learning
         self._bill: Bill | None = None
 
     def finish(self, settlement: Settlement) -> Bill:
         """Upstream is done, but the last bytes are not out yet: books the bill and frees the limits."""
         if self._bill is None:
             reached = self.entry.row.reached = self.call.reached
-            self._bill = make_bill(self._estimate, settlement, reached=reached != "no")
-            self._hold.settle(self._bill)
+            self._bill = make_bill(self._hold.estimate, settlement, reached=reached != "no")
+            complete = settlement.outcome is Outcome.COMPLETE
+            self._hold.settle(self._bill, self.entry.clock() - self.entry.started_at if complete else 0.0)
         return self._bill
 
     def settle(self, settlement: Settlement) -> None:
@@ -287,8 +284,6 @@ class Exchange:
         if not self.entry.settled:
             row = self.entry.settle(settlement, bill)
             self._rows.settle(row)
-            if settlement.outcome is Outcome.COMPLETE and not bill.estimated and self._estimate.output_tokens:
-                self._learning.note(self._estimate, row.route, bill.usage, (row.duration_ms or 0) / 1000)
             self._tallies.settled.append(row)
 
     def fail(self, error: GrokflaskError) -> None:
@@ -298,6 +293,6 @@ class Exchange:
         if error.outcome in (Outcome.CLIENT_ABORT, Outcome.SHUTDOWN) and not self.entry.row.stream:
             # Upstream was at work, unseen: it is taken to have written at its pace, up to the usual length.
             seconds = self.entry.clock() - self.entry.started_at
-            written = min(self._estimate.output_tokens, int(seconds * self._estimate.pace))
+            written = min(self._hold.estimate.output_tokens, int(seconds * self._hold.estimate.pace))
             settlement = replace(settlement, text_tokens=settlement.text_tokens or written)
         self.settle(settlement)

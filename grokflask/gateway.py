@@ -35,14 +35,14 @@ from grokflask.keys.limits import check_tools
 from grokflask.keys.ring import ApiKey
 from grokflask.ledger.entry import LedgerEntry
 from grokflask.ledger.row import LedgerRow, clean, make_id
-from grokflask.limits.admission import Hold, Limits
-from grokflask.limits.learning import Learning
+from grokflask.limits.admission import Limits
+from grokflask.limits.holds import Hold
 from grokflask.limits.metering import Allowance
 from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.protocol.usage import Usage
 from grokflask.shaping.affinity import make_salt
 from grokflask.shaping.bodies import shape_request
-from grokflask.shaping.estimates import cap_output
+from grokflask.shaping.caps import cap_output
 from grokflask.shaping.request import ClientRequest, UpstreamRequest
 from grokflask.sockets import limit_sending
 from grokflask.upstream.client import UpstreamCall, UpstreamClient
@@ -82,7 +82,6 @@ class Gateway:
         self._salt = make_salt(settings)
         self._catalogue = Catalogue(settings.models_cache_s, clock)
         self._moved = MovedModels()
-        self._learning = Learning()
         self._drains = threading.Semaphore(settings.drains)
         self._clock = clock
 
@@ -108,16 +107,16 @@ class Gateway:
             if request.route.catalogue and (kept := self._catalogue.find(upstream_request.path, key)):
                 return self._reply_from_cache(*kept, entry, key)
             terms = self._set_terms(upstream_request, request, key)
-            upstream_request = self._learning.apply(upstream_request, request.route.name)
             hold = self._admit(key, upstream_request, entry.row)
             notices |= hold.headers
-            upstream_request, changes = cap_output(upstream_request, request.route.shape, hold.ask.ticks)
-            notices |= changes
+            if not upstream_request.stream and hold.ask.ticks < hold.estimate.ticks:
+                upstream_request, changes = cap_output(upstream_request, hold.estimate, hold.ask.ticks)
+                notices |= changes
             exchange = self._start(key, upstream_request, entry, hold, once=request.once)
             try:
                 answer: Reply | StreamReply
                 if upstream_request.stream:
-                    answer = self._stream(exchange, terms, request, self._meter(upstream_request, hold))
+                    answer = self._stream(exchange, terms, request, self._meter(hold))
                 else:
                     answer = self._read_whole(exchange, terms, request)
             except BaseException as error:
@@ -173,17 +172,13 @@ class Gateway:
             hold.settle()
             raise
         self._rows.open(entry.expect(upstream_request.estimate))
-        register = (self.exchanges, self._rows, self.tallies, self._learning)
-        return Exchange(call, upstream_request, key, entry, hold, *register)
+        return Exchange(call, upstream_request, key, entry, hold, self.exchanges, self._rows, self.tallies)
 
-    def _meter(self, upstream_request: UpstreamRequest, hold: Hold) -> Meter:
+    def _meter(self, hold: Hold) -> Meter:
         """Counts a stream, and takes from its key's budgets what it needs more than was reserved."""
-        estimate = upstream_request.estimate
-        allowance = None
-        if hold.has_budget and estimate.billing == "tokens":
-            lends = self._settings.budgets_outage != "closed"
-            allowance = Allowance(estimate, hold.ask.ticks, hold.extend, lends=lends)
-        return Meter(estimate.pace if estimate.reasons else 0.0, allowance)
+        lends = self._settings.budgets_outage != "closed"
+        allowance = Allowance(hold, lends=lends) if hold.has_budget and hold.estimate.output_ticks else None
+        return Meter(hold.estimate.pace if hold.estimate.reasons else 0.0, allowance)
 
     def _stream(self, exchange: Exchange, terms: Terms, request: ClientRequest, meter: Meter) -> StreamReply:
         """An answer as events, with upstream's headers if upstream answers before the response must begin."""

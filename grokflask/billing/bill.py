@@ -55,6 +55,7 @@ class Estimate(msgspec.Struct, frozen=True):
     reasons: bool = False
     effort: str = ""
     """As the client asks for it, in JSON."""
+    route: str = ""
     pace: float = 60.0
     """Tokens a second that the model usually writes."""
 

@@ -11,9 +11,9 @@ from math import inf
 from typing import Protocol
 
 from grokflask.billing.bill import count_output
+from grokflask.delivery.texts import BYTES_PER_TOKEN, measure_frame
 from grokflask.errors import GrokflaskError
 from grokflask.protocol.chat_events import EventFilter
-from grokflask.protocol.texts import BYTES_PER_TOKEN, measure_frame
 from grokflask.protocol.usage import Usage
 
 SILENCE_S = 0.5

@@ -16,8 +16,8 @@ from grokflask.billing.bill import count_output
 from grokflask.delivery.clients import Departure
 from grokflask.delivery.spool import Spool
 from grokflask.delivery.terms import Terms
+from grokflask.delivery.texts import BYTES_PER_TOKEN, measure_text
 from grokflask.errors import ForeignAnswerError, GrokflaskError, UpstreamProtocolError
-from grokflask.protocol.texts import BYTES_PER_TOKEN, measure_text
 from grokflask.protocol.upstream_errors import clean_failure, parse_error
 from grokflask.protocol.usage import Usage
 from grokflask.upstream.client import UpstreamCall

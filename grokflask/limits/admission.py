@@ -19,12 +19,14 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from grokflask.billing.bill import Bill, Estimate
+from grokflask.billing.bill import Estimate
 from grokflask.config import Settings
 from grokflask.errors import StoreUnavailableError
 from grokflask.keys.limits import KeyLimits
 from grokflask.ledger.row import LedgerRow
 from grokflask.limits.counters import RENEW_S, Ask, Counters, Grant, Refusal, Standing, Unloaded
+from grokflask.limits.holds import Hold, make_ask
+from grokflask.limits.learning import Learning
 from grokflask.limits.outage import AwayError, FindSpent, OutageCounters, SpendingUnknownError, StoreState
 from grokflask.limits.refusals import explain, make_token_headers
 from grokflask.limits.settlements import Settlements
@@ -32,9 +34,6 @@ from grokflask.runtime import get_pid, note_failure, start_thread
 
 LOOKUPS = 2
 """How often a request looks up its key's spending in the ledger before it continues without the figure."""
-
-FIRST_STEP_TOKENS = 256
-"""Output for which there must be room, where a request does not fit as a whole and others are open."""
 
 PROBE_S = 1.0
 """Interval at which the thread tries an unreachable store again, and polls a reachable one for streams to
@@ -47,41 +46,6 @@ RETURN_S = 10.0
 """Time after an outage within which all workers have delivered what waited."""
 
 _log = logging.getLogger("grokflask.limits")
-
-
-class Hold:
-    """What one exchange has reserved. `settle` releases it once.
-
-    Attributes:
-        ask: what is held, and the key's limits.
-        local: (also) this worker's outage counters hold it.
-        headers: response headers with what is left of the limits.
-    """
-
-    def __init__(self, limits: Limits, ask: Ask, *, local: bool, headers: dict[str, str]) -> None:
-        self.ask = ask
-        self.local = local
-        self.headers = headers
-        self._limits = limits
-        self._lock = threading.Lock()
-        self._settled = False
-
-    @property
-    def has_budget(self) -> bool:
-        """Its key has a budget."""
-        return self.ask.budget_day_ticks is not None or self.ask.budget_month_ticks is not None
-
-    def extend(self, ticks: int) -> int:
-        """As `Limits.extend`."""
-        return self._limits.extend(self, ticks)
-
-    def settle(self, bill: Bill | None = None) -> None:
-        """Releases the reservation and books `bill`, or nothing if the request was not sent upstream."""
-        with self._lock:
-            if self._settled:
-                return
-            self._settled = True
-        self._limits.settle(self, bill.tokens if bill else 0, bill.ticks if bill else 0)
 
 
 class Limits:
@@ -110,6 +74,7 @@ class Limits:
         heal: Callable[[Collection[str]], object] = lambda _: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.learning = Learning()
         self._settings = settings
         self._counters = counters
         self._shared = shared
@@ -155,30 +120,15 @@ class Limits:
         Raises TooManyStreamsError, TokenLimitError, BudgetSpentError or FairShareError, and
         StoreUnavailableError if a limit is `closed` in an outage.
         """
-        first_tokens = min(FIRST_STEP_TOKENS, estimate.output_tokens)
-        ask = Ask(
-            id=id,
-            key=key,
-            request_id=request_id,
-            stream=stream,
-            tokens=estimate.tokens,
-            ticks=estimate.ticks,
-            day=day,
-            max_streams=self._settings.max_streams if limits.streams is None else limits.streams,
-            tokens_per_minute=limits.tokens_per_minute,
-            budget_day_ticks=limits.budget_day_ticks,
-            budget_month_ticks=limits.budget_month_ticks,
-            least_tokens=estimate.prompt_tokens + first_tokens,
-            least_ticks=estimate.prompt_ticks + first_tokens * estimate.output_ticks,
-            alone_tokens=estimate.prompt_tokens,
-            alone_ticks=estimate.prompt_ticks,
-        )
+        estimate = self.learning.expect(estimate)
+        ids = {"key": key, "id": id, "request_id": request_id, "day": day}
+        ask = make_ask(estimate, limits, self._settings.max_streams, stream=stream, **ids)
         if limits.budget_day_ticks is not None or limits.budget_month_ticks is not None:
             self._budgeted.add(key)
-        hold = self._holds[ask.id] = self._hold(ask)
+        hold = self._holds[ask.id] = self._hold(ask, estimate)
         return hold
 
-    def _hold(self, ask: Ask) -> Hold:
+    def _hold(self, ask: Ask, estimate: Estimate) -> Hold:
         local = self._away
         try:
             answer = self._outage_counters.admit(ask) if local else self._ask(ask)
@@ -192,7 +142,7 @@ class Limits:
             raise explain(answer, ask)
         if answer.held is not None:
             ask = replace(ask, tokens=answer.held[0], ticks=answer.held[1])
-        return Hold(self, ask, local=local, headers=make_token_headers(ask, answer))
+        return Hold(self, ask, estimate, local=local, headers=make_token_headers(ask, answer))
 
     def extend(self, hold: Hold, ticks: int) -> int:
         """Reserves `ticks` for the exchange instead of what it has, or what the budgets allow.

@@ -12,9 +12,8 @@ from statistics import median
 
 from msgspec.structs import replace
 
-from grokflask.billing.bill import Estimate, count_output
+from grokflask.billing.bill import Estimate
 from grokflask.protocol.usage import Usage
-from grokflask.shaping.request import UpstreamRequest
 
 SAMPLES = 256
 """The latest answers that count."""
@@ -49,23 +48,20 @@ class Learning:
         self._habits: dict[tuple[str, str, str, bool], _Habit] = {}
         self._lock = threading.Lock()
 
-    def apply(self, request: UpstreamRequest, route: str) -> UpstreamRequest:
-        """The request with the 90th percentile of what such answers needed as its estimate, if known."""
-        estimate = request.estimate
-        habit = self._habits.get(_name(estimate, route))
+    def expect(self, estimate: Estimate) -> Estimate:
+        """The estimate with the 90th percentile of what such answers needed, if there were enough."""
+        habit = self._habits.get(_name(estimate))
         if habit is None or habit.count < MIN_SAMPLES:
-            return request
-        estimate = estimate.expect(habit.visible_tokens, habit.reasoning_tokens)
-        if habit.pace is not None:
-            estimate = replace(estimate, pace=habit.pace)
-        return replace(request, estimate=estimate)
+            return estimate
+        expected = estimate.expect(habit.visible_tokens, habit.reasoning_tokens)
+        return expected if habit.pace is None else replace(expected, pace=habit.pace)
 
-    def note(self, estimate: Estimate, route: str, usage: Usage, seconds: float) -> None:
-        """Takes in the usage of a complete answer that took `seconds`."""
-        output_tokens, reasoning_tokens = count_output(usage), usage.reasoning_tokens or 0
-        pace = output_tokens / seconds if output_tokens >= MIN_PACE_TOKENS and seconds > 0 else 0.0
+    def note(self, estimate: Estimate, usage: Usage, tokens: int, seconds: float) -> None:
+        """Takes in a complete answer that had so many `tokens`, its prompt included, and took `seconds`."""
+        output_tokens, reasoning_tokens = tokens - (usage.prompt_tokens or 0), usage.reasoning_tokens or 0
+        pace = output_tokens / seconds if output_tokens >= MIN_PACE_TOKENS else 0.0
         visible = max(0, output_tokens - reasoning_tokens) // estimate.answers
-        name = _name(estimate, route)
+        name = _name(estimate)
         with self._lock:
             habit = self._habits.setdefault(name, _Habit())
             if len(self._habits) > MAX_HABITS:
@@ -76,8 +72,8 @@ class Learning:
                 habit.compute()
 
 
-def _name(estimate: Estimate, route: str) -> tuple[str, str, str, bool]:
-    return estimate.model, estimate.effort, route, estimate.cap_tokens is not None
+def _name(estimate: Estimate) -> tuple[str, str, str, bool]:
+    return estimate.model, estimate.effort, estimate.route, estimate.cap_tokens is not None
 
 
 def _find_q90(figures: tuple[int, ...]) -> int:

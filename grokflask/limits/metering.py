@@ -9,10 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from _thread import start_new_thread
-from collections.abc import Callable
 
-from grokflask.billing.bill import Estimate
 from grokflask.errors import BudgetUsedUpError, GrokflaskError, StoreUnavailableError
+from grokflask.limits.holds import Hold
 
 STEP_TOKENS = 1024
 STEP_PART = 0.1
@@ -29,26 +28,24 @@ class Allowance:
     """How many tokens one stream may pass on.
 
     Args:
-        ticks: what is reserved.
-        extend: reserves a larger sum, or as much of it as there is, and returns it. Waits, and may raise
-            StoreUnavailableError.
+        hold: what is reserved, and can be extended.
         lends: the stream continues while the store does not answer.
 
     Attributes:
         due: the tokens at which `check` has something to do.
     """
 
-    def __init__(self, estimate: Estimate, ticks: int, extend: Callable[[int], int], *, lends: bool) -> None:
-        self._prompt_ticks = estimate.prompt_ticks
-        self._price = estimate.output_ticks
-        self._extend = extend
+    def __init__(self, hold: Hold, *, lends: bool) -> None:
+        self._hold = hold
+        self._prompt_ticks = hold.estimate.prompt_ticks
+        self._price = hold.estimate.output_ticks
         self._lends = lends
         self._error: GrokflaskError | None = None
         self._answered = threading.Event()
         self._answered.set()
         self._granted = 0.0
         self.due = 0.0
-        self._take_in(ticks)
+        self._take_in(hold.ask.ticks)
 
     def check(self, used_tokens: int) -> GrokflaskError | None:
         """Takes a step if it is due; returns why the stream has to end."""
@@ -78,7 +75,7 @@ class Allowance:
     def _take(self, ticks: int) -> None:
         self._error = BudgetUsedUpError()
         try:
-            self._take_in(self._extend(ticks))
+            self._take_in(self._hold.extend(ticks))
         except StoreUnavailableError as error:
             self._error = error
         except Exception:

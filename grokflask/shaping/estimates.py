@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import msgspec
 from msgspec.structs import replace
 
 from grokflask.billing.bill import FREE, Estimate, estimate_chat, estimate_images, estimate_video
 from grokflask.config import Settings
 from grokflask.errors import MALFORMED
-from grokflask.protocol.raw_json import NULL, RawFields, decode_fields, is_empty
+from grokflask.protocol.raw_json import NULL, RawFields, is_empty
 from grokflask.protocol.routes import Shape
 from grokflask.runtime import step_aside
 from grokflask.shaping.dropped_params import is_reasoning
 from grokflask.shaping.fields import LIST, read_count
-from grokflask.shaping.request import UpstreamRequest
 from grokflask.shaping.scan import Findings
 
 MAX_ANSWERS = 128
 """Estimates go no higher: upstream refuses requests for more."""
-LEAST_CAP = 16
-"""No lower cap is set: OpenAI's Responses refuse it."""
-_CAPS = {
-    Shape.CHAT: "max_completion_tokens",
-    Shape.VISION: "max_completion_tokens",
-    Shape.RESPONSE: "max_output_tokens",
-}
 MAX_EFFORT = 64
 """Bytes of the field that asks for reasoning, which are enough to tell one effort from another."""
 
@@ -54,30 +45,11 @@ def estimate(
         answers=answers,
         cap_tokens=cap,
         caps_reasoning=shape in (Shape.RESPONSE, Shape.COMPACTION),
+        route=shape.name,
         reasons=is_reasoning(model) and b'"none"' not in bytes(effort),
         effort=bytes(effort)[:MAX_EFFORT].decode(errors="replace"),
     )
     return known.expect(settings.output_estimate_tokens, settings.output_estimate_tokens)
-
-
-def cap_output(
-    request: UpstreamRequest, shape: Shape | None, ticks: int
-) -> tuple[UpstreamRequest, dict[str, str]]:
-    """The request for a whole answer, with a cap if only `ticks` could be reserved for it and it had none.
-
-    Also returns the header that says so. A stream needs none, because it can be ended when the budget is.
-    """
-    estimate, name = request.estimate, _CAPS.get(shape) if shape else None
-    is_known = request.stream or estimate.cap_tokens is not None or ticks >= estimate.ticks
-    if is_known or name is None or not isinstance(request.body, bytes):
-        return request, {}
-    tokens = (ticks - estimate.prompt_ticks) // estimate.output_ticks // estimate.answers
-    if not estimate.caps_reasoning:
-        tokens = max(tokens - estimate.reasoning_tokens, tokens // 2)
-    tokens = max(LEAST_CAP, tokens)
-    fields = decode_fields(request.body)
-    fields[name] = msgspec.Raw(b"%d" % tokens)
-    return replace(request, body=msgspec.json.encode(fields)), {"X-Output-Cap": f"{name}={tokens}"}
 
 
 def count_pictures(fields: RawFields) -> int:

@@ -216,7 +216,7 @@ def test_a_running_count_is_an_estimate() -> None:
 
 def test_a_complete_answer_whose_output_was_not_reported() -> None:
     """A message may tell its prompt at its beginning and nothing at its end: its events are counted."""
-    told = Settlement(Outcome.COMPLETE, usage=Usage(10), usage_final=True, events_seen=50)
+    told = Settlement(Outcome.COMPLETE, usage=Usage(10), usage_final=True, events_seen=50, text_tokens=50)
     bill = make_bill(CHAT, told, reached=True)
     assert (bill.ticks, bill.estimated) == (10 * 12_500 + 50 * 25_000, True)
     assert (bill.usage.prompt_tokens, bill.usage.completion_tokens, bill.tokens) == (10, 50, 60)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from grokflask.delivery.meter import SILENCE_S, Meter
+from grokflask.delivery.texts import measure_text
 from grokflask.errors import BudgetUsedUpError, GrokflaskError
 from grokflask.protocol.chat_events import EventFilter
 from grokflask.protocol.sse import EventDecoder
-from grokflask.protocol.texts import measure_text
 from grokflask.protocol.typed_events import MessagesFilter, ResponsesFilter
 
 

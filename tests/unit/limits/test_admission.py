@@ -23,8 +23,9 @@ from grokflask.errors import (
 )
 from grokflask.keys.limits import KeyLimits
 from grokflask.ledger.row import LedgerRow
-from grokflask.limits.admission import Hold, Limits
+from grokflask.limits.admission import Limits
 from grokflask.limits.counters import LEASE_S, Ask, Grant, Refusal, Settled, Standing, Unloaded
+from grokflask.limits.holds import Hold
 from grokflask.limits.memory import MemoryCounters
 from grokflask.limits.settlements import BATCH, Settlements
 from grokflask.protocol.usage import Usage
