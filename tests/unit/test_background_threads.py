@@ -271,7 +271,7 @@ class Call:
 
 def test_the_end_of_open_exchanges(error: BaseException) -> None:
     """One that cannot be cancelled holds up no other."""
-    exchanges = OpenExchanges(10)
+    exchanges = OpenExchanges(10, 2**30)
     cancelled = threading.Event()
     for cancel in (Failing(error, print, 10**9), lambda _: cancelled.set()):
         exchanges.start(partial(Call, cancel))
