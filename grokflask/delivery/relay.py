@@ -211,9 +211,12 @@ class Relay:
         if self._events_out and self._first_event_at is not None:
             ttft_s = self._first_event_at - self._started_at
         silent_tokens = self._meter.silent_tokens
-        if not self._filter.usage_final:
+        usage = self._filter.usage
+        if usage is None or usage.cost_ticks is None or not self._filter.usage_final:
             self._meter.count(self._bytes_out)
-            if not isinstance(self._error, UpstreamError):  # such a silence is a fault of upstream
+            if not self._filter.done and not isinstance(
+                self._error, UpstreamError
+            ):  # such a silence is a fault of upstream
                 silent_tokens += self._measure_silence(self._clock())
         return Settlement(
             outcome=error.outcome if error else Outcome.COMPLETE if reached_client else Outcome.CLIENT_ABORT,

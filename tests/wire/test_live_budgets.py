@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -225,7 +226,7 @@ def test_cut_answers_are_booked_at_about_what_they_cost(make_keyed: Gateways) ->
         models += ["grok-4.20-0309-non-reasoning", "grok-4.20-multi-agent-0309", "grok-3-mini"]
 
         def leave(model: str) -> None:
-            text = "Tell me a long story about a lighthouse and its keeper, please. " * 20
+            text = "Tell me a long story about a lighthouse and its keeper, please. " * 3
             body = {"model": model, "messages": [{"role": "user", "content": text}], "stream": True}
             url = f"{gateway.url}/v1/chat/completions"
             with requests.post(url, json=body, headers=key, stream=True, timeout=WAIT_S) as reply:
@@ -242,6 +243,37 @@ def test_cut_answers_are_booked_at_about_what_they_cost(make_keyed: Gateways) ->
     print("\n", {model: round(ratio, 2) for model, ratio in ratios.items()})
     assert 0.5 <= median(ratios.values()) <= 2
     assert all(row["estimated"] for row in rows.values())
+
+
+def test_hidden_reasoning_and_large_events_of_cut_answers(
+    make_keyed: Gateways, charging: ChargingUpstream
+) -> None:
+    """Clients that leave in silence, or in text of five tokens an event: booked within half and twice."""
+    gateway = make_keyed(XAI_API_BASE=charging.base_url)
+    key = gateway.make_key("leaver")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: ask(gateway, key, make_body("warm", 1000, 500, stream=True)), range(8)))
+
+    def leave(number: int) -> None:
+        name, reasoning = f"leaver-{number}", 400 * (number % 4)
+        body = make_body(name, 4000, 10**6 if number % 3 == 0 else reasoning, stream=True)
+        body["messages"][0]["content"] = name
+        url = f"{gateway.url}/v1/chat/completions"
+        with requests.post(url, json=body, headers=key, stream=True, timeout=WAIT_S) as reply:
+            threading.Timer(2 + number % 4, reply.raw._fp.fp.raw._sock.shutdown, (2,)).start()
+            with contextlib.suppress(requests.RequestException):
+                assert reply.content is not None
+
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(leave, range(12)))
+    wait_for(lambda: len(charging.charged) == 13, "upstream to be closed")
+    rows = gateway.wait_for_rows(12, outcome="client_abort")
+    assert len(rows) == 12
+    booked, charged = sorted(row["cost_ticks"] for row in rows), charging.charged.copy()
+    del charged["warm"]
+    ratios = [ticks / true for ticks, true in zip(booked, sorted(charged.values()), strict=True)]
+    print("\n", [round(ratio, 2) for ratio in ratios])
+    assert 0.5 <= median(ratios) <= 2
 
 
 def test_who_leaves_after_the_last_word_pays_what_it_cost(

@@ -961,3 +961,10 @@ def test_a_silence_that_uses_up_a_budget() -> None:
     assert exchange.settled.outcome is Outcome.LIMIT
     assert 100 <= exchange.settled.text_tokens + exchange.settled.silent_tokens <= 110
     assert exchange.clock.now == pytest.approx(1010.5, abs=0.5)
+
+
+def test_a_complete_answer_without_usage_is_counted_to_its_end() -> None:
+    """It is booked by its text, however little of it came last."""
+    exchange = Exchange(*[frame(chunk("word"))] * 10, frame(b"[DONE]"), meter=Meter(10.0))
+    exchange.take()
+    assert (exchange.settled.text_tokens, exchange.settled.silent_tokens) == (10, 0)
