@@ -153,9 +153,10 @@ class Limits:
         ask = hold.ask
         if ask.id not in self._holds:
             return ask.ticks  # it ended meanwhile
-        hold.local = hold.local or self._away
         try:
-            held = self._outage_counters.extend(ask, ticks) if hold.local else self._ask_more(ask, ticks)
+            if self._away:
+                raise AwayError
+            held = self._ask_more(ask, ticks)
         except (AwayError, SpendingUnknownError):
             hold.local = True
             held = self._outage_counters.extend(ask, ticks)
