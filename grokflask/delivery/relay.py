@@ -214,9 +214,8 @@ class Relay:
         usage = self._filter.usage
         if usage is None or usage.cost_ticks is None or not self._filter.usage_final:
             self._meter.count(self._bytes_out)
-            if not self._filter.done and not isinstance(
-                self._error, UpstreamError
-            ):  # such a silence is a fault of upstream
+            is_fault = isinstance(self._error, UpstreamError)  # then the silence was one of upstream
+            if not self._filter.done and not is_fault:
                 silent_tokens += self._measure_silence(self._clock())
         return Settlement(
             outcome=error.outcome if error else Outcome.COMPLETE if reached_client else Outcome.CLIENT_ABORT,
