@@ -118,6 +118,22 @@ class OpenExchanges:
                 raise BodiesFullError
             self.held_bytes = held
 
+    def hold_sent(self, size: int) -> Callable[[], None] | None:
+        """Counts a body of `size` bytes that upstream may still have to read. Returns what frees it.
+
+        It is never refused: there was room for this copy when the client's body was read.
+        """
+        if size <= SMALL_BODY_BYTES:
+            return None
+        with self._lock:
+            self.held_bytes += size
+
+        def free() -> None:
+            with self._lock:
+                self.held_bytes -= size
+
+        return free
+
     def start(self, begin: Callable[[], C]) -> C:
         """The call that `begin` makes, which holds a place until `end`.
 

@@ -157,11 +157,15 @@ class Gateway:
         self, key: ApiKey, upstream_request: UpstreamRequest, entry: LedgerEntry, hold: Hold, *, once: bool
     ) -> Exchange:
         """Sends the request upstream and opens its ledger row."""
+        body = upstream_request.body
+        free_body = self.exchanges.hold_sent(len(body)) if isinstance(body, bytes) else None
         try:
             call = self.exchanges.start(
-                lambda: self._upstream.call(upstream_request, key.upstream_key, once=once)
+                lambda: self._upstream.call(upstream_request, key.upstream_key, once=once, on_sent=free_body)
             )
         except BaseException:
+            if free_body:
+                free_body()
             hold.settle()
             raise
         self._rows.open(entry.expect(upstream_request.estimate))
