@@ -118,6 +118,22 @@ class OpenExchanges:
                 raise BodiesFullError
             self.held_bytes = held
 
+    def hold_sent(self, size: int) -> Callable[[], None] | None:
+        """Counts a body of `size` bytes that upstream may still have to read. Returns what frees it.
+
+        It is never refused: there was room for this copy when the client's body was read.
+        """
+        if size <= SMALL_BODY_BYTES:
+            return None
+        with self._lock:
+            self.held_bytes += size
+
+        def free() -> None:
+            with self._lock:
+                self.held_bytes -= size
+
+        return free
+
     def start(self, begin: Callable[[], C]) -> C:
         """The call that `begin` makes, which holds a place until `end`.
 
@@ -290,9 +306,7 @@ class Exchange:
         """Ends the call and settles, before a byte of the answer."""
         self.call.cancel(error)
         settlement = self.entry.sum_up(error.outcome, error=error)
-        if error.outcome in (Outcome.CLIENT_ABORT, Outcome.SHUTDOWN) and not self.entry.row.stream:
-            # Upstream was at work, unseen: it is taken to have written at its pace, up to the usual length.
-            seconds = self.entry.clock() - self.entry.started_at
-            written = min(self._hold.estimate.output_tokens, int(seconds * self._hold.estimate.pace))
-            settlement = replace(settlement, text_tokens=settlement.text_tokens or written)
+        if error.outcome in (Outcome.CLIENT_ABORT, Outcome.SHUTDOWN) and not settlement.text_tokens:
+            written = self._hold.guess_output(self.entry.clock() - self.entry.started_at)
+            settlement = replace(settlement, text_tokens=0 if self.entry.row.stream else written)
         self.settle(settlement)

@@ -164,21 +164,23 @@ class Gateway:
         self, key: ApiKey, upstream_request: UpstreamRequest, entry: LedgerEntry, hold: Hold, *, once: bool
     ) -> Exchange:
         """Sends the request upstream and opens its ledger row."""
+        body = upstream_request.body
+        free_body = self.exchanges.hold_sent(len(body)) if isinstance(body, bytes) else None
         try:
             call = self.exchanges.start(
-                lambda: self._upstream.call(upstream_request, key.upstream_key, once=once)
+                lambda: self._upstream.call(upstream_request, key.upstream_key, once=once, on_sent=free_body)
             )
         except BaseException:
+            if free_body:
+                free_body()
             hold.settle()
             raise
         self._rows.open(entry.expect(upstream_request.estimate))
         return Exchange(call, upstream_request, key, entry, hold, self.exchanges, self._rows, self.tallies)
 
     def _meter(self, hold: Hold) -> Meter:
-        """Counts a stream, and takes from its key's budgets what it needs more than was reserved."""
         lends = self._settings.budgets_outage != "closed"
-        allowance = Allowance(hold, lends=lends) if hold.has_budget and hold.estimate.output_ticks else None
-        return Meter(hold.estimate.pace if hold.estimate.reasons else 0.0, allowance)
+        return Meter(hold.silent_pace, Allowance(hold, lends=lends) if hold.is_metered else None)
 
     def _stream(self, exchange: Exchange, terms: Terms, request: ClientRequest, meter: Meter) -> StreamReply:
         """An answer as events, with upstream's headers if upstream answers before the response must begin."""

@@ -27,6 +27,7 @@ from grokflask.ledger.reports import Drift, read_spent
 from grokflask.ledger.writer import LedgerWriter
 from grokflask.limits.admission import Limits
 from grokflask.limits.counters import Counters
+from grokflask.limits.healing import Healer
 from grokflask.limits.memory import MemoryCounters
 from grokflask.limits.reconciliation import check_counters
 from grokflask.metrics import families
@@ -60,6 +61,7 @@ class Services:
     counters: Counters
     ledger_writer: LedgerWriter
     limits: Limits
+    healer: Healer
     ownership: Ownership
     tallies: Tallies
     metrics: Metrics
@@ -78,17 +80,14 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         pool_size=settings.worker_connections,
     )
     clients = ClientWatcher()
-    database = Database(settings.database_url, _read_time_limits(settings))
+    database = _make_database(settings)
     key_store = KeyStore(database, [name for name, _ in settings.keys])
     pool = _open_pool(settings.redis_url) if settings.redis_url else None
     counters = _make_counters(settings, pool)
     exchanges = OpenExchanges(settings.max_exchanges, settings.max_bodies_bytes)
-    writer = LedgerWriter(
-        database,
-        worker=f"{socket.gethostname()}-{secrets.token_hex(6)}",
-        retention_days=settings.retention_days,
-    )
-    limits = _make_limits(settings, counters, database, writer, exchanges)
+    name = f"{socket.gethostname()}-{secrets.token_hex(6)}"
+    writer = LedgerWriter(database, worker=name, retention_days=settings.retention_days)
+    limits, healer = _make_limits(settings, counters, database, writer, exchanges)
     ownership = Ownership(database)
     tallies = Tallies(by_key=settings.metrics_keys)
     gateway = Gateway(upstream, clients, limits, writer, Custody(ownership), settings, exchanges, tallies)
@@ -106,18 +105,20 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         counters=counters,
         ledger_writer=writer,
         limits=limits,
+        healer=healer,
         ownership=ownership,
         tallies=tallies,
         metrics=metrics,
-        background=Background(idempotency, limits, writer, metrics),
+        background=Background(idempotency, limits, healer, writer, metrics),
         gateway=gateway,
         idempotency=idempotency,
         checks=[lambda repair: check_counters(counters, database, repair=repair)],
     )
 
 
-def _read_time_limits(settings: Settings) -> TimeLimits:
-    return TimeLimits(settings.database_connect_timeout_s, settings.database_read_timeout_s)
+def _make_database(settings: Settings) -> Database:
+    limits = TimeLimits(settings.database_connect_timeout_s, settings.database_read_timeout_s)
+    return Database(settings.database_url, limits)
 
 
 def _make_limits(
@@ -126,7 +127,7 @@ def _make_limits(
     database: Database,
     writer: LedgerWriter,
     exchanges: OpenExchanges,
-) -> Limits:
+) -> tuple[Limits, Healer]:
     def find_spent(key: str, day: str) -> tuple[int, int]:
         # Writes this worker's queued rows first. Other workers write theirs within FLUSH_S.
         if writer.state == "away" or not writer.flush():
@@ -139,6 +140,7 @@ def _make_limits(
             fields = {"key": drift.key, "period": drift.day, "was": drift.stored, "is": drift.actual}
             _log.warning("a key's spending was raised to what the ledger has", extra={"fields": fields})
 
+    healer = Healer(heal, settings.grace_s)
     limits = Limits(
         settings,
         counters,
@@ -146,10 +148,10 @@ def _make_limits(
         worker=lambda: writer.worker,
         find_spent=find_spent,
         stop=exchanges.stop,
-        heal=heal,
+        healer=healer,
     )
     writer.on_lost = limits.charge
-    return limits
+    return limits, healer
 
 
 # Redis' client is imported where there is a Redis: it takes 6 MiB, and a tenth of a second at each start.

@@ -156,7 +156,8 @@ def make_bill(estimate: Estimate, settlement: Settlement, *, reached: bool) -> B
         # Upstream does not charge for a request that it refused before it sent an event.
         refusals = (UpstreamStatusError, ForeignAnswerError)
         refused = isinstance(settlement.error, refusals) and not settlement.events_seen
-        if estimate.billing in ("free", "fetched") or not reached or refused:
+        unsent = not (reached or settlement.events_seen)  # it may answer before it has read everything
+        if estimate.billing in ("free", "fetched") or unsent or refused:
             return Bill(Usage(cost_ticks=0), estimated=False)
         return _guess(estimate, settlement)
     if usage.cost_ticks is not None:

@@ -31,8 +31,7 @@ from grokflask.protocol.usage import Settlement
 from grokflask.upstream.client import UpstreamCall
 from grokflask.upstream.stream import UpstreamStream
 
-LATEST_BYTES = 1024
-"""How much of what was yielded last is kept until the next: the last event is in it."""
+LATEST_BYTES = 1024  # kept of what was yielded last: the last event is in it
 
 _log = logging.getLogger("grokflask.relay")
 

@@ -5,13 +5,14 @@ The file is in TMPDIR and has no name. The system deletes it with its last descr
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from grokflask.errors import DiskFullError
+from grokflask.errors import DiskFullError, GatewayFullError
 
 MEMORY_BYTES = 2**20
 PIECE_BYTES = 64 * 1024
@@ -38,13 +39,15 @@ class Spool:
         return self._size <= MEMORY_BYTES
 
     def append(self, data: bytes) -> None:
-        """Adds bytes at the end. Not after the first read. Raises DiskFullError, which it logs."""
+        """Adds bytes at the end, before the first read. Raises DiskFullError and GatewayFullError."""
         try:
             self._file.write(data)
             self._size += len(data)
             if not self.in_memory:
                 self._file.flush()  # a full disk must be an error here, not where the body is read
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # no descriptors: that passes
+                raise GatewayFullError from None
             fields = {"directory": tempfile.tempdir, "detail": str(error)}
             _log.error("a body does not fit into the directory for temporary files", extra={"fields": fields})
             raise DiskFullError from None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -25,6 +25,7 @@ from grokflask.errors import StoreUnavailableError
 from grokflask.keys.limits import KeyLimits
 from grokflask.ledger.row import LedgerRow
 from grokflask.limits.counters import RENEW_S, Ask, Counters, Grant, Refusal, Standing, Unloaded
+from grokflask.limits.healing import Healer
 from grokflask.limits.holds import Hold, make_ask
 from grokflask.limits.learning import Learning
 from grokflask.limits.outage import AwayError, FindSpent, OutageCounters, SpendingUnknownError, StoreState
@@ -39,12 +40,6 @@ PROBE_S = 1.0
 """Interval at which the thread tries an unreachable store again, and polls a reachable one for streams to
 end."""
 
-HEAL_S = 300.0
-"""Interval at which the spending of keys in use is compared with the ledger."""
-
-RETURN_S = 10.0
-"""Time after an outage within which all workers have delivered what waited."""
-
 _log = logging.getLogger("grokflask.limits")
 
 
@@ -57,9 +52,7 @@ class Limits:
         worker: returns this process's name.
         find_spent: reads a key's spending from the ledger where the counters do not know it.
         stop: ends the open streams with these row ids.
-        heal: raises the spending of keys in `counters` to what the ledger has. Called after the grace period,
-            after an outage and every HEAL_S. Counters in memory do not know what a process that drained
-            beside this one after a reload has booked; a Redis that was restored may be older than it was.
+        healer: is told which keys are in use, and when the store is back after an outage.
     """
 
     def __init__(
@@ -71,7 +64,7 @@ class Limits:
         worker: Callable[[], str],
         find_spent: FindSpent,
         stop: Callable[[Container[str]], int] = lambda _: 0,
-        heal: Callable[[Collection[str]], object] = lambda _: None,
+        healer: Healer | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.learning = Learning()
@@ -79,9 +72,7 @@ class Limits:
         self._counters = counters
         self._shared = shared
         self._stop = stop
-        self._heal = heal
-        self._heal_at = 0.0  # monotonic
-        self._budgeted: set[str] = set()  # keys with budgets, used since then
+        self._healer = healer or Healer(lambda _: None, 0.0)
         self._worker = worker
         self._find_spent = find_spent
         self._clock = clock
@@ -124,7 +115,7 @@ class Limits:
         ids = {"key": key, "id": id, "request_id": request_id, "day": day}
         ask = make_ask(estimate, limits, self._settings.max_streams, stream=stream, **ids)
         if limits.budget_day_ticks is not None or limits.budget_month_ticks is not None:
-            self._budgeted.add(key)
+            self._healer.note(key)
         hold = self._holds[ask.id] = self._hold(ask, estimate)
         return hold
 
@@ -201,7 +192,6 @@ class Limits:
         """Starts the thread that renews leases and delivers settlements. Once in each process."""
         if self._thread is None or self._pid != get_pid():
             self._closed = False
-            self._heal_at = time.monotonic() + self._settings.grace_s
             self._thread = start_thread("limits", self._run)
             self._pid = get_pid()
 
@@ -309,19 +299,6 @@ class Limits:
             note_failure("limits")
         else:
             self._note_back()
-            if now >= self._heal_at and not self._closed:
-                self._heal_counters()
-
-    def _heal_counters(self) -> None:
-        keys, self._budgeted = self._budgeted, set()
-        self._heal_at = time.monotonic() + HEAL_S
-        try:
-            self._heal(keys)
-        except StoreUnavailableError:  # often the database's: whoever uses it reports that
-            self._budgeted |= keys
-            self._heal_at = 0.0
-        except Exception:
-            note_failure("limits")
 
     def _run(self) -> None:
         while not self._closed:
@@ -361,6 +338,6 @@ class Limits:
     def _note_back(self) -> None:
         if self._away:
             self._away = False
-            self._heal_at = time.monotonic() + RETURN_S
+            self._healer.expect_older()
             self._outage_counters.clear()
             _log.warning("Redis is reachable again: streams, tokens and budgets are counted there")

@@ -27,6 +27,9 @@ BUCKET_S = 5
 WINDOW_BUCKETS = 12
 """Full buckets that count besides the one being filled: tokens count for 60 to 65 s."""
 
+CORRECT_S = 30
+"""Longer than the workers' comparisons of one difference are apart."""
+
 LOAD_SLACK_S = 1.0
 """A settlement may be this much older than the loading of a sum and is still added to it, because the ledger
 is written a moment after an exchange ends. One that was included already counts twice, on the safe side."""
@@ -195,6 +198,12 @@ class Counters(Protocol):
 
     def correct(self, key: str, day: str, day_ticks: int, month_ticks: int) -> None:
         """Adds these (possibly negative) amounts to the sums that are loaded. Not idempotent."""
+
+    def claim_correction(self, key: str) -> bool:
+        """Whether this worker is the first within CORRECT_S that wants to correct the key's sums.
+
+        All workers find the same difference at about the same time.
+        """
 
     def settle(self, settlements: Sequence[Settled], worker: str, now: float) -> None:
         """Frees the leases and books what was used, in this order. Skips what it has applied before.

@@ -34,6 +34,8 @@ class Hold:
         estimate: what the exchange is expected to use.
         local: (also) this worker's outage counters hold it.
         headers: response headers with what is left of the limits.
+        is_metered: its key has a budget, so it may need more than it holds.
+        silent_pace: tokens a second that a silence of upstream counts.
     """
 
     def __init__(
@@ -43,18 +45,20 @@ class Hold:
         self.estimate = estimate
         self.local = local
         self.headers = headers
+        has_budget = ask.budget_day_ticks is not None or ask.budget_month_ticks is not None
+        self.is_metered = has_budget and estimate.output_ticks > 0
+        self.silent_pace = estimate.pace if estimate.reasons else 0.0
         self._limits = limits
         self._lock = threading.Lock()
         self._settled = False
 
-    @property
-    def has_budget(self) -> bool:
-        """Its key has a budget."""
-        return self.ask.budget_day_ticks is not None or self.ask.budget_month_ticks is not None
-
     def extend(self, ticks: int) -> int:
         """As `Limits.extend`."""
         return self._limits.extend(self, ticks)
+
+    def guess_output(self, seconds: float) -> int:
+        """The tokens that upstream has written unseen: by its pace, up to the usual length."""
+        return min(self.estimate.output_tokens, int(seconds * self.estimate.pace))
 
     def settle(self, bill: Bill | None = None, seconds: float = 0.0) -> None:
         """Releases the reservation and books `bill`, or nothing if the request was not sent upstream.

@@ -141,6 +141,9 @@ class MemoryCounters(Counters):
                 if name in spent:
                     spent[name].ticks += ticks
 
+    def claim_correction(self, key: str) -> bool:
+        return True  # no other worker has these counters
+
     def replace(self, key: str, day: str, day_ticks: int, month_ticks: int, now: float) -> None:
         """Like `load`, but replaces sums that are loaded."""
         with self._lock:

@@ -57,7 +57,7 @@ def check_counters(
             shifts[place] = after[place] - stored
             period = (day, day[:7])[place]
             found.append(Drift(_name(key), period, "", "", FIELDS[place], stored, after[place]))
-        if any(shifts) and repair:
+        if any(shifts) and repair and counters.claim_correction(key):
             counters.correct(key, day, *shifts)
     return found
 

@@ -15,6 +15,7 @@ from redis import Redis, RedisError
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.limits.counters import (
+    CORRECT_S,
     FAIR_SHARE,
     LEASE_S,
     LOAD_SLACK_S,
@@ -126,6 +127,12 @@ class RedisCounters(Counters):
 
     def correct(self, key: str, day: str, day_ticks: int, month_ticks: int) -> None:
         self._run_correct((_SPENT + key,), (day, day_ticks, day[:7], month_ticks))
+
+    def claim_correction(self, key: str) -> bool:
+        try:
+            return bool(self._client.set(f"{PREFIX}corrected:{key}", 1, nx=True, ex=CORRECT_S))
+        except RedisError as error:
+            raise StoreUnavailableError from error
 
     def settle(self, settlements: Sequence[Settled], worker: str, now: float) -> None:
         keys = [*_LEASES, f"{PREFIX}seq:{worker}"]

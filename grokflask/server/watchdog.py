@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -59,7 +60,10 @@ class Watchdog:
         self._note_delay = note_delay
         self._loop = gevent.get_hub().loop
         self._thread = _get_ident()
-        self._clock = time.pthread_getcpuclockid(self._thread)
+        #: CPU time of the loop's thread; always 0 on a system that does not tell another thread's.
+        self._read_cpu_s: Callable[[], float] = lambda: 0.0
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._read_cpu_s = partial(time.clock_gettime, time.pthread_getcpuclockid(self._thread))
         self._question: _Question | None = None
         self._answered_at = self._looked_at = time.monotonic()
         self._stopped = False
@@ -92,7 +96,7 @@ class Watchdog:
     def _look(self) -> None:
         question, now = self._question, time.monotonic()
         if question is None:
-            question = self._question = _Question(now, time.clock_gettime(self._clock))
+            question = self._question = _Question(now, self._read_cpu_s())
             self._ask.send()
             if time.monotonic() - self._looked_at > 2 * PERIOD_S:
                 self._inspect(question)  # this thread was late: a function in C may hold the interpreter
@@ -128,7 +132,7 @@ class Watchdog:
         seconds = now - question.since
         self._note_delay(seconds)
         if seconds > STALL_S:
-            cpu_ms = round(1000 * (time.thread_time() - question.cpu_s))
+            cpu_ms = round(1000 * (self._read_cpu_s() - question.cpu_s))
             fields = {"ms": round(1000 * seconds), "cpu_ms": cpu_ms, **(question.place or {})}
             message = "the event loop stalled" if question.place else "the event loop waited for the CPU"
             level = logging.WARNING if question.place else logging.INFO

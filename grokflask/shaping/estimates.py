@@ -16,8 +16,7 @@ from grokflask.shaping.scan import Findings
 
 MAX_ANSWERS = 128
 """Estimates go no higher: upstream refuses requests for more."""
-MAX_EFFORT = 64
-"""Bytes of the field that asks for reasoning, which are enough to tell one effort from another."""
+MAX_EFFORT = 64  # bytes of its field, enough to tell one from another
 
 
 def estimate(

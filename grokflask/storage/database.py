@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal, TypeVar
 
 from sqlalchemy import Connection, make_url
@@ -18,7 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from grokflask.errors import StoreUnavailableError
 from grokflask.runtime import Offload, get_pid, run_here
-from grokflask.storage.migrations import DatabaseVersionError, migrate
+from grokflask.storage.migrations import DatabaseVersionError, is_current, migrate
 from grokflask.storage.outages import OPEN_TIMEOUT_S, Breaker, TimeLimits, describe, is_outage, is_slow
 from grokflask.storage.postgresql import PostgreSQLConnections, call_within
 from grokflask.storage.sqlite import SQLiteConnections
@@ -101,14 +101,27 @@ class Database:
             connections.close()
 
     def _run(self, work: Callable[[Connection], T], timeout_s: float, *, writes: bool) -> T:
+        breaker = self._writes if writes else self._reads
+        if breaker.tripped and not writes:
+            # No request waits for a database that is away: a thread of its own finds out that it is back.
+            if breaker.is_due():
+                threading.Thread(target=self._probe, name="database-probe", daemon=True).start()
+            breaker.refuse()
+        breaker.check()
+        return self._attempt(work, timeout_s, breaker)
+
+    def _probe(self) -> None:
+        with suppress(StoreUnavailableError):
+            self._attempt(is_current, self.limits.read_s, self._reads)
+
+    def _attempt(self, work: Callable[[Connection], T], timeout_s: float, breaker: Breaker) -> T:
+        writes = breaker is self._writes
         # Only a server may be so far away that creating the tables takes long.
         open_s = timeout_s if self.is_sqlite else OPEN_TIMEOUT_S
 
         def run() -> T:
             return self._open(open_s).run(work, timeout_s, writes=writes)
 
-        breaker = self._writes if writes else self._reads
-        breaker.check()
         try:
             with self._report_wait():
                 if self.is_sqlite or writes:

@@ -19,20 +19,36 @@ def make_file(path: Path) -> None:
     for folder in [each for each in reversed(path.absolute().parents) if not each.exists()]:
         with suppress(FileExistsError):  # another process was faster
             folder.mkdir(FOLDER_MODE)
-            folder.chmod(FOLDER_MODE)
+            _set_mode(folder, FOLDER_MODE)
     with suppress(FileExistsError):  # it must not be opened: closing it would end this process's locks
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE_MODE))
-        path.chmod(FILE_MODE)
+        _set_mode(path, FILE_MODE)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    with suppress(OSError):  # a file system without modes
+        path.chmod(mode)
 
 
 def find_open_files(path: Path) -> list[Path]:
     """The file, its log, index and journal, as far as they exist and others have rights to them."""
-    files = [path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm", "-journal")]
-    return [file for file in files if file.exists() and file.stat().st_mode & OTHERS]
+    found = []
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        file = path.with_name(path.name + suffix)
+        with suppress(FileNotFoundError):  # a journal may vanish at any moment
+            if file.stat().st_mode & OTHERS:
+                found.append(file)
+    return found
 
 
 def close_files(path: Path) -> list[Path]:
-    """Takes these rights away, and returns the files for which that failed."""
+    """Takes these rights away, and returns the files for which that failed.
+
+    So does a folder that has nothing else in it.
+    """
+    folder = path.absolute().parent
+    if all(each.name.startswith(path.name) for each in folder.iterdir()):
+        _set_mode(folder, folder.stat().st_mode & FOLDER_MODE)
     for file in find_open_files(path):
         with suppress(OSError):  # another user's
             file.chmod(file.stat().st_mode & FILE_MODE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import NoReturn
 
 from sqlalchemy.exc import DataError, IntegrityError, NotSupportedError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -55,12 +56,20 @@ class Breaker:
 
     def check(self) -> None:
         """Raises StoreUnavailableError unless an attempt is due."""
-        if not self.tripped:
-            return
+        if self.tripped and not self.is_due():
+            self.refuse()
+
+    def refuse(self) -> NoReturn:
+        """Raises StoreUnavailableError, as the last attempt has."""
+        raise StoreUnavailableError(detail=self._detail)
+
+    def is_due(self) -> bool:
+        """Whether an attempt is due. Then the next one is not before another pause."""
         now = time.monotonic()
         if now < self._retry_at:
-            raise StoreUnavailableError(detail=self._detail)
+            return False
         self._retry_at = now + self._pause_s
+        return True
 
 
 def is_outage(error: Exception) -> bool:

@@ -50,12 +50,20 @@ class UpstreamClient:
         self.connector = adapter.connector
         self._session.mount(base_url, adapter)
 
-    def call(self, request: UpstreamRequest, key: str | None, *, once: bool = False) -> UpstreamCall:
+    def call(
+        self,
+        request: UpstreamRequest,
+        key: str | None,
+        *,
+        once: bool = False,
+        on_sent: Callable[[], None] | None = None,
+    ) -> UpstreamCall:
         """Sends `request` in a thread of its own (a greenlet if gevent has patched threads).
 
-        With `once` it is never sent again if upstream may have had all of it.
+        With `once` it is never sent again if upstream may have had all of it. `on_sent` is called when its
+        body is no longer needed.
         """
-        return UpstreamCall(lambda attempt: self.send(request, key, attempt), once=once)
+        return UpstreamCall(lambda attempt: self.send(request, key, attempt), once=once, on_sent=on_sent)
 
     def send(self, request: UpstreamRequest, key: str | None, attempt: Attempt) -> UpstreamStream:
         """The successful answer to `request`, with its body unread. It is a stream if requested.
@@ -110,7 +118,13 @@ class UpstreamClient:
 class UpstreamCall:
     """A request on its way. One thread waits for it; any thread may cancel it."""
 
-    def __init__(self, send: Callable[[Attempt], UpstreamStream], *, once: bool = False) -> None:
+    def __init__(
+        self,
+        send: Callable[[Attempt], UpstreamStream],
+        *,
+        once: bool = False,
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
         #: The reason given to `cancel`.
         self.cancelled: GrokflaskError | None = None
         self._attempt = Attempt(once=once)
@@ -120,7 +134,7 @@ class UpstreamCall:
         self._decided = threading.Event()
         # `send` holds the request's body, so it is not kept: the call may live for an hour.
         # A Thread would wait until it has started, which costs two more switches for each request.
-        start_new_thread(self._run, (send,))
+        start_new_thread(self._run, (send, on_sent))
 
     @property
     def reached(self) -> Reached:
@@ -159,7 +173,7 @@ class UpstreamCall:
         finally:
             self._decided.set()
 
-    def _run(self, send: Callable[[Attempt], UpstreamStream]) -> None:
+    def _run(self, send: Callable[[Attempt], UpstreamStream], on_sent: Callable[[], None] | None) -> None:
         stream: UpstreamStream | None = None
         try:
             stream = send(self._attempt)
@@ -172,6 +186,8 @@ class UpstreamCall:
             self._error = GrokflaskError()
             raise
         finally:
+            if on_sent:
+                on_sent()
             self._decide(stream)
 
     def _decide(self, stream: UpstreamStream | None) -> None:

@@ -69,8 +69,9 @@ class Dialer:
         with self._lock:  # one look-up for all connections: a resolver that hangs takes one thread
             looking = self._looking
             if looking is None:
-                looking = self._looking = _LookUp(self._host, self._port)
+                looking = _LookUp(self._host, self._port)
                 threading.Thread(target=self._look_up, args=(looking,), name="look-up", daemon=True).start()
+                self._looking = looking
         is_done = looking.done.wait(STEP_S if self._addresses else timeout_s)
         if not self._addresses:
             raise looking.error if is_done and looking.error else TimeoutError("the look-up timed out")
@@ -86,7 +87,8 @@ class Dialer:
                         self._put_first(first[0])
                     self._look_up_at = time.monotonic() + NAME_S
         finally:
-            self._looking = None
+            with self._lock:
+                self._looking = None
             looking.done.set()
 
     def _prefer(self, address: Address) -> None:

@@ -30,7 +30,7 @@ def send_and_listen(
     ConnectionError when it has hung up without an answer.
     """
     sock.settimeout(0)
-    with suppress(AttributeError):  # a system without it
+    with suppress(AttributeError, OSError):  # a system without it
         # Writable now means that everything so far was sent, not that the kernel has room to store megabytes.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 1)
     try:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, current_app, request
 
+from grokflask.errors import RateLimitError
 from grokflask.keys.ring import read_bearer
 from grokflask.ledger.writer import LedgerWriter
-from grokflask.web.attempts import is_admin_token
+from grokflask.web.attempts import is_admin_token, refuse_token
 from grokflask.web.current import get_database
 
 PUBLIC = {"rate_limits": "store", "limits": "store", "database": "state"}
 """What /ready shows of each part to callers without the admin token."""
 
 blueprint = Blueprint("health", __name__)
+
+_log = logging.getLogger("grokflask.admin")
 
 
 @blueprint.get("/health")
@@ -31,7 +36,11 @@ def ready() -> tuple[dict[str, Any], int]:
     admin token see numbers and upstream's address.
     """
     state = describe_state()
-    if not is_admin_token(read_bearer(request.headers.get("Authorization"))):
+    token = read_bearer(request.headers.get("Authorization"))
+    if not is_admin_token(token):
+        if token is not None:
+            with suppress(RateLimitError):  # a health check with an old token must not take a worker out
+                refuse_token("admin token", token, _log)
         shown = {part: {name: state[part][name]} for part, name in PUBLIC.items()}
         state = {"status": state["status"], **shown}
     return state, 200 if state["status"] == "ready" else 503

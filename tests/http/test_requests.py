@@ -463,6 +463,33 @@ def test_sandbox_is_named(make_client: Callable[..., FlaskClient]) -> None:
     assert reply.json["choices"][0]["message"]["content"]
 
 
+def test_a_body_counts_until_upstream_answers(
+    make_client: Callable[..., FlaskClient], upstream: ScriptedUpstream
+) -> None:
+    """Also when the response has begun before: the sender holds it for as long."""
+    go_on = threading.Event()
+
+    def act(exchange: Exchange) -> None:
+        go_on.wait(WAIT_S)
+        exchange.start()
+        exchange.event(chat_chunk("Once"))
+        exchange.event("[DONE]")
+        exchange.end()
+
+    upstream.handler = act
+    client = make_client(GROKFLASK_COMMIT_S="0.05")
+    exchanges = client.application.extensions["gateway"].exchanges
+    body = {"messages": [{"role": "user", "content": "x" * 100_000}], "stream": True}
+    reply = client.post(CHAT, json=body, headers=AUTH, buffered=False)
+    pieces = reply.iter_encoded()
+    assert next(pieces).startswith(b":")
+    assert exchanges.held_bytes >= 100_000
+    go_on.set()
+    assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
+    reply.close()
+    wait_for(lambda: exchanges.held_bytes == 0, "the body to be freed")
+
+
 def test_health_and_readiness(client: FlaskClient) -> None:
     """Both answer without a key."""
     assert client.get("/health").json == {"status": "ok"}

@@ -32,16 +32,15 @@ def test_budgets_are_not_lowered_to_a_ledger_that_lacks_rows(services: Services,
     row = LedgerRow(make_id(now), "r1", "alice", "chat", "grok-4.3", now, outcome="complete", cost_ticks=700)
     services.counters.load("key:alice", row.day, 0, 0, now)
     services.counters.settle([Settled(1, "a", "key:alice", row.day, 1, 700, now, False)], "w", now)
-    services.limits._heal_at = 0.0
-    services.limits._budgeted.add("key:alice")
+    services.healer.note("key:alice")
 
     with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         services.ledger_writer.settle(row)
-        services.limits.keep_up()
+        services.healer.compare()
         assert services.counters.standing("key:alice", row.day, now).day_ticks == 700
         other.execute("ROLLBACK")
 
     assert services.ledger_writer.flush(60)
-    services.limits.keep_up()
+    services.healer.compare()
     assert services.counters.standing("key:alice", row.day, now).day_ticks == 700

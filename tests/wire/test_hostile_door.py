@@ -152,7 +152,7 @@ def test_other_users_of_the_machine(
         gateway = make_gateway(DATABASE_URL=f"sqlite:///{path}")
         ask_once(gateway)
     files = dict.fromkeys(("grokflask.db", "grokflask.db-wal", "grokflask.db-shm"), "600")
-    wanted = {**files, "var": "755" if is_old else "700"}
+    wanted = {**files, "var": "700"}
     wait_for(lambda: find_modes(path.parent) == wanted, f"{wanted} when the row is written")
     if not is_old:
         assert path.parents[1].stat().st_mode & 0o777 == 0o700
