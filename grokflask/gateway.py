@@ -137,7 +137,7 @@ class Gateway:
         self._custody.check_request(key, request, upstream_request)
         model = upstream_request.model
         if upstream_request.body is not None and model and not key.limits.allows(model):
-            raise ModelNotAllowedError(f"This API key may not use the model {model}.", param="model")
+            raise ModelNotAllowedError(f"This API key may not use the model {clean(model)}.", param="model")
         if upstream_request.tools:
             check_tools(upstream_request.tools, key.limits.tools)
 
