@@ -2,7 +2,8 @@
 
 xAI sends a flat `{"code": "...", "error": "..."}`. OpenAI's nested `{"error": {"message", ...}}` and any
 other shape are read as well. Messages quote the operator's team, key ids and sometimes the key itself:
-`clean_message` removes them before a client sees them.
+`clean_message` removes them before a client sees them. Wherever else an answer quotes the key, its bytes are
+replaced by REDACTED.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ MAX_MESSAGE_CHARS = 2000
 MAX_PARSED_BYTES = 256 * 1024
 """In a larger document only its `error` is read, and a larger error is not read and not passed on."""
 MIN_SECRET_CHARS = 6
+REDACTED = b"[redacted]"
 
 _SECRETS = re.compile(
     # The id of a team or key.
@@ -52,6 +54,11 @@ def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:
     message = _BEARER.sub(r"\1[redacted]", message)
     cleaned = (" " if unicodedata.category(char) in _CONTROLS and char != "\n" else char for char in message)
     return "".join(cleaned)[:MAX_MESSAGE_CHARS]
+
+
+def encode_secrets(secrets: tuple[str, ...]) -> tuple[bytes, ...]:
+    """The secrets to look for in an answer's bytes."""
+    return tuple(text.encode(errors="replace") for text in secrets if len(text) >= MIN_SECRET_CHARS)
 
 
 def parse_error(

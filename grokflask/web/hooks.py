@@ -41,13 +41,14 @@ def _begin() -> None:
     """One hook for all steps, because Flask's own work around a hook costs more than most steps."""
     app, flask_request, notes = get_current()
     app.extensions["background"].start()
-    _drop_bad_dates(flask_request.environ)
     client_id = flask_request.headers.get("X-Request-ID", "")
     # A new id need not be secret, and the system's generator would cost a system call.
     notes.request_id = client_id if is_sane_id(client_id) else f"{random.getrandbits(128):032x}"
     flask_request.environ[REQUEST_ID] = notes.request_id  # for the watchdog
     notes.route = route = None if flask_request.method == "OPTIONS" else find_route(app, flask_request)
-    if route is not None:  # a browser's preflight has no key
+    if route is None:
+        _drop_bad_dates(flask_request.environ)  # no answer of the API depends on a date
+    else:  # a browser's preflight has no key
         _authenticate(route, app, flask_request, notes)
         app.extensions["gateway"].check()
 
