@@ -106,7 +106,7 @@ class ReplyReader:
             raise UpstreamProtocolError
         if reading.has_error:
             if not (reading.is_answer or self._terms.keeps_failures):  # xAI reports some with status 200
-                raise parse_error(bytes(data), headers=stream.headers, secrets=self._terms.secrets)
+                raise parse_error(data, headers=stream.headers, secrets=self._terms.secrets)
             if isinstance(body, bytes):  # failures are small
                 body = clean_failure(body, self._terms.secrets)
         return WholeReply(

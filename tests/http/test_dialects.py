@@ -14,6 +14,8 @@ from support.processes import CLIENT_KEY, UPSTREAM_KEY
 from support.scripted import USAGE as CHAT_USAGE
 from support.scripted import Exchange, ScriptedUpstream, chat_chunk
 
+from grokflask.gateway import MAX_LISTED_VALUES
+
 __all__ = ["door"]
 
 ALICE = {"Authorization": f"Bearer {CLIENT_KEY}"}
@@ -316,6 +318,15 @@ def test_the_key_is_in_no_answer(
     reply = post(both, path, ALICE, **body, stream=True)
     assert UPSTREAM_KEY not in reply.text
     assert "[redacted]" in reply.text
+
+
+@pytest.mark.parametrize("path", ["/api/v1/files", "/api/v1/batches", "/api/v1/models"])
+def test_a_list_of_too_many(both: FlaskClient, upstream: ScriptedUpstream, path: str) -> None:
+    """What would become very many objects is not read."""
+    for count, status in ((MAX_LISTED_VALUES + 1, 502), (MAX_LISTED_VALUES, 200)):
+        body = b'{"data":[' + b"0," * count + b"0]}"
+        upstream.handler = lambda exchange, body=body: exchange.reply(body, 200)  # type: ignore[misc]
+        assert both.get(path, headers=ALICE).status_code == status
 
 
 def test_a_file_is_its_owners(door: Door) -> None:
