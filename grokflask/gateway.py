@@ -49,6 +49,8 @@ from grokflask.upstream.client import UpstreamCall, UpstreamClient
 
 MAX_READ_BYTES = 16 * 2**20
 """The largest reply that the gateway reads and rewrites, such as a list; larger ones are only passed on."""
+MAX_LISTED_VALUES = 200_000
+"""In a list of files, batches or models, with the fields of each. Every one becomes an object."""
 
 
 class Gateway:
@@ -144,7 +146,7 @@ class Gateway:
         self._custody.check_request(key, request, upstream_request)
         model = upstream_request.model
         if upstream_request.body is not None and model and not key.limits.allows(model):
-            raise ModelNotAllowedError(f"This API key may not use the model {model}.", param="model")
+            raise ModelNotAllowedError(f"This API key may not use the model {clean(model)}.", param="model")
         if upstream_request.tools:
             check_tools(upstream_request.tools, key.limits.tools)
 
@@ -232,6 +234,8 @@ class Gateway:
         if isinstance(reply.body, Spool) and not (exchange.makes or route.rewrites):
             return Reply(reply.status, reply.body, headers, reply.media_type)
         body = _read_all(reply.body)
+        if (route.act == "list" or route.catalogue) and body.count(b",") > MAX_LISTED_VALUES:
+            raise UpstreamProtocolError
         body = self._custody.filter_reply(key, route, exchange.makes, request.item_id, body)
         if route.rewrite is not None:
             body = route.rewrite(body)

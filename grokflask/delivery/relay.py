@@ -1,9 +1,10 @@
 """The relay: turns upstream's events into the client's bytes, and never guesses how a stream ended.
 
-A `Relay` owns one upstream call until `close`. It passes on every event at once and byte for byte,
-withholds the usage-only event from clients that did not ask for it, and keeps a silent stream alive with
-comments. A stream ends in one of two ways: with its dialect's end (chat's `data: [DONE]`), or with an error
-event and without that end. `on_settle` runs exactly once, after the last byte went out. No Flask here.
+A `Relay` owns one upstream call until `close`. It passes on every event at once and byte for byte (without
+the xAI key, if xAI quotes it), withholds the usage-only event from clients that did not ask for it, and keeps
+a silent stream alive with comments. A stream ends in one of two ways: with its dialect's end (chat's
+`data: [DONE]`), or with an error event and without that end. `on_settle` runs exactly once, after the last
+byte went out. No Flask here.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from grokflask.errors import (
 )
 from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.protocol.sse import EventDecoder
+from grokflask.protocol.upstream_errors import REDACTED, encode_secrets
 from grokflask.protocol.usage import Settlement
 from grokflask.upstream.client import UpstreamCall
 from grokflask.upstream.stream import UpstreamStream
@@ -101,6 +103,7 @@ class Relay:
         self._deliveries = deliveries or Deliveries(Tallies())
         self._clock = clock
         self._decoder = EventDecoder()
+        self._secrets = encode_secrets(terms.secrets)
         self._started_at = started_at
         self._total_at = started_at + terms.total_timeout_s
         self._patience_s = terms.first_event_timeout_s  # how long before `_deadline` the silence began
@@ -284,6 +287,9 @@ class Relay:
                 return HEARTBEAT
             events = self._receive(until - now)
             out = self._filter.take(events) if events else b""
+            for secret in self._secrets:
+                if secret in out:
+                    out = out.replace(secret, REDACTED)
             if self._filter.done:
                 self._departure.check()  # the watcher looks at intervals, and nothing is sent after this
             # Only now: what was read counts and may hold the usage, even if the client has left meanwhile.

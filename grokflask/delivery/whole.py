@@ -18,7 +18,7 @@ from grokflask.delivery.spool import Spool
 from grokflask.delivery.terms import Terms
 from grokflask.delivery.texts import BYTES_PER_TOKEN, measure_text
 from grokflask.errors import ForeignAnswerError, GrokflaskError, UpstreamProtocolError
-from grokflask.protocol.upstream_errors import clean_failure, parse_error
+from grokflask.protocol.upstream_errors import REDACTED, clean_failure, encode_secrets, parse_error
 from grokflask.protocol.usage import Usage
 from grokflask.upstream.client import UpstreamCall
 from grokflask.upstream.stream import UpstreamStream
@@ -66,6 +66,9 @@ class ReplyReader:
         self._started_at = started_at
         self._total_at = started_at + terms.total_timeout_s
         self._clock = clock
+        # A file's content is the client's own.
+        self._secrets = () if terms.any_type else encode_secrets(terms.secrets)
+        self._longest = max(map(len, self._secrets), default=0)
 
     def read(self) -> WholeReply:
         """The whole answer. Raises UpstreamError, or the reason for which the call was cancelled."""
@@ -107,7 +110,7 @@ class ReplyReader:
             raise UpstreamProtocolError
         if reading.has_error:
             if not (reading.is_answer or self._terms.keeps_failures):  # xAI reports some with status 200
-                raise parse_error(bytes(data), headers=stream.headers, secrets=self._terms.secrets)
+                raise parse_error(data, headers=stream.headers, secrets=self._terms.secrets)
             if isinstance(body, bytes):  # failures are small
                 body = clean_failure(body, self._terms.secrets)
         usage = reading.read_usage()
@@ -136,8 +139,8 @@ class ReplyReader:
                 raise terms.make_first_event_timeout_error()
 
     def _read_body(self, stream: UpstreamStream) -> Iterator[bytes]:
-        """The body as it arrives. Raises UpstreamError, also for one that is too large."""
-        size, most = 0, self._terms.max_reply_bytes
+        """The body as it arrives, without secrets. Raises UpstreamError, also for one that is too large."""
+        size, most, rest = 0, self._terms.max_reply_bytes, b""
         deadline = self._clock() + self._terms.idle_timeout_s
         while (data := stream.read(self._limit(deadline))) != b"":
             now = self._clock()
@@ -149,7 +152,16 @@ class ReplyReader:
             size += len(data)
             if size > most:
                 raise UpstreamProtocolError(f"The upstream API's answer is larger than {most} bytes.")
+            if self._secrets:
+                data = rest + data
+                for secret in self._secrets:
+                    if secret in data:
+                        data = data.replace(secret, REDACTED)
+                # The next piece may complete a secret that begins here.
+                data, rest = data[: -self._longest], data[-self._longest :]
             yield data
+        if rest:
+            yield rest
 
     def _limit(self, deadline: float) -> float:
         """Seconds to wait now. Raises TotalTimeoutError when the whole time is over."""

@@ -80,7 +80,7 @@ def read_changes(fields: Mapping[str, object], now: float) -> dict[str, Any]:
         if name not in _READERS:
             known = ", ".join(_READERS)
             raise InvalidRequestError(
-                f"{name[:64]!r} is not a field of a key; the fields are: {known}.", param=name
+                f"{name[:64]!r} is not a field of a key; the fields are: {known}.", param=name[:64]
             )
         stored, read = _READERS[name]
         try:

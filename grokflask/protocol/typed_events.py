@@ -96,7 +96,7 @@ class ResponsesFilter(TypedEventFilter):
         parsed = self._read(event)
         if self.error:
             return
-        if parsed is not None and bytes(parsed.response) != b"null":
+        if parsed is not None and memoryview(parsed.response).nbytes != 4:  # null
             reply = self._take_answer(parsed)
             if reply is not None and reply.has_error:
                 event = clean_failure(event, self._secrets)

@@ -2,7 +2,8 @@
 
 xAI sends a flat `{"code": "...", "error": "..."}`. OpenAI's nested `{"error": {"message", ...}}` and any
 other shape are read as well. Messages quote the operator's team, key ids and sometimes the key itself:
-`clean_message` removes them before a client sees them.
+`clean_message` removes them before a client sees them. Wherever else an answer quotes the key, its bytes are
+replaced by REDACTED.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from mmap import mmap
 from typing import Any
 
 import msgspec
@@ -21,6 +23,7 @@ MAX_MESSAGE_CHARS = 2000
 MAX_PARSED_BYTES = 256 * 1024
 """In a larger document only its `error` is read, and a larger error is not read and not passed on."""
 MIN_SECRET_CHARS = 6
+REDACTED = b"[redacted]"
 
 _SECRETS = re.compile(
     # The id of a team or key.
@@ -54,8 +57,13 @@ def clean_message(message: str, secrets: tuple[str, ...] = ()) -> str:
     return "".join(cleaned)[:MAX_MESSAGE_CHARS]
 
 
+def encode_secrets(secrets: tuple[str, ...]) -> tuple[bytes, ...]:
+    """The secrets to look for in an answer's bytes."""
+    return tuple(text.encode(errors="replace") for text in secrets if len(text) >= MIN_SECRET_CHARS)
+
+
 def parse_error(
-    body: bytes,
+    body: bytes | mmap,
     *,
     status: int = 502,
     headers: Mapping[str, str] | None = None,
@@ -67,9 +75,10 @@ def parse_error(
     With `in_stream`, `body` is an event's data; if it is plain text, that is the message.
     """
     if len(body) > MAX_PARSED_BYTES:
-        body = b'{"error":%b}' % _find_error(body)
+        error = _find_error(body)
+        body = b'{"error":%b}' % error if memoryview(error).nbytes <= MAX_PARSED_BYTES else b"{}"
     try:
-        document = msgspec.json.decode(body) if len(body) <= MAX_PARSED_BYTES else {}
+        document = msgspec.json.decode(body)
     except MALFORMED:
         document = None
     message, code, kind, param = _read(document) if isinstance(document, dict) else (None, None, None, None)
@@ -89,7 +98,7 @@ def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
 
     Returned byte for byte when there is nothing to clean.
     """
-    found = _find_error(document)
+    found = bytes(_find_error(document))
     try:
         error: Any = msgspec.json.decode(found) if len(found) <= MAX_PARSED_BYTES else {}
     except MALFORMED:
@@ -108,18 +117,18 @@ def clean_failure(document: bytes, secrets: tuple[str, ...]) -> bytes:
     return document.replace(found, msgspec.json.encode(cleaned))
 
 
-def _find_error(document: bytes) -> bytes:
+def _find_error(document: bytes | mmap) -> msgspec.Raw:
     """The `error` of a document, or of the response in it, as it came; null when there is none.
 
     Nothing else of it becomes an object: a large answer would be millions.
     """
     try:
         failure = _FAILURE.decode(document)
-        if bytes(failure.response) != b"null":
+        if memoryview(failure.response).nbytes != 4:  # null
             failure = _FAILURE.decode(failure.response)
     except MALFORMED:
-        return b"null"
-    return bytes(failure.error)
+        return NULL
+    return failure.error
 
 
 def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None, str | None]:
@@ -142,10 +151,10 @@ def _read(document: dict[str, Any]) -> tuple[str | None, str | None, str | None,
     )
 
 
-def _describe(body: bytes, document: object, in_stream: bool, status: int) -> str:
+def _describe(body: bytes | mmap, document: object, in_stream: bool, status: int) -> str:
     """The message of an error that has none."""
     if not in_stream:
         return f"The upstream API answered with status {status}."
-    if document is None and body.strip():
-        return body.decode(errors="replace")
+    if document is None and bytes(body).strip():
+        return bytes(body).decode(errors="replace")
     return "The upstream API reported an error."

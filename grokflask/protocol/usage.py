@@ -14,10 +14,12 @@ import msgspec
 from msgspec.structs import replace
 
 from grokflask.errors import MALFORMED, GrokflaskError, Outcome
-from grokflask.protocol.raw_json import NULL, decode_fields, read_text
+from grokflask.protocol.raw_json import NULL, decode_fields, is_empty, read_text
 
 MAX_FIGURE = 10**15
 """Larger figures are not believed. As ticks it is 100,000 USD."""
+MAX_SALVAGED_BYTES = 64 * 1024
+"""In a larger usage with an odd field nothing is read: each of its fields would become an object."""
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -93,7 +95,10 @@ class Envelope(msgspec.Struct):
     @property
     def has_error(self) -> bool:
         """It reports an error."""
-        return bytes(self.error) not in (b"null", b"false", b'""', b"{}")
+        if self.error is NULL:
+            return False
+        # A large one is not copied.
+        return memoryview(self.error).nbytes > 5 or bytes(self.error) not in (b"null", b"false", b'""', b"{}")
 
     def read_model(self) -> str | None:
         """The model that answered."""
@@ -103,7 +108,8 @@ class Envelope(msgspec.Struct):
         try:
             return _WIRE_USAGE.decode(self.usage)
         except MALFORMED:
-            return _salvage(_WireUsage, self.usage)
+            is_small = memoryview(self.usage).nbytes <= MAX_SALVAGED_BYTES
+            return _salvage(_WireUsage, self.usage) if is_small else None
 
 
 class Chunk(Envelope):
@@ -114,14 +120,14 @@ class Chunk(Envelope):
     @property
     def has_choices(self) -> bool:
         """It has at least one choice."""
-        return bytes(self.choices).translate(None, b" \t\r\n") not in (b"null", b"[]")
+        return not is_empty(self.choices)
 
     is_answer = has_choices
 
     @property
     def has_usage(self) -> bool:
         """Its `usage` is present and not null."""
-        return bytes(self.usage) != b"null"
+        return memoryview(self.usage).nbytes != 4 or bytes(self.usage) != b"null"
 
     def read_usage(self) -> Usage | None:
         """The usage; None when there is none, or when it has another shape."""

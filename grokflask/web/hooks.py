@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import random
 import re
+from typing import Any
 
 from flask import Flask, Request, Response
+from werkzeug.http import parse_date
 
 from grokflask.keys.ring import ApiKey
 from grokflask.metrics.tallies import Tallies
@@ -24,6 +26,7 @@ from grokflask.web.current import Notes, get_current
 from grokflask.web.request_limits import RequestLimiter
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_DATES = ("HTTP_IF_MODIFIED_SINCE", "HTTP_IF_UNMODIFIED_SINCE", "HTTP_IF_RANGE")
 
 _log = logging.getLogger("grokflask.web")
 
@@ -43,9 +46,24 @@ def _begin() -> None:
     notes.request_id = client_id if is_sane_id(client_id) else f"{random.getrandbits(128):032x}"
     flask_request.environ[REQUEST_ID] = notes.request_id  # for the watchdog
     notes.route = route = None if flask_request.method == "OPTIONS" else find_route(app, flask_request)
-    if route is not None:  # a browser's preflight has no key
+    if route is None:
+        _drop_bad_dates(flask_request.environ)  # no answer of the API depends on a date
+    else:  # a browser's preflight has no key
         _authenticate(route, app, flask_request, notes)
         app.extensions["gateway"].check()
+
+
+def _drop_bad_dates(environ: dict[str, Any]) -> None:
+    """Drops the conditions whose date cannot be read, as RFC 9110, section 13.1.3, asks for.
+
+    Werkzeug would raise OverflowError for a year or a zone with too many digits.
+    """
+    for name in _DATES:
+        if name in environ:
+            try:
+                parse_date(environ[name])
+            except Exception:  # whatever Python's parser of mail raises
+                del environ[name]
 
 
 def is_sane_id(text: str) -> bool:

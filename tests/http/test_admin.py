@@ -214,6 +214,9 @@ def test_each_limit_is_stored_and_echoed(admin: FlaskClient, field: str, value: 
         ("GET", "keys/bob?x=1", None, "x"),
         ("POST", "keys?name=new", {"name": "new"}, "name"),
         ("DELETE", "keys/bob?really=no", None, "really"),
+        ("POST", "keys", {"name": "new", "x" * 9999: 1}, "x" * 64),
+        ("POST", "keys/bob/rotate", {"x" * 9999: 1}, "x" * 64),
+        ("GET", f"keys?{'x' * 3000}=1", None, "x" * 64),
     ],
 )
 def test_what_is_not_known_is_refused(

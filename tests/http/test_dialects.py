@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
+from support.kept import Door, door
 from support.processes import CLIENT_KEY, UPSTREAM_KEY
 from support.scripted import USAGE as CHAT_USAGE
 from support.scripted import Exchange, ScriptedUpstream, chat_chunk
+
+from grokflask.gateway import MAX_LISTED_VALUES
+
+__all__ = ["door"]
 
 ALICE = {"Authorization": f"Bearer {CLIENT_KEY}"}
 BOB = {"Authorization": "Bearer bob-secret-key-1"}
@@ -270,6 +275,64 @@ def test_a_cut_response_says_so(both: FlaskClient, upstream: ScriptedUpstream) -
         events = reply.data.decode().strip().split("\n\n")
         assert json.loads(events[-1][6:]) == {**own, "param": None, "error": error}
         assert len(events) == 2
+
+
+QUOTES = f"Incorrect API key provided: {UPSTREAM_KEY}"
+
+
+@pytest.mark.parametrize("size", [1, 2**20])
+@pytest.mark.parametrize(
+    ("path", "document"),
+    [
+        (
+            RESPONSES,
+            {**RESPONSE, "status": "failed", "error": {"message": "bad", "details": {"why": QUOTES}}},
+        ),
+        (RESPONSES, {**RESPONSE, "output": [{"error": [QUOTES]}]}),
+        (MESSAGES, {**MESSAGE, "errors": [{"message": QUOTES}]}),
+        (CHAT, {"model": "grok-4.3", "choices": [{"error": {"message": QUOTES}}]}),
+    ],
+)
+def test_the_key_is_in_no_answer(
+    both: FlaskClient, upstream: ScriptedUpstream, path: str, document: dict[str, Any], size: int
+) -> None:
+    """Wherever xAI quotes it in a whole reply, small or in a file, or in an event. All else is unchanged."""
+    document = {**document, "filler": "x" * size}
+
+    def quote(exchange: Exchange) -> None:
+        if not exchange.document.get("stream"):
+            exchange.reply(document)
+            return
+        exchange.start()
+        kind = {RESPONSES: "response.failed", MESSAGES: "message_delta"}.get(path, "")
+        exchange.event(
+            {"type": kind, "response": document} if path == RESPONSES else {**document, "type": kind}
+        )
+        exchange.end()
+
+    upstream.handler = quote
+    body = {"input": "hello"} if path == RESPONSES else {"messages": TURNS, "max_tokens": 9}
+    whole = post(both, path, ALICE, **body)
+    assert whole.json == json.loads(json.dumps(document).replace(UPSTREAM_KEY, "[redacted]"))
+    assert int(whole.headers["Content-Length"]) == len(whole.data)
+    reply = post(both, path, ALICE, **body, stream=True)
+    assert UPSTREAM_KEY not in reply.text
+    assert "[redacted]" in reply.text
+
+
+@pytest.mark.parametrize("path", ["/api/v1/files", "/api/v1/batches", "/api/v1/models"])
+def test_a_list_of_too_many(both: FlaskClient, upstream: ScriptedUpstream, path: str) -> None:
+    """What would become very many objects is not read."""
+    for count, status in ((MAX_LISTED_VALUES + 1, 502), (MAX_LISTED_VALUES, 200)):
+        body = b'{"data":[' + b"0," * count + b"0]}"
+        upstream.handler = lambda exchange, body=body: exchange.reply(body, 200)  # type: ignore[misc]
+        assert both.get(path, headers=ALICE).status_code == status
+
+
+def test_a_file_is_its_owners(door: Door) -> None:
+    """Its content is not changed, whatever is in it."""
+    id = door.call("POST", "files", data={"file": (io.BytesIO(QUOTES.encode()), "a.txt")}).json["id"]
+    assert door.call("GET", f"files/{id}/content").text == QUOTES
 
 
 @pytest.mark.parametrize("path", [RESPONSES, MESSAGES])

@@ -225,3 +225,23 @@ def test_weak_secrets_are_warned_of(
     assert "'bob' in GROKFLASK_KEYS" in lines[0]
     assert secret not in logged.getvalue()
     assert ask(client, Authorization=f"Bearer {secret}") == (200, None)
+
+
+@pytest.mark.parametrize("header", ["If-Modified-Since", "If-Unmodified-Since", "If-Range"])
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 01 Jan 2024 00:00:00 +99999999999999999",
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2024 00:00:99999999999999999999 GMT",
+    ],
+)
+def test_dates_that_nobody_can_read(client: FlaskClient, header: str, date: str) -> None:
+    """A condition with such a date does not count, whatever the route."""
+    paths = [rule.rule for rule in client.application.url_map.iter_rules() if not rule.arguments]
+    for path in [*paths, "/static/base.css", "/nothing"]:
+        plain = client.get(path, headers={"Range": "bytes=0-9"})
+        reply = client.get(path, headers={"Range": "bytes=0-9", header: date})
+        assert reply.status_code == plain.status_code, path
+        reply.close()
+        plain.close()

@@ -101,6 +101,9 @@ def test_a_key_sees_what_it_may_use(make: Callable[..., FlaskClient]) -> None:
         refused = get(client, "models/grok-4.7", bob)
         assert (refused.status_code, refused.json["error"]["code"]) == (403, "model_not_allowed")
     assert len(list_ids(get(client, "models"))) > 3
+    body = {"model": "x" * 10**6, "messages": [{"role": "user", "content": "hello"}]}
+    refused = client.post("/api/v1/chat/completions", json=body, headers=bob)
+    assert (refused.status_code, len(refused.data) < 500) == (403, True)  # it is not quoted whole
 
 
 def test_rows(make: Callable[..., FlaskClient]) -> None:

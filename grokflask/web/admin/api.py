@@ -61,7 +61,7 @@ def read_query(*names: str) -> dict[str, str]:
     for name, texts in request.args.lists():
         if name not in names:
             there_are = f"there are: {', '.join(names)}" if names else "there are none"
-            raise InvalidRequestError(f"{name[:64]!r} is not a parameter; {there_are}.", param=name)
+            raise InvalidRequestError(f"{name[:64]!r} is not a parameter; {there_are}.", param=name[:64])
         if len(texts) > 1:
             raise InvalidRequestError(f"{name!r} is given more than once.", param=name)
         values[name] = texts[0]

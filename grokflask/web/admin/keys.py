@@ -64,7 +64,7 @@ def post_rotation(name: str) -> Response:
     fields = read_fields() if has_body else {}
     overlap = fields.pop("overlap", f"{OVERLAP_S:.0f}s")
     for unknown in fields:
-        raise InvalidRequestError(f"{unknown[:64]!r} is not a field; there is: overlap.", param=unknown)
+        raise InvalidRequestError(f"{unknown[:64]!r} is not a field; there is: overlap.", param=unknown[:64])
     key, secret = rotate_key(name, overlap)
     return _reply_key(key, secret=secret)
 

@@ -84,7 +84,7 @@ def test_an_unknown_field_is_refused(name: str) -> None:
     """A limit under a wrong name would be one that does not hold."""
     with pytest.raises(InvalidRequestError, match="fields are: requests") as caught:
         read_changes({name: 1}, NOW)
-    assert caught.value.param == name
+    assert caught.value.param == name[:64]
     assert len(caught.value.message) < 300
 
 

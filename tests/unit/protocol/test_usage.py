@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from grokflask.protocol.chat_events import EventFilter
-from grokflask.protocol.usage import Usage, read_chunk
+from grokflask.protocol.upstream_errors import parse_error
+from grokflask.protocol.usage import MAX_SALVAGED_BYTES, Chunk, Usage, read_chunk
 
 FULL = {
     "prompt_tokens": 12,
@@ -176,3 +179,33 @@ def test_figures_that_cannot_be(figure: str) -> None:
     assert chunk is not None
     usage = chunk.read_usage()
     assert usage == Usage(prompt_tokens=7)
+
+
+def measure(action: Callable[[], object]) -> int:
+    """The most bytes that `action` takes at a time."""
+    tracemalloc.start()
+    try:
+        action()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_large_fields_are_not_copied() -> None:
+    """What an answer has in error, choices or usage is compared with null, and an error read, in place."""
+    size = 2**22
+    body = b'{"error":{"a":"%b"},"choices":["%b"],"usage":{"a":"%b"}}' % ((b"x" * size,) * 3)
+    chunk = read_chunk(body)
+    assert isinstance(chunk, Chunk)
+    seen: list[object] = []
+    used = measure(lambda: seen.extend((chunk.has_error, chunk.has_choices, chunk.has_usage)))
+    assert (seen, used < size // 4) == ([True] * 3, True)
+    assert measure(lambda: seen.append(parse_error(body).message)) < size // 4
+    assert seen[3] == "The upstream API answered with status 502."
+
+
+def test_an_odd_usage_of_megabytes() -> None:
+    """Its fields do not become objects; a small one with the same odd field is read."""
+    odd = {"total_tokens": 7, "input_tokens": "?"}
+    assert read(odd) == Usage(total_tokens=7)
+    assert read({**odd, **{f"a{n}": 1 for n in range(MAX_SALVAGED_BYTES // 8)}}) is None
