@@ -1,0 +1,30 @@
+"""What callers without a key, or with one, can take from the others: connections, places, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+
+import requests
+from support.processes import GatewayServer, wait_for
+
+
+def is_served(server: GatewayServer) -> bool:
+    """Whether a new connection gets an answer."""
+    try:
+        return requests.get(f"{server.url}/health", timeout=2).status_code == 200
+    except requests.RequestException:
+        return False
+
+
+def test_pages_that_nobody_reads_do_not_fill_the_worker(make_gateway: Callable[..., GatewayServer]) -> None:
+    """A connection whose client does not read its answers ends after the send timeout, key or not."""
+    server = make_gateway(GROKFLASK_WORKER_CONNECTIONS="20", GROKFLASK_SEND_TIMEOUT_S="1")
+    with contextlib.ExitStack() as stack:
+        for _ in range(30):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            sock.connect(("127.0.0.1", server.port))
+            sock.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        wait_for(lambda: is_served(server), "a place to be free")
