@@ -29,6 +29,7 @@ from grokflask.web.current import Notes
 MAX_FORM_FIELDS = 100
 
 PEEK_BYTES = 1024 * 1024
+PEEK_BYTES_OF_STRANGERS = 64 * 1024
 PEEK_S = 1.0
 """Limits for reading the body of a refused request, to learn whether it asks for a stream."""
 
@@ -104,13 +105,14 @@ def peek_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
     """The body of a refused request if it is small and comes soon, else b""."""
     if "body" not in notes:
         notes.body = b""
+        limit = PEEK_BYTES if "api_key" in notes else PEEK_BYTES_OF_STRANGERS
         waits = "HTTP_EXPECT" in flask_request.environ  # for `100 Continue`: a refused body need not be sent
-        if 0 < (flask_request.content_length or 0) <= PEEK_BYTES and not waits:
+        if 0 < (flask_request.content_length or 0) <= limit and not waits:
             gateway: Gateway = app.extensions["gateway"]
             with contextlib.suppress(GrokflaskError), HeldBody(gateway.exchanges) as held:
-                flask_request.max_content_length = PEEK_BYTES
+                flask_request.max_content_length = limit
                 timeout_s = min(PEEK_S, app.config["BODY_TIMEOUT_S"])
-                notes.body = _read_all(app, flask_request, timeout_s, PEEK_BYTES, held)
+                notes.body = _read_all(app, flask_request, timeout_s, limit, held)
     body: bytes = notes.body
     return body
 

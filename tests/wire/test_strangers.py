@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import requests
 from support.processes import GatewayServer, wait_for
+from support.scripted import WAIT_S
+from support.wire import AUTH, CHAT
 
 
 def is_served(server: GatewayServer) -> bool:
@@ -28,3 +30,26 @@ def test_pages_that_nobody_reads_do_not_fill_the_worker(make_gateway: Callable[.
             sock.connect(("127.0.0.1", server.port))
             sock.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         wait_for(lambda: is_served(server), "a place to be free")
+
+
+def test_a_large_body_without_a_key_is_not_read(make_gateway: Callable[..., GatewayServer]) -> None:
+    """A refused body is looked at for the shape of the error: above 64 KiB only with a valid key."""
+    server = make_gateway(GROKFLASK_RATE_LIMIT="1/day")
+    chat = {"messages": [{"role": "user", "content": "hello"}]}
+    assert requests.post(f"{server.url}{CHAT}", json=chat, headers=AUTH, timeout=WAIT_S).status_code == 200
+    shapes = {}
+    for headers in ({}, AUTH):
+        for size in (60_000, 70_000):
+            reply = requests.post(
+                f"{server.url}{CHAT}",
+                json={"stream": True, "pad": "x" * size},
+                headers=headers,
+                timeout=WAIT_S,
+            )
+            shapes[len(headers), size] = (reply.status_code, reply.headers["Content-Type"].split(";")[0])
+    assert shapes == {
+        (0, 60_000): (401, "text/event-stream"),
+        (0, 70_000): (401, "application/json"),
+        (1, 60_000): (429, "text/event-stream"),
+        (1, 70_000): (429, "text/event-stream"),
+    }
