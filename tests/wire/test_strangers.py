@@ -9,7 +9,8 @@ from collections.abc import Callable
 import requests
 from support.processes import GatewayServer, wait_for
 from support.scripted import WAIT_S
-from support.wire import AUTH, CHAT
+from support.stores import ADMIN_TOKEN
+from support.wire import AUTH, CHAT, connect, read_all
 
 
 def is_served(server: GatewayServer) -> bool:
@@ -53,3 +54,12 @@ def test_a_large_body_without_a_key_is_not_read(make_gateway: Callable[..., Gate
         (1, 60_000): (429, "text/event-stream"),
         (1, 70_000): (429, "text/event-stream"),
     }
+
+
+def test_a_slow_form_is_not_waited_for(make_gateway: Callable[..., GatewayServer]) -> None:
+    """Anybody can send one: it has 5 s, not the 120 s of other bodies, which this socket does not wait."""
+    server = make_gateway(GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN)
+    head = "POST /admin/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+    with connect(server) as sock:
+        sock.sendall(f"{head}Content-Length: 100\r\n\r\nt".encode())
+        assert read_all(sock).startswith(b"HTTP/1.1 408 ")
