@@ -44,7 +44,6 @@ from grokflask.shaping.affinity import make_salt
 from grokflask.shaping.bodies import shape_request
 from grokflask.shaping.caps import cap_output
 from grokflask.shaping.request import ClientRequest, UpstreamRequest
-from grokflask.sockets import limit_sending
 from grokflask.upstream.client import UpstreamCall, UpstreamClient
 
 MAX_READ_BYTES = 16 * 2**20
@@ -278,7 +277,6 @@ class Gateway:
 
     def _watch(self, call: UpstreamCall, terms: Terms, request: ClientRequest) -> Departure:
         """Watches the client: if it leaves, the call is cancelled or drained."""
-        limit_sending(request.client, self._settings.send_timeout_s)
         departure = Departure(
             self._clients,
             request.client,

@@ -42,13 +42,13 @@ def _has_ended(sock: socket.socket) -> bool:
             return False
 
 
-def limit_sending(sock: socket.socket | None, seconds: float) -> None:
+def limit_sending(sock: socket.socket, seconds: float) -> None:
     """Lets the kernel close the connection when the peer accepts no data for `seconds`.
 
     TCP_USER_TIMEOUT covers a peer that stopped reading (its window is closed) and one that is unreachable. It
-    does nothing without a TCP socket.
+    does nothing to a Unix socket.
     """
-    if sock is None or sock.family == socket.AF_UNIX:
+    if sock.family == socket.AF_UNIX:
         return
     with contextlib.suppress(OSError, AttributeError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))

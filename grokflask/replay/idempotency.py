@@ -42,7 +42,6 @@ from grokflask.replay.recording import Ending, Head, Recording, fail
 from grokflask.replay.recordings import Recordings
 from grokflask.runtime import take_turns
 from grokflask.shaping.request import ClientRequest
-from grokflask.sockets import limit_sending
 from grokflask.times import to_day
 
 MAX_KEY_CHARS = 255  #: Stripe's limit
@@ -159,7 +158,6 @@ class Idempotency:
         exchanges = self.gateway.exchanges
         exchanges.start(lambda: reader)
         reader.on_close.append(lambda: exchanges.end(reader))
-        limit_sending(request.client, self.settings.send_timeout_s)
 
         def dismiss(reason: GrokflaskError) -> None:
             reader.cancel(reason)

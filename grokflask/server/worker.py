@@ -20,7 +20,7 @@ from grokflask.server.bodies import linger
 from grokflask.server.metric_slots import MetricsSlot
 from grokflask.server.waits import ReadWait, make_offload
 from grokflask.server.watchdog import Watchdog
-from grokflask.sockets import keep_alive, shut_down
+from grokflask.sockets import keep_alive, limit_sending, shut_down
 
 THREADS = 8
 """Threads for SQLite and for rendering metrics."""
@@ -104,6 +104,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     Attributes:
         make_poll: `select.epoll`, which gevent's patch removes from `select`; None where there is none.
         metrics_slot: where this worker's metrics go; None without a directory.
+        send_timeout_s: how long a client may accept no data; the app's setting.
     """
 
     LAST_S = 3.0
@@ -112,6 +113,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
 
     make_poll: Callable[[], Any] | None = None
     metrics_slot: MetricsSlot | None = None
+    send_timeout_s = 60.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -123,6 +125,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         services = self._find_services()
         if services:
             attach(services, self.make_poll, self.metrics_slot)
+            self.send_timeout_s = services["settings"].send_timeout_s
         private.install()
         private.fix_settings(self.cfg)
         gevent.spawn(keep_working, "end-of-worker", self._drain)
@@ -139,6 +142,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serves one connection, from its first request to its last."""
         keep_alive(client)
+        limit_sending(client, self.send_timeout_s)
         self._connections.add(client)
         try:
             super().handle(listener, client, addr)

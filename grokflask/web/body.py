@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import threading
 from collections.abc import Iterator
 from socket import SHUT_RD
@@ -28,7 +29,11 @@ from grokflask.web.current import Notes
 
 MAX_FORM_FIELDS = 100
 
+FORM_S = 5.0
+"""Time for a page's form, which anybody can send."""
+
 PEEK_BYTES = 1024 * 1024
+PEEK_BYTES_OF_STRANGERS = 64 * 1024
 PEEK_S = 1.0
 """Limits for reading the body of a refused request, to learn whether it asks for a stream."""
 
@@ -93,7 +98,7 @@ def read_form(limit: int, app: Flask, flask_request: Request) -> dict[str, str]:
     """The fields of a page's form; the last value of each. `limit` is bytes. Raises ClientError."""
     if flask_request.mimetype != "application/x-www-form-urlencoded":
         raise MediaTypeError("Send the form as 'Content-Type: application/x-www-form-urlencoded'.")
-    body = _read_limited(app, flask_request, limit)
+    body = _read_limited(app, flask_request, limit, most_s=FORM_S)
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS))
     except ValueError:
@@ -104,21 +109,24 @@ def peek_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
     """The body of a refused request if it is small and comes soon, else b""."""
     if "body" not in notes:
         notes.body = b""
+        limit = PEEK_BYTES if "api_key" in notes else PEEK_BYTES_OF_STRANGERS
         waits = "HTTP_EXPECT" in flask_request.environ  # for `100 Continue`: a refused body need not be sent
-        if 0 < (flask_request.content_length or 0) <= PEEK_BYTES and not waits:
+        if 0 < (flask_request.content_length or 0) <= limit and not waits:
             gateway: Gateway = app.extensions["gateway"]
             with contextlib.suppress(GrokflaskError), HeldBody(gateway.exchanges) as held:
-                flask_request.max_content_length = PEEK_BYTES
+                flask_request.max_content_length = limit
                 timeout_s = min(PEEK_S, app.config["BODY_TIMEOUT_S"])
-                notes.body = _read_all(app, flask_request, timeout_s, PEEK_BYTES, held)
+                notes.body = _read_all(app, flask_request, timeout_s, limit, held)
     body: bytes = notes.body
     return body
 
 
-def _read_limited(app: Flask, flask_request: Request, limit: int, held: HeldBody | None = None) -> bytes:
+def _read_limited(
+    app: Flask, flask_request: Request, limit: int, held: HeldBody | None = None, most_s: float = math.inf
+) -> bytes:
     """The whole body. Raises GrokflaskError."""
     _limit_size(flask_request, limit)
-    body = _read_all(app, flask_request, app.config["BODY_TIMEOUT_S"], limit, held)
+    body = _read_all(app, flask_request, min(most_s, app.config["BODY_TIMEOUT_S"]), limit, held)
     _check_size(len(body), limit, flask_request)
     return body
 

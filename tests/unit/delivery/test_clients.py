@@ -12,7 +12,7 @@ from support.processes import wait_for
 from support.scripted import WAIT_S
 
 from grokflask.delivery.clients import ClientWatcher, Departure
-from grokflask.sockets import is_gone, limit_sending, shut_down
+from grokflask.sockets import is_gone, shut_down
 
 PAIRS = ["tcp", "unix"]
 
@@ -220,7 +220,6 @@ def test_without_a_socket_nothing_is_watched(watcher: ClientWatcher) -> None:
     """Servers that hand no socket over are no reason to fail."""
     watcher.watch(None, lambda: None).stop()
     watcher.limit(None, 0.0, lambda: None).stop()
-    limit_sending(None, 1)
     shut_down(None, socket.SHUT_RDWR)
     assert len(watcher) == 0
 
