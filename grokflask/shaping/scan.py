@@ -33,6 +33,9 @@ TURN_BYTES = 512 * 1024
 TOKEN_BYTES = 128
 """Other requests run after so many bytes. A token takes about as long as TOKEN_BYTES of text."""
 
+TURN_NAMES = 1000
+"""Other requests run after so many names of one object."""
+
 ID_BYTES = 2048
 """A longer string is no id, however it is escaped."""
 
@@ -109,6 +112,8 @@ def check_names(body: bytes, fields: RawFields) -> None:
         if name in seen or body[match.end() : at] != value:
             raise _make_duplicate_error(name)
         seen.add(name)
+        if len(seen) % TURN_NAMES == 0:
+            step_aside()
     if seen and body[at:].strip() != b"}":  # the last value is the beginning of another, such as 1 of 12
         raise _make_duplicate_error(name)
 
