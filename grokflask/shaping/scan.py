@@ -9,7 +9,9 @@ a decoder must follow.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
@@ -35,6 +37,11 @@ TOKEN_BYTES = 128
 
 TURN_NAMES = 1000
 """Other requests run after so many names of one object."""
+
+AT_ONCE = 4
+WAITING_BYTES = 64 * 1024
+"""How many bodies are scanned at once, of those that are larger. Each takes a turn in every round of the
+event loop, so many of them would make each round long."""
 
 ID_BYTES = 2048
 """A longer string is no id, however it is escaped."""
@@ -72,6 +79,8 @@ class Findings:
 
 NOTHING = Findings()
 
+_rooms = threading.BoundedSemaphore(AT_ONCE)
+
 
 def scan(body: bytes, settings: Settings, *, always: bool = False, limited: bool = False) -> Findings:
     """What `body` names. A small body that can name nothing is skipped, unless `always`.
@@ -91,7 +100,8 @@ def scan(body: bytes, settings: Settings, *, always: bool = False, limited: bool
         or (b"image" in body and any(kind + b'"' in body for kind in _PICTURE_TYPES))
         or (b"\\u00" in body and _ESCAPED_LETTER.search(body))
     ):
-        return _Scan(body, settings).run()
+        with _rooms if len(body) > WAITING_BYTES else nullcontext():
+            return _Scan(body, settings).run()
     return NOTHING
 
 
