@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response
 
@@ -76,6 +77,9 @@ def _finish_response(response: Response) -> Response:
                 response.headers["X-Grokflask-Upstream"] = "sandbox"
             if "opened" not in notes:
                 _log_refusal(route.name, response.status_code, flask_request.remote_addr, notes)
+        elif response.status_code == 308:  # Werkzeug adds a missing slash, and names the host that was sent
+            response.location = urlsplit(response.location or "")._replace(scheme="", netloc="").geturl()
+            response.set_data(b"")
     except Exception:
         _log.exception("a header could not be set")
     return response
