@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 
 from click import ClickException
 from flask import Flask
@@ -46,8 +47,8 @@ def create_app(settings: Settings | None = None) -> Flask:
             return _make_doctor_app(error)
     configure_logging(settings.log_level, settings.secrets)
     app = _make_flask(settings)
-    upstream_url = _find_upstream(app, settings)
-    services = build_services(settings, upstream_url)
+    upstream_url, upstream_key = _find_upstream(app, settings)
+    services = build_services(settings, upstream_url, upstream_key)
     app.extensions |= vars(services)
 
     # The order of hooks: request id, who calls, is there room, how often (flask-limiter), view, headers.
@@ -82,15 +83,16 @@ def _make_flask(settings: Settings) -> Flask:
     return app
 
 
-def _find_upstream(app: Flask, settings: Settings) -> str:
-    """The base URL of xAI, or of the built-in sandbox, which starts with the first request."""
+def _find_upstream(app: Flask, settings: Settings) -> tuple[str, str | None]:
+    """The base URL and the key of xAI, or of the built-in sandbox, which starts with the first request."""
     if not settings.uses_sandbox:
         app.extensions["upstream_name"] = settings.upstream_base
-        return settings.upstream_base
-    sandbox = Sandbox(events_per_s=settings.sandbox_events_per_s)
+        return settings.upstream_base, settings.xai_api_key
+    key = secrets.token_urlsafe(32)  # other programs on this machine can reach its port, and what it keeps
+    sandbox = Sandbox(events_per_s=settings.sandbox_events_per_s, key=key)
     app.before_request(sandbox.ensure_running)  # not now: a server may fork after it has made the app
     app.extensions |= {"sandbox": sandbox, "upstream_name": "sandbox"}
-    return sandbox.base_url
+    return sandbox.base_url, key
 
 
 def _open_dashboard(app: Flask, admin_token: str | None) -> None:

@@ -71,8 +71,8 @@ class Services:
     checks: list[Callable[[bool], list[Drift]]]
 
 
-def build_services(settings: Settings, upstream_url: str) -> Services:
-    """All services of an app in front of `upstream_url`."""
+def build_services(settings: Settings, upstream_url: str, upstream_key: str | None = None) -> Services:
+    """All services of an app in front of `upstream_url`, whose key may differ from the settings'."""
     upstream = UpstreamClient(
         upstream_url,
         connect_timeout_s=settings.connect_timeout_s,
@@ -100,7 +100,7 @@ def build_services(settings: Settings, upstream_url: str) -> Services:
         clients=clients,
         database=database,
         key_store=key_store,
-        keys=KeyRing(settings, key_store),
+        keys=KeyRing(settings, key_store, upstream_key=upstream_key),
         redis_pool=pool,
         counters=counters,
         ledger_writer=writer,

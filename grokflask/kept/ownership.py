@@ -73,15 +73,20 @@ class Ownership:
                 _prune(connection, now)
             connection.execute(insert(table).values(row))
 
-        self._remember(kind, id, key.owner, expires_at)  # it may be used before it is stored
+        mine = (key.owner, expires_at)
+        self._remember(kind, id, mine)  # it may be used before it is stored
         try:
             self._database.write(change)
         except (IntegrityError, StoreUnavailableError) as error:
             with self._lock:
-                self._known.pop((kind, id), None)
+                if self._known.get((kind, id)) is mine:
+                    del self._known[kind, id]
             if isinstance(error, StoreUnavailableError):
                 raise
             # Else it was claimed before.
+        else:
+            with self._lock:
+                self._known[kind, id] = mine  # not what was known of a row that is gone
 
     def check(self, kind: Kind, id: str, key: ApiKey) -> None:
         """Raises RouteNotFoundError unless `id` belongs to this key; unknown ids look the same."""
@@ -94,7 +99,7 @@ class Ownership:
             row = self._database.read(lambda connection: connection.execute(query).first())
             if row is None:
                 raise RouteNotFoundError
-            known = self._remember(kind, id, row.owner, row.expires_at)
+            known = self._remember(kind, id, (row.owner, row.expires_at))
         owner, expires_at = known
         if owner != key.owner or expires_at <= now:
             raise RouteNotFoundError
@@ -122,9 +127,10 @@ class Ownership:
         gone = delete(table).where(table.c.kind == kind, table.c.id == id)
         self._database.write(lambda connection: connection.execute(gone))
 
-    def _remember(self, kind: Kind, id: str, owner: str, expires_at: float) -> tuple[str, float]:
+    def _remember(self, kind: Kind, id: str, owned: tuple[str, float]) -> tuple[str, float]:
+        """What is known of an id: `owned`, its owner and its end, unless another owner is known already."""
         with self._lock:
-            known = self._known[kind, id] = (owner, expires_at)
+            known = self._known.setdefault((kind, id), owned)
             while len(self._known) > MAX_REMEMBERED:
                 del self._known[next(iter(self._known))]
         return known

@@ -76,13 +76,18 @@ class KeyRing:
     Args:
         store: the keys in the database; None accepts those of the settings only.
         clock: epoch seconds.
+        upstream_key: sent upstream instead of the settings' xAI key, unless None.
     """
 
     def __init__(
-        self, settings: Settings, store: KeyStore | None = None, clock: Callable[[], float] = time.time
+        self,
+        settings: Settings,
+        store: KeyStore | None = None,
+        clock: Callable[[], float] = time.time,
+        upstream_key: str | None = None,
     ) -> None:
         self._mode = settings.auth_mode
-        self._upstream_key = settings.xai_api_key
+        self._upstream_key = upstream_key or settings.xai_api_key
         self._names = {hash_secret(secret): name for name, secret in settings.keys}
         self._cache = KeyCache(store, settings, clock) if store else None
         self._clock = clock

@@ -15,7 +15,7 @@ import msgspec
 from grokflask.sandbox.chat_request import ChatRequest
 from grokflask.sandbox.models import ChatModel, cost_ticks
 from grokflask.sandbox.pictures import look_at
-from grokflask.sandbox.prose import sample, split_tokens, write_answer, write_thought
+from grokflask.sandbox.prose import iterate_tokens, sample, split_tokens, write_answer, write_thought
 
 _TOKENS_PER_MESSAGE = 4
 """A message's tokens beside its words; the sandbox's own figure."""
@@ -139,7 +139,7 @@ def list_tokens(asked: ChatRequest) -> Iterator[str]:
     """Yield a prompt's tokens in the model's order; raises RefusalError (400) for a picture that is none."""
     for message in asked.messages:
         yield from (message.role,) * _TOKENS_PER_MESSAGE
-        yield from split_tokens(message.text())
+        yield from iterate_tokens(message.text())
         for url in message.image_urls():
             yield from (url,) * look_at(url).tokens
 

@@ -24,10 +24,9 @@ _CLOUD_HEADERS = {
     "set-cookie": "__cf_bm=sandbox; path=/; HttpOnly; Secure",
     "cf-ray": "0000000000000000-SBX",
     "cf-cache-status": "DYNAMIC",
-    "access-control-allow-origin": "*",
-    "access-control-expose-headers": "*",
 }
-"""The proxy in front of api.x.ai adds these; a gateway must not pass them on."""
+"""The proxy in front of api.x.ai adds these; a gateway must not pass them on. Its CORS headers are left
+out: any web page could read what the sandbox keeps."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,7 +1,8 @@
 """Plans: the whole answer to a POST, decided before anything is sent, and what it costs."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import chain
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,13 +21,16 @@ from grokflask.sandbox.pictures import (
     make_images,
     make_video,
 )
-from grokflask.sandbox.prose import split_tokens
+from grokflask.sandbox.prose import iterate_tokens
 from grokflask.sandbox.refusals import refuse, refuse_model
 from grokflask.sandbox.request import ModelRequest, Request, decode
 from grokflask.sandbox.steps import Event, Head, Step
 
 _SPOILT_PIECES = 2 * BROKEN_AFTER_EVENTS
 """How many pieces a fault gets of a body that is not a stream."""
+
+_MAX_CHARS = 200_000
+"""Of a text whose tokens are listed; a list takes 50 times as much memory."""
 
 
 class _TokenizeRequest(ModelRequest, kw_only=True):
@@ -125,9 +129,13 @@ def _plan_tokens(request: Request) -> Plan:
     asked = decode(request.body, _TokenizeRequest)
     if asked.model not in CHAT_MODELS:
         raise refuse_model(asked.model)
+    if len(asked.text) > _MAX_CHARS:
+        raise refuse(
+            400, f"The text is too long: it has {len(asked.text)} characters, of at most {_MAX_CHARS}."
+        )
     tokens = [
         {"token_id": number, "string_token": token, "token_bytes": list(token.encode())}
-        for number, token in enumerate(split_tokens(asked.text))
+        for number, token in enumerate(iterate_tokens(asked.text))
     ]
     return _plan_json({"token_ids": tokens}, NO_FAULT)
 
@@ -156,12 +164,14 @@ def _answer(asked: ChatRequest, request: Request, conv_id: str | None = None) ->
     check_request(asked, model)
     if fault.strict_content and any(message.content is None for message in asked.messages):
         raise refuse(400, NO_CONTENT)
-    tokens = list(list_tokens(asked))
-    answer = make_answer(asked, model, fault.style, len(tokens))
+    number = count()
+    tokens = (token for token, _ in zip(list_tokens(asked), number, strict=False))  # counted as they are read
     conv_id = request.headers.get("x-grok-conv-id") or conv_id
-    if conv_id:
-        before = model.served.encode() + msgspec.json.encode(asked.tools)  # the model reads these first
-        answer.cached_tokens = request.state.kept.prompts.read(conv_id, before, tokens)
+    before = model.served.encode() + msgspec.json.encode(asked.tools)  # the model reads these first
+    cached = request.state.kept.prompts.read(conv_id, before, tokens) if conv_id else 0
+    deque(tokens, maxlen=0)
+    answer = make_answer(asked, model, fault.style, next(number))
+    answer.cached_tokens = cached
     return fault, answer
 
 

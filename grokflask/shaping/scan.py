@@ -9,7 +9,9 @@ a decoder must follow.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import msgspec
@@ -32,6 +34,14 @@ STRING_BYTES = 256 * 1024
 TURN_BYTES = 512 * 1024
 TOKEN_BYTES = 128
 """Other requests run after so many bytes. A token takes about as long as TOKEN_BYTES of text."""
+
+TURN_NAMES = 1000
+"""Other requests run after so many names of one object."""
+
+AT_ONCE = 4
+WAITING_BYTES = 64 * 1024
+"""How many bodies are scanned at once, of those that are larger. Each takes a turn in every round of the
+event loop, so many of them would make each round long."""
 
 ID_BYTES = 2048
 """A longer string is no id, however it is escaped."""
@@ -69,6 +79,8 @@ class Findings:
 
 NOTHING = Findings()
 
+_rooms = threading.BoundedSemaphore(AT_ONCE)
+
 
 def scan(body: bytes, settings: Settings, *, always: bool = False, limited: bool = False) -> Findings:
     """What `body` names. A small body that can name nothing is skipped, unless `always`.
@@ -88,7 +100,8 @@ def scan(body: bytes, settings: Settings, *, always: bool = False, limited: bool
         or (b"image" in body and any(kind + b'"' in body for kind in _PICTURE_TYPES))
         or (b"\\u00" in body and _ESCAPED_LETTER.search(body))
     ):
-        return _Scan(body, settings).run()
+        with _rooms if len(body) > WAITING_BYTES else nullcontext():
+            return _Scan(body, settings).run()
     return NOTHING
 
 
@@ -109,6 +122,8 @@ def check_names(body: bytes, fields: RawFields) -> None:
         if name in seen or body[match.end() : at] != value:
             raise _make_duplicate_error(name)
         seen.add(name)
+        if len(seen) % TURN_NAMES == 0:
+            step_aside()
     if seen and body[at:].strip() != b"}":  # the last value is the beginning of another, such as 1 of 12
         raise _make_duplicate_error(name)
 

@@ -7,12 +7,13 @@ calls. Unknown tools count as xAI's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from grokflask.errors import MALFORMED
-from grokflask.protocol.raw_json import NULL, decode_fields, decode_list, is_empty
+from grokflask.protocol.raw_json import decode_fields, decode_list, is_empty
+from grokflask.runtime import step_aside
 from grokflask.shaping.scan import NOTHING, Findings, check_names
 
 Use = Literal["", "client", "server", "collections"]
@@ -29,25 +30,40 @@ _CLIENT_PREFIXES = ("bash_", "text_editor_", "computer_", "memory_")
 MAX_TOOLS = 2000
 """A longer list counts as xAI's tools. No API takes as many."""
 
-_TEXT: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
+
+class _Tool(msgspec.Struct):
+    """What is read of a tool. No other field of it becomes an object of Python."""
+
+    type: str | None = None
+
+
+class _Search(msgspec.Struct):
+    """What is read of `search_parameters`."""
+
+    mode: str | None = None
+
+
+_T = TypeVar("_T")
+_TOOL = msgspec.json.Decoder(_Tool)
+_SEARCH = msgspec.json.Decoder(_Search)
 
 
 def find_use(fields: Mapping[str, msgspec.Raw], found: Findings = NOTHING) -> Use:
     """Where the tools run that a body with these fields asks for; "" when it asks for none.
 
-    Raises InvalidRequestError if a name stands twice where this is read.
+    Raises InvalidRequestError if a name stands twice where this is read, unless the scan has looked.
     """
     if found.collections:
         return "collections"
     used = {name for name in _TOOL_FIELDS if not is_empty(fields.get(name))}
-    if "search_parameters" in used and _is_off(fields["search_parameters"]):
+    if "search_parameters" in used and _is_off(fields["search_parameters"], found):
         used.discard("search_parameters")
     if used - {"tools", "functions"}:
         return "server"
     if "tools" in used:
         try:
             tools = decode_list(fields["tools"])
-            types = [_read_text(tool, "type") for tool in tools[:MAX_TOOLS]]
+            types = [_read(tool, _TOOL, found).type or "" for tool in tools[:MAX_TOOLS]]
         except MALFORMED:
             return "server"  # upstream refuses it, or reads it in another way
         if len(tools) > MAX_TOOLS or not all(
@@ -57,15 +73,16 @@ def find_use(fields: Mapping[str, msgspec.Raw], found: Findings = NOTHING) -> Us
     return "client" if used else ""
 
 
-def _is_off(search_parameters: msgspec.Raw) -> bool:
+def _is_off(search_parameters: msgspec.Raw, found: Findings) -> bool:
     try:
-        return _read_text(search_parameters, "mode") == "off"
+        return _read(search_parameters, _SEARCH, found).mode == "off"
     except MALFORMED:
         return False
 
 
-def _read_text(raw: msgspec.Raw, name: str) -> str:
-    """A field of an object. Raises MALFORMED, and InvalidRequestError for two fields with the same name."""
-    fields = decode_fields(raw)
-    check_names(bytes(raw), fields)
-    return _TEXT.decode(fields.get(name, NULL)) or ""
+def _read(raw: msgspec.Raw, decoder: msgspec.json.Decoder[_T], found: Findings) -> _T:
+    """An object. Raises MALFORMED, and InvalidRequestError for two fields with the same name."""
+    if found is NOTHING:
+        check_names(bytes(raw), decode_fields(raw))
+    step_aside(memoryview(raw).nbytes)
+    return decoder.decode(raw)

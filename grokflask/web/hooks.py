@@ -11,6 +11,7 @@ import logging
 import random
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, Request, Response
 from werkzeug.http import parse_date
@@ -94,6 +95,9 @@ def _finish_response(response: Response) -> Response:
                 response.headers["X-Grokflask-Upstream"] = "sandbox"
             if "opened" not in notes:
                 _log_refusal(route.name, response.status_code, flask_request.remote_addr, notes)
+        elif response.status_code == 308:  # Werkzeug adds a missing slash, and names the host that was sent
+            response.location = urlsplit(response.location or "")._replace(scheme="", netloc="").geturl()
+            response.set_data(b"")
     except Exception:
         _log.exception("a header could not be set")
     return response

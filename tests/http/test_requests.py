@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import requests
 from flask.testing import FlaskClient
 from support.processes import CLIENT_KEY, UPSTREAM_KEY, wait_for
 from support.scripted import WAIT_S, Exchange, ScriptedUpstream, chat_chunk, reply_story
@@ -488,6 +489,17 @@ def test_a_body_counts_until_upstream_answers(
     assert b"".join(pieces).endswith(b"data: [DONE]\n\n")
     reply.close()
     wait_for(lambda: exchanges.held_bytes == 0, "the body to be freed")
+
+
+def test_the_built_in_sandbox_is_the_gateways_alone(make_client: Callable[..., FlaskClient]) -> None:
+    """Another program that finds its port cannot use it, and web pages cannot read its answers."""
+    client = make_client(XAI_API_KEY="", XAI_API_BASE="", GROKFLASK_KEYS="")
+    assert client.get("/api/v1/files").status_code == 200
+    url = client.application.extensions["sandbox"].base_url
+    for headers, status in (({}, 401), ({"Authorization": "Bearer x"}, 400)):
+        reply = requests.get(f"{url}/files", headers=headers, timeout=WAIT_S)
+        assert reply.status_code == status
+        assert "Access-Control-Allow-Origin" not in reply.headers
 
 
 def test_health_and_readiness(client: FlaskClient) -> None:

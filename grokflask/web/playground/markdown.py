@@ -4,8 +4,8 @@ CommonMark with tables and strikethrough; HTML in it is shown as text. The resul
 goes into a page that holds a key.
 
 A text may be long, or crafted to be slow. So rendering yields to other requests every few milliseconds (under
-gevent nothing else runs in between), only a few texts are rendered at once, and one that takes too long is
-refused; the page then shows it as plain text.
+gevent nothing else runs in between), only a few texts are rendered at once, one of each caller, and one that
+takes too long is refused; the page then shows it as plain text.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ STRETCH_BARS = 2_000
 
 AT_ONCE = 4
 WAIT_S = 5.0
-"""How many texts are rendered at once, and how long another one waits."""
+"""How many texts are rendered at once, one of each caller, and how long another one waits."""
 
 _BLANK = re.compile(r"\n[ \t]*\n")
 _LANGUAGE = re.compile(r"language-[A-Za-z0-9_+#.-]{1,32}")
@@ -80,17 +80,20 @@ class _Turns:
 _turns: ContextVar[_Turns] = ContextVar("turns")
 
 
-_rooms = threading.BoundedSemaphore(AT_ONCE)
+_busy: set[str] = set()  # whose texts are rendered
+_ended = threading.Condition()
 
 
-def render_markdown(text: str, clock: Callable[[], float] = time.thread_time) -> str:
-    """`text` as safe HTML. Raises TooSlowError and GatewayFullError."""
+def render_markdown(text: str, clock: Callable[[], float] = time.thread_time, caller: str = "") -> str:
+    """`text` of `caller` as safe HTML. Raises TooSlowError and GatewayFullError."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     stretches = _BLANK.split(text)
     if any(len(each) > STRETCH_CHARS or each.count("|") > STRETCH_BARS for each in stretches):
         raise TooSlowError
-    if not _rooms.acquire(timeout=WAIT_S):
-        raise GatewayFullError
+    with _ended:
+        if not _ended.wait_for(lambda: caller not in _busy and len(_busy) < AT_ONCE, WAIT_S):
+            raise GatewayFullError
+        _busy.add(caller)
     turns = _Turns(clock)
     token = _turns.set(turns)
     try:
@@ -102,7 +105,9 @@ def render_markdown(text: str, clock: Callable[[], float] = time.thread_time) ->
         return "".join(pieces)
     finally:
         _turns.reset(token)
-        _rooms.release()
+        with _ended:
+            _busy.remove(caller)
+            _ended.notify_all()
 
 
 def _split_blocks(tokens: Sequence[Token]) -> Iterator[list[Token]]:

@@ -49,12 +49,12 @@ def show_playground() -> Response:
 def render_text() -> Response:
     """`{"html": …}` for `{"text": …}`, for callers with a key of the API. Raises GrokflaskError."""
     app, flask_request, notes = get_current()
-    authenticate(app, flask_request, flask_request.headers.get("Authorization"))
+    key = authenticate(app, flask_request, flask_request.headers.get("Authorization"))
     if flask_request.content_length is None or flask_request.content_length > MAX_BODY_BYTES:
         raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, with a Content-Length.")
     try:
         text = msgspec.json.decode(read_body(app, flask_request, notes), type=_Text).text
     except MALFORMED as error:
         raise InvalidRequestError(f"The body must be {{'text': '…'}}: {error}.") from None
-    body = msgspec.json.encode({"html": render_markdown(text)})
+    body = msgspec.json.encode({"html": render_markdown(text, caller=key.limit_id)})
     return Response(body, headers={"Cache-Control": "no-store"}, content_type="application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,24 @@ def test_the_first_claim_counts(table: Ownership, database: Database) -> None:
     assert is_of(table, "r-1", ALICE)
     assert not is_of(table, "r-1", BOB)
     assert database.read(count_rows) == 1
+
+
+def test_a_repeated_id_is_not_the_second_keys(
+    table: Ownership, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even until its claim is refused, in the process that knows the first owner, who keeps it."""
+    table.claim("response", "r-1", ALICE)
+    write, seen = database.write, []
+
+    def look_and_write(change: Callable[[Connection], object]) -> object:
+        seen.append((is_of(table, "r-1", ALICE), is_of(table, "r-1", BOB)))
+        return write(change)
+
+    monkeypatch.setattr(database, "write", look_and_write)
+    table.claim("response", "r-1", BOB)
+    assert seen == [(True, False)]
+    monkeypatch.setattr(database, "read", None)
+    assert is_of(table, "r-1", ALICE)
 
 
 def test_claims_at_once(table: Ownership) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from email.message import Message
 from typing import Any
@@ -425,3 +426,24 @@ def test_deep_json_is_refused(sandbox: Sandbox) -> None:
     url = sandbox.base_url + "/chat/completions"
     reply = requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=WAIT_S)
     assert reply.status_code == 400
+
+
+def test_a_long_prompt_gives_turns(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens are counted one by one, and other threads run in between; a list of so many is refused."""
+    turns: list[int] = []
+    monkeypatch.setattr(time, "sleep", turns.append)
+    text = "a. " * 50_000
+    usage = ask(sandbox, messages=[{"role": "user", "content": text}]).json()["usage"]
+    assert usage["prompt_tokens"] == 100_005  # with the last blank, and 4 for the message
+    assert len(turns) >= 20
+    turns.clear()
+    reply = requests.post(
+        f"{sandbox.base_url}/tokenize-text", json={"model": "grok-4.3", "text": text}, timeout=WAIT_S
+    )
+    assert len(reply.json()["token_ids"]) == 100_001
+    assert len(turns) >= 20
+    reply = requests.post(
+        f"{sandbox.base_url}/tokenize-text", json={"model": "grok-4.3", "text": 2 * text}, timeout=WAIT_S
+    )
+    assert reply.status_code == 400
+    assert "too long" in reply.json()["error"]

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,11 +15,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from support.processes import WAIT_S
 
 from grokflask.config import Settings
 from grokflask.errors import BodyTooLargeError, ClientError, InvalidRequestError
 from grokflask.shaping import scan as module
-from grokflask.shaping.scan import MAX_DEPTH, NOTHING, Findings, scan
+from grokflask.shaping.scan import AT_ONCE, MAX_DEPTH, NOTHING, WAITING_BYTES, Findings, scan
 
 SETTINGS = Settings()
 
@@ -363,6 +365,35 @@ def measure(body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int, int
     finally:
         sys.setprofile(None)
     return counts["calls"], counts["yields"] // 2, peak
+
+
+def test_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many large bodies only some are scanned at a time. A small one passes them; an error gives way."""
+    entered, go = threading.Semaphore(0), threading.Event()
+    large = b'{"x":"%s"}' % (b"x" * WAITING_BYTES)
+
+    def wait(_scan: object) -> Findings:
+        if len(_scan._body) > WAITING_BYTES:  # type: ignore[attr-defined]
+            entered.release()
+            go.wait(WAIT_S)
+        raise InvalidRequestError
+
+    def look_at(body: bytes) -> None:
+        with suppress(InvalidRequestError):
+            look(body)
+
+    monkeypatch.setattr(module._Scan, "run", wait)
+    threads = [threading.Thread(target=look_at, args=(large,)) for _ in range(3 * AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    for _ in range(AT_ONCE):
+        assert entered.acquire(timeout=WAIT_S)
+    look_at(b"{}")
+    assert not entered.acquire(timeout=0.2)
+    go.set()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert entered._value == 2 * AT_ONCE  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", KINDS)

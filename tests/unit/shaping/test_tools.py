@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from typing import Any
 
@@ -13,8 +14,11 @@ from grokflask.errors import InvalidRequestError, ToolsNotAllowedError
 from grokflask.keys.limits import Allowed, check_tools
 from grokflask.protocol.raw_json import RawFields
 from grokflask.protocol.routes import ROUTES
+from grokflask.shaping import scan
+from grokflask.shaping import tools as module
 from grokflask.shaping.bodies import shape_request
 from grokflask.shaping.request import ClientRequest
+from grokflask.shaping.scan import check_names
 from grokflask.shaping.tools import Use, find_use
 
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -49,6 +53,7 @@ def read(body: Any) -> RawFields:
         ({"tools": "web_search"}, "server"),
         ({"tools": [7]}, "server"),
         ({"tools": [FUNCTION] * 2001}, "server"),
+        ({"tools": [{**FUNCTION, "mode": 7}]}, "client"),
         ({"tools": [{"type": ["web_search"]}]}, "server"),
         ({"search_parameters": {}}, "server"),
         ({"search_parameters": {"mode": "auto"}}, "server"),
@@ -74,6 +79,25 @@ def test_no_way_around() -> None:
         shape_request(request, Settings(), limited=True)
     assert caught.value.param == "type"
     assert shape_request(request, Settings()).tools == ""
+
+
+@pytest.mark.parametrize(("names", "scanned"), [(60_000, False), (150_000, True)])
+def test_many_names(names: int, scanned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one tool: others have turns while they are read, and what the scan has read is not read again."""
+    turns: list[int] = []
+    checked: list[int] = []
+
+    def check(body: bytes, fields: RawFields) -> None:
+        checked.append(1)
+        check_names(body, fields)
+
+    monkeypatch.setattr(scan, "step_aside", lambda: turns.append(1))
+    monkeypatch.setattr(module, "check_names", check)
+    tool = json.dumps({f"k{number}": 1 for number in range(names)} | {"type": "web_search"})
+    body = b'{"messages":[1],"tools":[%s]}' % tool.encode()
+    assert shape_request(ClientRequest(CHAT, "r1", body), Settings(), limited=True).tools == "server"
+    assert len(turns) >= (names // 4000 if scanned else names // 1000)
+    assert bool(checked) != scanned
 
 
 def test_collections() -> None:

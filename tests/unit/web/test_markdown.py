@@ -173,7 +173,10 @@ def test_only_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(markdown, "WAIT_S", 0.01)
     entered, go = threading.Semaphore(0), threading.Event()
     clock = make_blocking_clock(entered, go)
-    threads = [threading.Thread(target=render_markdown, args=("a", clock)) for _ in range(markdown.AT_ONCE)]
+    threads = [
+        threading.Thread(target=render_markdown, args=("a", clock, f"key:{number}"))
+        for number in range(markdown.AT_ONCE)
+    ]
     for thread in threads:
         thread.start()
     for _ in threads:
@@ -184,3 +187,21 @@ def test_only_a_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for thread in threads:
         thread.join(WAIT_S)
     assert render_markdown("a") == "<p>a</p>\n"
+
+
+def test_one_caller_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller's second text waits for its first, and keeps no other caller out."""
+    entered, go = threading.Semaphore(0), threading.Event()
+    clock = make_blocking_clock(entered, go)
+    args = ("a", clock, "key:a")
+    threads = [threading.Thread(target=render_markdown, args=args) for _ in range(2 * markdown.AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    assert entered.acquire(timeout=WAIT_S)
+    monkeypatch.setattr(markdown, "WAIT_S", 0.01)
+    assert render_markdown("a", caller="key:b") == "<p>a</p>\n"
+    with pytest.raises(GatewayFullError):
+        render_markdown("a", caller="key:a")
+    go.set()
+    for thread in threads:
+        thread.join(WAIT_S)
