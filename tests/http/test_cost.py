@@ -131,7 +131,7 @@ def test_events_that_come_in_one_chunk() -> None:
     )
 
 
-@pytest.mark.parametrize(("stream", "bound"), [(False, 1230), (True, 1410)])
+@pytest.mark.parametrize(("stream", "bound"), [(False, 1250), (True, 1420)])
 def test_a_request(client: FlaskClient, monkeypatch: pytest.MonkeyPatch, stream: bool, bound: int) -> None:
     """From the WSGI server's call to the settled row, without gunicorn and the way to upstream."""
     pieces = [EVENT * 7 + LAST] if stream else [REPLY]
