@@ -108,3 +108,15 @@ def test_a_key_holds_half_the_memory_of_bodies(make_gateway: Callable[..., Gatew
         wait_for(lambda: find_code(server, AUTH, 400_000) == "bodies_full", "alice to have no memory")
         assert find_code(server, BOB, 500_000) == ""
     wait_for(lambda: find_code(server, AUTH, 500_000) == "", "alice's memory to be free")
+
+
+def test_strangers_hold_half_the_places_of_bodies(make_gateway: Callable[..., GatewayServer]) -> None:
+    """All together, with forms: the rest of their forms is refused at once, and keys have the other half."""
+    server = make_gateway(GROKFLASK_ADMIN_TOKEN=ADMIN_TOKEN, GROKFLASK_CAPACITY="20")
+    head = "POST /admin/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(connect(server)) for _ in range(30)]
+        for sock in socks:
+            sock.sendall(f"{head}Content-Length: 100\r\n\r\nt".encode())
+        assert find_code(server, AUTH) == ""
+        assert {read_all(sock)[9:12] for sock in socks} == {b"408", b"503"}
