@@ -167,12 +167,14 @@ class Settings:
     """How long an exchange continues after its client, which sent `X-Stream-Resume: true`, disconnects."""
     capacity: int | None = _setting(None, integer(1, 65000))
     """Concurrent exchanges per worker; more get a 503. Default: nine tenths of
-    `GROKFLASK_WORKER_CONNECTIONS`."""
+    `GROKFLASK_WORKER_CONNECTIONS`. Bodies that are being received take places too, a key's at most half
+    (but at least 8)."""
     max_body_bytes: int = _setting(64 * 2**20, integer(1024, 2**31))
     """The largest request body. An image of 20 MiB takes 27 MiB as base64."""
     bodies_total_bytes: int | None = _setting(None, integer(2048, 2**36))
     """What the request bodies of a worker may take in memory together, until upstream has answered; more get
-    a 503. Default: four times `GROKFLASK_MAX_BODY_BYTES`. It is never less than twice that."""
+    a 503. Default: four times `GROKFLASK_MAX_BODY_BYTES`. It is never less than twice that. A key's bodies
+    take at most half of it."""
     max_json_bytes: int = _setting(16 * 2**20, integer(1024, 2**31))
     """The part of a JSON body that is not base64, which is what stands in fields named `data`, `b64_json` and
     `file_data`, and in `url` and `image_url` after `data:`."""

@@ -36,6 +36,9 @@ FAREWELL_S = 5.0
 SMALL_BODY_BYTES = 16 * 1024
 """Bodies up to this size are never refused for want of memory: `capacity` limits their number."""
 
+SPARED_PLACES = 8
+"""So many bodies a caller may always send at once, whatever half of the capacity is."""
+
 LEAD_S = 1.5
 """Time after the announcement in which new requests are still accepted: gunicorn's worker closes its listener
 only after a second, and requests that arrive until then have nowhere else to go."""
@@ -64,7 +67,10 @@ class OpenStream(msgspec.Struct, frozen=True):
 
 
 class OpenExchanges:
-    """The register of open upstream calls. Safe from any thread.
+    """The register of open upstream calls, and of bodies. Safe from any thread.
+
+    One caller's bodies take at most half of the places, and half of the memory. A caller is a key's limit_id,
+    or "" for all who have no key.
 
     Args:
         capacity: the most calls that may be open at once.
@@ -81,6 +87,9 @@ class OpenExchanges:
         self._capacity = capacity
         self._count = 0
         self._uploads = 0
+        # By caller; without those that have none.
+        self._uploads_of: dict[str, int] = {}
+        self._bytes_of: dict[str, int] = {}
         self._calls: dict[Cancellable, OpenStream | None] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -97,26 +106,37 @@ class OpenExchanges:
             raise GatewayFullError
 
     @contextlib.contextmanager
-    def upload(self) -> Iterator[None]:
-        """Holds a place while a request's body is read, before the request is an exchange."""
+    def upload(self, caller: str) -> Iterator[None]:
+        """Holds a place while a request's body is read, before the request is an exchange.
+
+        Raises GatewayFullError if the caller has its share.
+        """
         with self._lock:
+            mine = self._uploads_of.get(caller, 0)
+            if mine >= SPARED_PLACES and mine >= self._capacity // 2:
+                raise GatewayFullError
             self._uploads += 1
+            self._uploads_of[caller] = mine + 1
         try:
             yield
         finally:
             with self._lock:
                 self._uploads -= 1
+                _add(self._uploads_of, caller, -1)
 
-    def resize_body(self, before: int, size: int) -> None:
+    def resize_body(self, caller: str, before: int, size: int) -> None:
         """A body that took `before` bytes of memory takes `size` now. Raises BodiesFullError if it must not.
 
-        It needs room for a copy as well, so large bodies are refused before small ones.
+        It needs room for a copy as well, so large bodies are refused before small ones. The copy is not
+        part of the caller's half.
         """
         with self._lock:
             held = self.held_bytes - before + size
-            if size > before and held + size > self._bodies_bytes:
+            mine = self._bytes_of.get(caller, 0) - before + size
+            if size > before and (held + size > self._bodies_bytes or mine > self._bodies_bytes // 2):
                 raise BodiesFullError
             self.held_bytes = held
+            _add(self._bytes_of, caller, size - before)
 
     def hold_sent(self, size: int) -> Callable[[], None] | None:
         """Counts a body of `size` bytes that upstream may still have to read. Returns what frees it.
@@ -213,6 +233,14 @@ class OpenExchanges:
                 note_failure("drain")  # the others end all the same
 
 
+def _add(sums: dict[str, int], name: str, change: int) -> None:
+    """Changes a sum, which is not kept when it becomes zero."""
+    if total := sums.get(name, 0) + change:
+        sums[name] = total
+    else:
+        del sums[name]
+
+
 class HeldBody:
     """The memory of one request's body, freed at the end of the `with` block.
 
@@ -222,14 +250,15 @@ class HeldBody:
 
     _counted = 0
 
-    def __init__(self, exchanges: OpenExchanges) -> None:
+    def __init__(self, exchanges: OpenExchanges, caller: str) -> None:
         self._exchanges = exchanges
+        self._caller = caller
 
     def resize(self, size: int) -> None:
         """The body has `size` bytes in memory now. Raises BodiesFullError."""
         counted = size if size > SMALL_BODY_BYTES else 0
         if counted != self._counted:
-            self._exchanges.resize_body(self._counted, counted)
+            self._exchanges.resize_body(self._caller, self._counted, counted)
             self._counted = counted
 
     def __enter__(self) -> Self:

@@ -52,7 +52,7 @@ def _make_view(route: Route) -> Callable[..., Response]:
         app, flask_request, notes = get_current()
         gateway: Gateway = app.extensions["gateway"]
         headers, args = flask_request.headers, flask_request.args if route.query else {}
-        with HeldBody(gateway.exchanges) as held:
+        with HeldBody(gateway.exchanges, notes.api_key.limit_id) as held:
             client_request = ClientRequest(
                 route=route,
                 request_id=notes.request_id,

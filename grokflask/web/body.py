@@ -24,8 +24,12 @@ from grokflask.errors import (
 )
 from grokflask.exchanges import HeldBody
 from grokflask.gateway import Gateway
+from grokflask.keys.ring import ApiKey
 from grokflask.sockets import BrokenBodyError, shut_down
 from grokflask.web.current import Notes
+
+ADMIN = "admin"
+"""The administrator, as a caller whose bodies are counted. Keys have a prefix."""
 
 MAX_FORM_FIELDS = 100
 
@@ -36,6 +40,12 @@ PEEK_BYTES = 1024 * 1024
 PEEK_BYTES_OF_STRANGERS = 64 * 1024
 PEEK_S = 1.0
 """Limits for reading the body of a refused request, to learn whether it asks for a stream."""
+
+
+def find_caller(notes: Notes) -> str:
+    """Who holds the body in `OpenExchanges`: a key, the administrator, or "" for strangers."""
+    key: ApiKey | None = notes.get("api_key")
+    return key.limit_id if key else notes.get("caller", "")
 
 
 def read_body(
@@ -49,7 +59,7 @@ def read_body(
         raise MediaTypeError(f"The request's body is compressed as {coding[:64]!r}: send it as plain JSON.")
     notes.body = b""  # the value if reading fails
     gateway: Gateway = app.extensions["gateway"]
-    with gateway.exchanges.upload():
+    with gateway.exchanges.upload(find_caller(notes)):
         notes.body = body = _read_limited(
             app, flask_request, app.config["MAX_CONTENT_LENGTH"] if limit is None else limit, held
         )
@@ -68,7 +78,10 @@ def read_upload(app: Flask, flask_request: Request, notes: Notes, held: HeldBody
     spool = Spool()
     try:
         _limit_size(flask_request, limit)
-        with gateway.exchanges.upload(), _limit_time(app, flask_request, app.config["BODY_TIMEOUT_S"]):
+        with (
+            gateway.exchanges.upload(find_caller(notes)),
+            _limit_time(app, flask_request, app.config["BODY_TIMEOUT_S"]),
+        ):
             for piece in _read_pieces(flask_request, limit):
                 held.resize(len(spool) + len(piece) if spool.in_memory else 0)
                 spool.append(piece)
@@ -94,11 +107,13 @@ def _check_size(size: int, limit: int, flask_request: Request) -> None:
         raise InvalidRequestError("The request's body ended before the length that was announced.")
 
 
-def read_form(limit: int, app: Flask, flask_request: Request) -> dict[str, str]:
-    """The fields of a page's form; the last value of each. `limit` is bytes. Raises ClientError."""
+def read_form(limit: int, app: Flask, flask_request: Request, notes: Notes) -> dict[str, str]:
+    """The fields of a page's form; the last value of each. `limit` is bytes. Raises GrokflaskError."""
     if flask_request.mimetype != "application/x-www-form-urlencoded":
         raise MediaTypeError("Send the form as 'Content-Type: application/x-www-form-urlencoded'.")
-    body = _read_limited(app, flask_request, limit, most_s=FORM_S)
+    gateway: Gateway = app.extensions["gateway"]
+    with gateway.exchanges.upload(find_caller(notes)):
+        body = _read_limited(app, flask_request, limit, most_s=FORM_S)
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FORM_FIELDS))
     except ValueError:
@@ -113,7 +128,7 @@ def peek_body(app: Flask, flask_request: Request, notes: Notes) -> bytes:
         waits = "HTTP_EXPECT" in flask_request.environ  # for `100 Continue`: a refused body need not be sent
         if 0 < (flask_request.content_length or 0) <= limit and not waits:
             gateway: Gateway = app.extensions["gateway"]
-            with contextlib.suppress(GrokflaskError), HeldBody(gateway.exchanges) as held:
+            with contextlib.suppress(GrokflaskError), HeldBody(gateway.exchanges, find_caller(notes)) as held:
                 flask_request.max_content_length = limit
                 timeout_s = min(PEEK_S, app.config["BODY_TIMEOUT_S"])
                 notes.body = _read_all(app, flask_request, timeout_s, limit, held)

@@ -109,7 +109,7 @@ def test_drain_refuses_and_then_ends() -> None:
 def test_bodies_hold_what_has_arrived() -> None:
     """Until the request is done with, whatever its end; a body may also leave memory before that."""
     exchanges = OpenExchanges(5, MEMORY)
-    with HeldBody(exchanges) as first, pytest.raises(RuntimeError), HeldBody(exchanges) as second:
+    with HeldBody(exchanges, "a") as first, pytest.raises(RuntimeError), HeldBody(exchanges, "b") as second:
         first.resize(100_000)
         second.resize(SMALL_BODY_BYTES)
         assert exchanges.held_bytes == 100_000
@@ -126,10 +126,10 @@ def test_memory_for_bodies_ends() -> None:
     """Each needs its size again for a copy, so large ones are refused first, and small ones never."""
     exchanges = OpenExchanges(5, MEMORY)
     with (
-        HeldBody(exchanges) as first,
-        HeldBody(exchanges) as second,
-        HeldBody(exchanges) as third,
-        HeldBody(exchanges) as small,
+        HeldBody(exchanges, "first") as first,
+        HeldBody(exchanges, "second") as second,
+        HeldBody(exchanges, "third") as third,
+        HeldBody(exchanges, "small") as small,
     ):
         first.resize(5 * MIB)
         second.resize(5 * MIB)
@@ -146,6 +146,32 @@ def test_memory_for_bodies_ends() -> None:
     assert exchanges.held_bytes == 0
 
 
+def test_a_caller_has_half_of_the_memory_and_places() -> None:
+    """But always a few places; what it has given back it may take again."""
+    exchanges = OpenExchanges(20, MEMORY)
+    with (
+        HeldBody(exchanges, "a") as first,
+        HeldBody(exchanges, "a") as second,
+        HeldBody(exchanges, "b") as bob,
+    ):
+        first.resize(6 * MIB)
+        second.resize(2 * MIB)
+        with pytest.raises(BodiesFullError):
+            second.resize(2 * MIB + 1)
+        bob.resize(4 * MIB)
+        first.resize(0)
+        second.resize(6 * MIB)
+    for capacity, share in ((20, 10), (4, 8)):
+        exchanges = OpenExchanges(capacity, MEMORY)
+        for _ in range(2):
+            with contextlib.ExitStack() as stack:
+                for _ in range(share):
+                    stack.enter_context(exchanges.upload("a"))
+                with pytest.raises(GatewayFullError):
+                    stack.enter_context(exchanges.upload("a"))
+                stack.enter_context(exchanges.upload("b"))
+
+
 def test_memory_for_bodies_is_exact_in_parallel() -> None:
     """50 threads that grow, shrink and fail leave nothing behind, and never take more than there is."""
     exchanges = OpenExchanges(5, MEMORY)
@@ -155,7 +181,7 @@ def test_memory_for_bodies_is_exact_in_parallel() -> None:
     def hold(number: int) -> None:
         barrier.wait(WAIT_S)
         for turn in range(20):
-            with contextlib.suppress(BodiesFullError), HeldBody(exchanges) as body:
+            with contextlib.suppress(BodiesFullError), HeldBody(exchanges, str(number)) as body:
                 for size in range(0, 2 * MIB, 100_000 + 1000 * ((number * turn) % 7)):
                     body.resize(size)
                     seen.append(exchanges.held_bytes)

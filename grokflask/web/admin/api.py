@@ -17,7 +17,7 @@ from flask import Blueprint, Response, current_app, g, request
 from grokflask.errors import MALFORMED, AuthenticationError, InvalidRequestError, RouteNotFoundError
 from grokflask.keys.ring import read_bearer
 from grokflask.web.attempts import is_admin_token, refuse_token
-from grokflask.web.body import read_body
+from grokflask.web.body import ADMIN, read_body
 from grokflask.web.current import get_current
 
 URL_PREFIX = "/admin/api"
@@ -41,6 +41,7 @@ def check_token() -> None:
         raise AuthenticationError(
             "The admin API needs its own token: send it as 'Authorization: Bearer <GROKFLASK_ADMIN_TOKEN>'."
         )
+    g.caller = ADMIN
 
 
 @blueprint.after_request

@@ -17,7 +17,7 @@ from wtforms import ValidationError
 
 from grokflask.errors import ClientError, RateLimitError
 from grokflask.web.attempts import is_admin_token, refuse_token
-from grokflask.web.body import read_form
+from grokflask.web.body import ADMIN, read_form
 from grokflask.web.current import get_current
 from grokflask.web.dashboard.sessions import PATH, SESSION_S, is_dashboard
 from grokflask.web.pages import reply_page
@@ -69,7 +69,8 @@ def guard_request() -> Response | AnyResponse | None:
             return redirect(url_for("dashboard.show_login"), 303)
         raise SignedOutError
     if request.method not in ("GET", "HEAD"):
-        g.form = read_form(MAX_FORM_BYTES, *get_current()[:2])
+        g.caller = ADMIN if is_signed_in() else ""
+        g.form = read_form(MAX_FORM_BYTES, *get_current())
         try:
             validate_csrf(g.form.pop("csrf_token", ""), time_limit=SESSION_S)
         except ValidationError:

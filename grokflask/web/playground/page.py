@@ -49,7 +49,7 @@ def show_playground() -> Response:
 def render_text() -> Response:
     """`{"html": …}` for `{"text": …}`, for callers with a key of the API. Raises GrokflaskError."""
     app, flask_request, notes = get_current()
-    key = authenticate(app, flask_request, flask_request.headers.get("Authorization"))
+    notes.api_key = key = authenticate(app, flask_request, flask_request.headers.get("Authorization"))
     if flask_request.content_length is None or flask_request.content_length > MAX_BODY_BYTES:
         raise BodyTooLargeError(f"Send at most {MAX_BODY_BYTES} bytes, with a Content-Length.")
     try:
