@@ -46,7 +46,9 @@ class Message(msgspec.Struct):
 
     def image_urls(self) -> list[str]:
         """Return the addresses of the message's pictures."""
-        found = [part.image_url for part in self.content or [] if isinstance(part, _Part)]
+        if isinstance(self.content, str):  # to look at each character would take long
+            return []
+        found = [part.image_url for part in self.content or []]
         return [(each.get("url") or "") if isinstance(each, dict) else each for each in found if each]
 
 

@@ -21,7 +21,7 @@ from grokflask.sandbox.pictures import (
     make_images,
     make_video,
 )
-from grokflask.sandbox.prose import iterate_tokens
+from grokflask.sandbox.prose import iterate_tokens, take_turns
 from grokflask.sandbox.refusals import refuse, refuse_model
 from grokflask.sandbox.request import ModelRequest, Request, decode
 from grokflask.sandbox.steps import Event, Head, Step
@@ -135,7 +135,7 @@ def _plan_tokens(request: Request) -> Plan:
         )
     tokens = [
         {"token_id": number, "string_token": token, "token_bytes": list(token.encode())}
-        for number, token in enumerate(iterate_tokens(asked.text))
+        for number, token in enumerate(take_turns(iterate_tokens(asked.text)))
     ]
     return _plan_json({"token_ids": tokens}, NO_FAULT)
 
@@ -165,7 +165,9 @@ def _answer(asked: ChatRequest, request: Request, conv_id: str | None = None) ->
     if fault.strict_content and any(message.content is None for message in asked.messages):
         raise refuse(400, NO_CONTENT)
     number = count()
-    tokens = (token for token, _ in zip(list_tokens(asked), number, strict=False))  # counted as they are read
+    tokens = (
+        token for token, _ in zip(take_turns(list_tokens(asked)), number, strict=False)
+    )  # counted as they are read
     conv_id = request.headers.get("x-grok-conv-id") or conv_id
     before = model.served.encode() + msgspec.json.encode(asked.tools)  # the model reads these first
     cached = request.state.kept.prompts.read(conv_id, before, tokens) if conv_id else 0

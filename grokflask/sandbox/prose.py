@@ -7,7 +7,7 @@ JSON schema, for a tool call's arguments and for structured answers.
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 _PIECE = re.compile(r"\s*\w{1,9}|\s*[^\w\s]{1,4}|\s+")
@@ -115,15 +115,16 @@ def split_tokens(text: str) -> list[str]:
 
 
 def iterate_tokens(text: str) -> Iterator[str]:
-    """Yield the tokens of a text that may be long; other threads run in between, also under gevent."""
-    for number, match in enumerate(_PIECE.finditer(text), 1):
-        yield match[0]
+    """Yield the tokens of a text that may be long."""
+    return (match[0] for match in _PIECE.finditer(text))
+
+
+def take_turns(tokens: Iterable[str]) -> Iterator[str]:
+    """Yield what may be millions of tokens; other threads run in between, also under gevent."""
+    for number, token in enumerate(tokens, 1):
+        yield token
         if number % _TURN_TOKENS == 0:
-            _step_aside()
-
-
-def _step_aside() -> None:
-    time.sleep(1e-9)  # gevent's sleep(0) would not look at sockets
+            time.sleep(1e-9)  # gevent's sleep(0) would not look at sockets
 
 
 def topics_of(prompt: str) -> list[str]:

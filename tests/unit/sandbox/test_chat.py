@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from support.scripted import WAIT_S
 
 from grokflask.sandbox import Sandbox
+from grokflask.sandbox.chat_request import Message as ChatMessage
 from grokflask.sandbox.models import CHAT_MODELS, cost_ticks
 from grokflask.sandbox.plans import PLANNERS
 from grokflask.sandbox.refusals import RefusalError
@@ -428,6 +429,16 @@ def test_deep_json_is_refused(sandbox: Sandbox) -> None:
     assert reply.status_code == 400
 
 
+def test_the_pictures_of_a_text() -> None:
+    """There are none, and it is not looked at."""
+
+    class Text(str):
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError
+
+    assert ChatMessage("user", Text("hello")).image_urls() == []
+
+
 def test_a_long_prompt_gives_turns(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its tokens are counted one by one, and other threads run in between; a list of so many is refused."""
     turns: list[int] = []
@@ -435,6 +446,10 @@ def test_a_long_prompt_gives_turns(sandbox: Sandbox, monkeypatch: pytest.MonkeyP
     text = "a. " * 50_000
     usage = ask(sandbox, messages=[{"role": "user", "content": text}]).json()["usage"]
     assert usage["prompt_tokens"] == 100_005  # with the last blank, and 4 for the message
+    assert len(turns) >= 20
+    turns.clear()
+    many = [{"role": "user", "content": "a"}] * 20_000
+    assert ask(sandbox, messages=many).json()["usage"]["prompt_tokens"] == 100_000
     assert len(turns) >= 20
     turns.clear()
     reply = requests.post(
