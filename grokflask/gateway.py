@@ -29,7 +29,7 @@ from grokflask.errors import (
     StoreUnavailableError,
     UpstreamProtocolError,
 )
-from grokflask.exchanges import Exchange, OpenExchanges, OpenStream, Rows
+from grokflask.exchanges import Exchange, Rows
 from grokflask.kept.custody import Custody
 from grokflask.keys.limits import check_tools
 from grokflask.keys.ring import ApiKey
@@ -40,6 +40,7 @@ from grokflask.limits.holds import Hold
 from grokflask.limits.metering import Allowance
 from grokflask.metrics.tallies import Deliveries, Tallies
 from grokflask.protocol.usage import Usage
+from grokflask.register import OpenExchanges, OpenStream
 from grokflask.shaping.affinity import make_salt
 from grokflask.shaping.bodies import shape_request
 from grokflask.shaping.caps import cap_output

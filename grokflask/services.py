@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from grokflask.config import Settings
 from grokflask.delivery.clients import ClientWatcher
 from grokflask.errors import StoreUnavailableError
-from grokflask.exchanges import OpenExchanges
 from grokflask.gateway import Gateway
 from grokflask.kept.custody import Custody
 from grokflask.kept.ownership import Ownership
@@ -34,6 +33,7 @@ from grokflask.metrics import families
 from grokflask.metrics.exposition import Metrics
 from grokflask.metrics.families import States
 from grokflask.metrics.tallies import Tallies
+from grokflask.register import OpenExchanges
 from grokflask.replay.idempotency import Idempotency
 from grokflask.replay.recordings import Recordings
 from grokflask.runtime import VERSION, Background, failures

@@ -124,7 +124,7 @@ def take_turns(tokens: Iterable[str]) -> Iterator[str]:
     for number, token in enumerate(tokens, 1):
         yield token
         if number % _TURN_TOKENS == 0:
-            time.sleep(1e-9)  # gevent's sleep(0) would not look at sockets
+            time.sleep(1e-9)  # as `runtime.step_aside`, which the sandbox does not import
 
 
 def topics_of(prompt: str) -> list[str]:

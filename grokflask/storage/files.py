@@ -35,7 +35,7 @@ def find_open_files(path: Path) -> list[Path]:
     found = []
     for suffix in ("", "-wal", "-shm", "-journal"):
         file = path.with_name(path.name + suffix)
-        with suppress(FileNotFoundError):  # a journal may vanish at any moment
+        with suppress(OSError):  # a journal may vanish at any moment
             if file.stat().st_mode & OTHERS:
                 found.append(file)
     return found
@@ -47,8 +47,9 @@ def close_files(path: Path) -> list[Path]:
     So does a folder that has nothing else in it.
     """
     folder = path.absolute().parent
-    if all(each.name.startswith(path.name) for each in folder.iterdir()):
-        _set_mode(folder, folder.stat().st_mode & FOLDER_MODE)
+    with suppress(OSError):  # it is not there
+        if all(each.name.startswith(path.name) for each in folder.iterdir()):
+            folder.chmod(folder.stat().st_mode & FOLDER_MODE)
     for file in find_open_files(path):
         with suppress(OSError):  # another user's
             file.chmod(file.stat().st_mode & FILE_MODE)

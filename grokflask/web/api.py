@@ -13,10 +13,10 @@ from werkzeug.datastructures import Headers
 
 from grokflask.delivery.answer import Reply, StreamReply
 from grokflask.delivery.spool import Spool
-from grokflask.exchanges import HeldBody
 from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey
 from grokflask.protocol.routes import PREFIXES, ROUTES, Route
+from grokflask.register import HeldBody
 from grokflask.replay.idempotency import Idempotency, IdempotencyHeaders
 from grokflask.shaping.request import FORWARDED_HEADERS, ClientRequest
 from grokflask.web.body import read_body, read_upload

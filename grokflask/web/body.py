@@ -22,9 +22,9 @@ from grokflask.errors import (
     InvalidRequestError,
     MediaTypeError,
 )
-from grokflask.exchanges import HeldBody
 from grokflask.gateway import Gateway
 from grokflask.keys.ring import ApiKey
+from grokflask.register import SMALL_BODY_BYTES, HeldBody
 from grokflask.sockets import BrokenBodyError, shut_down
 from grokflask.web.current import Notes
 
@@ -154,8 +154,9 @@ def _read_all(
     body = io.BytesIO()
     with _limit_time(app, flask_request, timeout_s):
         for piece in _read_pieces(flask_request, limit):
-            if held is not None:
-                held.resize(body.tell() + len(piece))
+            size = body.tell() + len(piece)
+            if held is not None and size > SMALL_BODY_BYTES:
+                held.resize(size)
             body.write(piece)
     return body.getvalue()
 

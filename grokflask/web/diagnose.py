@@ -18,8 +18,8 @@ from flask import Blueprint, Response, current_app, g, request
 
 from grokflask.config import Settings
 from grokflask.errors import InvalidRequestError, ShuttingDownError, TooManyStreamsError
-from grokflask.exchanges import OpenExchanges
 from grokflask.keys.ring import read_bearer
+from grokflask.register import OpenExchanges
 from grokflask.web.attempts import is_admin_token
 from grokflask.web.callers import authenticate
 from grokflask.web.current import get_current

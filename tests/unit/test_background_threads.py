@@ -24,7 +24,6 @@ from support.scripted import WAIT_S
 from grokflask import runtime
 from grokflask.delivery.clients import ClientWatcher
 from grokflask.errors import GrokflaskError
-from grokflask.exchanges import OpenExchanges
 from grokflask.ledger import statements
 from grokflask.ledger.reports import RowFilter, iterate_rows
 from grokflask.ledger.row import LedgerRow, make_id
@@ -36,6 +35,7 @@ from grokflask.metrics import exposition, families
 from grokflask.metrics.exposition import Metrics
 from grokflask.metrics.families import States
 from grokflask.metrics.tallies import Tallies
+from grokflask.register import OpenExchanges
 from grokflask.replay.loop import Loop
 from grokflask.server.worker import Worker
 from grokflask.storage.database import Database

@@ -18,8 +18,8 @@ from grokflask.errors import (
     ShuttingDownError,
     StreamStoppedError,
 )
-from grokflask.exchanges import SMALL_BODY_BYTES, HeldBody, OpenExchanges, OpenStream
 from grokflask.ledger.row import LedgerRow
+from grokflask.register import SMALL_BODY_BYTES, HeldBody, OpenExchanges, OpenStream
 
 MIB = 2**20
 MEMORY = 16 * MIB

@@ -34,6 +34,7 @@ FOLDERS: dict[str, str] = {
     "limits": "msgspec redis limits",
     "kept": "msgspec sqlalchemy",
     "catalogue": "msgspec",
+    "register": "msgspec",
     "exchanges": "msgspec",
     "gateway": "",
     "replay": "msgspec redis",

@@ -13,10 +13,10 @@ from typing import Any
 from flask import Response, current_app
 
 from grokflask.errors import RouteNotFoundError, StoreUnavailableError, StreamElsewhereError
-from grokflask.exchanges import OpenExchanges
 from grokflask.ledger.reports import read_open
 from grokflask.ledger.row import LedgerRow
 from grokflask.limits.admission import Limits
+from grokflask.register import OpenExchanges
 from grokflask.times import to_iso
 from grokflask.web.admin.api import blueprint, log_change, read_query, reply
 from grokflask.web.current import get_database

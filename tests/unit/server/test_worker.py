@@ -18,7 +18,7 @@ import pytest
 from support.processes import ROOT
 from support.wire import read_all, read_until
 
-from grokflask.exchanges import OpenExchanges
+from grokflask.register import OpenExchanges
 from grokflask.server import bodies
 from grokflask.server.worker import Connections, Worker
 from grokflask.sockets import keep_alive
