@@ -52,7 +52,7 @@ LINGER_S = 0.55
 With the watcher's interval it still ends within a second."""
 
 _STALE = ("x-ratelimit-", "x-request-id")  #: prefixes of headers that would be wrong in a repeated answer
-_BOUNDARY = re.compile(r'(?i)boundary="?([!-~ ]{1,70}?)"?(?:;|$)')
+_BOUNDARY = re.compile(r'(?i)boundary="?([!-~ ]{1,200}?)"?(?:;|$)')
 
 _log = logging.getLogger("grokflask.replay")
 
