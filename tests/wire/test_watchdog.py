@@ -67,9 +67,14 @@ def test_a_stall_is_logged_and_counted(start_troubled: StartTroubled, how: str, 
     server = start_troubled()
     _, before = count_delays(server)
     url = f"{server.url}/trouble/block/{how}?seconds={BLOCK_S}"
-    assert requests.get(url, headers={"X-Request-ID": "stall-1"}, timeout=WAIT_S).ok
-    server.wait_for_line("the event loop stalled", "request_id=stall-1")
-    (line,) = server.find_lines("request_id=stall-1", "stall")
+    found: list[str] = []
+    for number in range(1, 6):  # on a busy machine a stall that holds Python can be taken for one of the CPU
+        known = len(server.find_lines("logger=grokflask.loop"))
+        assert requests.get(url, headers={"X-Request-ID": f"stall-{number}"}, timeout=WAIT_S).ok
+        wait_for(lambda known=known: len(server.find_lines("logger=grokflask.loop")) > known, "a stall")
+        if found := server.find_lines("the event loop stalled", f"request_id=stall-{number}"):
+            break
+    (line,) = found
     assert "level=warning" in line
     check_place(line, how)
     ms, cpu_ms = (int(number) for number in re.findall(r"ms=(\d+)", line))
